@@ -1,0 +1,61 @@
+// common/compute_pool.h: the threads that do arithmetic. One caller at a time (the engine thread),
+// which works too: a pool of 1 has no thread of its own. Idle workers look for work for a bounded
+// time (tens of microseconds) and then sleep on a futex: an idle pool uses no CPU.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+namespace switchyard {
+
+// A callable borrowed for the length of a call: no allocation, unlike std::function.
+template <typename Signature>
+class FunctionRef;
+template <typename R, typename... Args>
+class FunctionRef<R(Args...)> {
+ public:
+  template <typename F>
+  requires(!std::is_same_v<std::remove_cvref_t<F>, FunctionRef>)
+      FunctionRef(F&& f)  // NOLINT: implicit on purpose
+      : object_(const_cast<void*>(static_cast<const void*>(&f))),
+        call_([](void* o, Args... args) -> R {
+          return (*static_cast<std::remove_reference_t<F>*>(o))(std::forward<Args>(args)...);
+        }) {}
+  R operator()(Args... args) const { return call_(object_, std::forward<Args>(args)...); }
+
+ private:
+  void* object_;
+  R (*call_)(void*, Args...);
+};
+
+class ComputePool {
+ public:
+  // `threads` >= 1 counts the caller.
+  explicit ComputePool(int threads);
+  ~ComputePool();
+  ComputePool(const ComputePool&) = delete;
+  ComputePool& operator=(const ComputePool&) = delete;
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls task(i, thread) for every i in [0, count), each once, on any thread in [0, threads()),
+  // and returns when all are done. Which thread takes which task is not fixed: a task's result must
+  // not depend on it. Not reentrant.
+  void ParallelFor(size_t count, FunctionRef<void(size_t task, int thread)> task);
+
+ private:
+  struct Job;
+  void Work(int thread);
+  void Drain(Job& job, int thread);
+
+  std::vector<std::thread> workers_;
+  std::atomic<Job*> job_{nullptr};
+  std::atomic<uint32_t> epoch_{0};  // futex: changes when a job is posted or the pool stops
+  std::atomic<bool> stop_{false};
+};
+
+}  // namespace switchyard

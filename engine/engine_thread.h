@@ -1,0 +1,48 @@
+// engine/engine_thread.h: the one thread that owns an Engine. Others post closures that run on it
+// between two steps; it sleeps when there is neither work nor mail.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <thread>
+
+#include "common/clock.h"
+#include "common/mailbox.h"
+#include "engine/engine.h"
+
+namespace switchyard {
+
+class EngineThread {
+ public:
+  using Task = std::function<void(Engine&)>;
+  // `on_outputs` is called on the engine thread after each step that had outputs: it must not
+  // block. `on_failure` is called once if a step fails for the rank as a whole; the thread then
+  // only runs tasks.
+  EngineThread(std::unique_ptr<Engine> engine,
+               std::function<void(std::vector<EngineOutput>)> on_outputs,
+               std::function<void(absl::Status)> on_failure);
+  ~EngineThread();  // stops after the current step
+
+  // Runs `task` on the engine thread before the next step. False if the mailbox is full (16,384) or
+  // the thread is stopping.
+  [[nodiscard]] bool Post(Task task);
+
+  // Steps finished so far; a heartbeat carries it, so that a stuck engine shows. Thread-safe.
+  uint64_t steps() const { return steps_.load(std::memory_order_relaxed); }
+  // True while the engine has something to compute. Thread-safe.
+  bool busy() const { return busy_.load(std::memory_order_relaxed); }
+
+ private:
+  void Run();
+
+  std::unique_ptr<Engine> engine_;
+  const std::function<void(std::vector<EngineOutput>)> on_outputs_;
+  const std::function<void(absl::Status)> on_failure_;
+  Mailbox<Task> mailbox_;
+  std::atomic<uint64_t> steps_{0};
+  std::atomic<bool> busy_{false};
+  std::atomic<bool> stop_{false};
+  std::thread thread_;  // last: starts when everything above exists
+};
+
+}  // namespace switchyard

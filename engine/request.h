@@ -1,0 +1,44 @@
+// engine/request.h: what an engine is asked for and what it answers.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/ids.h"
+#include "kernels/sample.h"
+
+namespace switchyard {
+
+enum class FinishReason { kNone, kStop, kLength, kAborted, kError };
+
+struct EngineRequest {
+  AttemptKey key;
+  std::vector<TokenId> prompt_ids;     // [1, max_model_len)
+  std::vector<TokenId> generated_ids;  // tokens that the router has already accepted (a replay)
+  SamplingParams sampling;
+  int max_tokens = 16;  // of the whole request, generated_ids included
+  std::vector<TokenId> stop_token_ids;
+  bool ignore_eos = false;
+  int priority = 0;  // smaller is served first, as in vLLM
+  // Report log-probabilities of the prompt's own tokens (echo). −1: no; n: as
+  // SamplingParams::logprobs.
+  int32_t prompt_logprobs = -1;
+  // Stop after the first token is sampled and keep the blocks until Release(key): the prefill half
+  // of a hand-off.
+  bool prefill_only = false;
+};
+
+// One generated token, or the end of an attempt without one.
+struct EngineOutput {
+  AttemptKey key;
+  int32_t index = 0;  // position among the generated tokens: generated_ids.size() is the first
+  std::optional<SampledToken> token;
+  FinishReason finish = FinishReason::kNone;
+  absl::Status error;  // why, if finish is kError
+  // With the first token, if asked for: entry i scores prompt_ids[i + 1] given prompt_ids[0…i].
+  std::vector<SampledToken> prompt_logprobs;
+};
+
+}  // namespace switchyard

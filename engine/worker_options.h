@@ -1,0 +1,21 @@
+// engine/worker_options.h: what a prefill or decode process is started with.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "model/model.h"
+
+namespace switchyard {
+
+struct WorkerOptions {
+  std::string name;  // for logs: "prefill-0"
+  std::string model_dir;
+  ModelOptions model;
+  EngineOptions engine;
+  std::string listen = "127.0.0.1:0";  // gRPC: Worker, health, and Handoff on a decode rank
+  std::vector<std::string> kv_lanes = {"shm", "tcp"};  // allowed lanes, best first
+};
+
+}  // namespace switchyard

@@ -1,0 +1,60 @@
+// kernels/gemm.h: y = x · wᵀ with a weight that was packed once.
+//
+// Bits (docs/numerics.md): each output y[m][n] is one chain over k, in one order that depends on
+// the kernel path and K alone: never on M, on N, on the row's place in the batch, or on threads.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <new>
+
+#include "common/bf16.h"
+#include "common/tensor_view.h"
+#include "kernels/context.h"
+
+namespace switchyard {
+
+// 64-byte aligned bytes, owned.
+class AlignedBuffer {
+ public:
+  AlignedBuffer() = default;
+  explicit AlignedBuffer(size_t bytes)
+      : data_(static_cast<std::byte*>(::operator new (bytes, std::align_val_t{64}))),
+        size_(bytes) {}
+  std::byte* data() const { return data_.get(); }
+  size_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete (p, std::align_val_t{64}); }
+  };
+  std::unique_ptr<std::byte, Free> data_;
+  size_t size_ = 0;
+};
+
+// A weight [N, K] as it lies in a checkpoint: row-major, BF16 or FP32, borrowed.
+struct WeightView {
+  const void* data = nullptr;
+  DType dtype = DType::kBfloat16;
+  size_t n = 0, k = 0;
+};
+
+// A weight [N, K] in the private layout of the kernel path that packed it. Only that path reads it.
+struct PackedWeight {
+  AlignedBuffer bytes;
+  DType dtype =
+      DType::kBfloat16;  // kBfloat16: x is rounded to BF16 too; kFloat32: nothing is rounded
+  size_t n = 0, k = 0;
+};
+
+class GemmOps {
+ public:
+  virtual ~GemmOps() = default;
+  // Packs `w` for arithmetic in `dtype`. FP32 -> BF16 rounds to nearest even. n, k >= 1.
+  virtual PackedWeight Pack(const WeightView& w, DType dtype) const = 0;
+  // y [M, N] = x [M, K] · wᵀ, FP32 sums. M may be 0. x and y must not overlap; y is overwritten.
+  virtual void Gemm(KernelContext& ctx, Matrix<const float> x, const PackedWeight& w,
+                    Matrix<float> y) const = 0;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,34 @@
+// kernels/grouped_gemm.h: the gated FFN of many experts at once:
+//   out[r] = down_e · round(SiLU(gate_e · x[r]) ⊙ (up_e · x[r])),  e = the expert that owns row r.
+// Also serves a dense FFN or a shared expert: one expert that owns every row.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/gemm.h"
+
+namespace switchyard {
+
+// One expert's weights, packed. Letters: H hidden, I intermediate width.
+struct PackedExpert {
+  PackedWeight gate_up;  // [2I, H]: how gate and up rows interleave is private to the path
+  PackedWeight down;     // [H, I]
+  size_t hidden = 0, intermediate = 0;
+};
+
+class GroupedGemmOps {
+ public:
+  virtual ~GroupedGemmOps() = default;
+  // gate, up [I, H]; down [H, I].
+  virtual PackedExpert PackExpert(const WeightView& gate, const WeightView& up,
+                                  const WeightView& down, DType dtype) const = 0;
+  // x [R, H]: rows of expert e are [offsets[e], offsets[e+1]); offsets [E+1], ascending, offsets[E]
+  // == R. out [R, H], overwritten. In BF16 mode x, the activation and out are rounded to BF16 (out
+  // holds the rounded values as FP32). Row r's bits depend on x[r] and its expert alone.
+  virtual void ExpertFfn(KernelContext& ctx, Matrix<const float> x,
+                         std::span<const int32_t> offsets,
+                         std::span<const PackedExpert* const> experts, Matrix<float> out) const = 0;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,56 @@
+// kvcache/layout.h: the bytes of the KV cache: which element lies where in a block, and the
+// identity that two ranks compare before one sends KV to the other.
+//
+// Letters: L layers, B blocks, bt tokens per block (16), G kv heads, D head size, C latent width, R
+// rope width.
+//   GQA block of a layer: K [G][bt][D], then V [G][bt][Dv]
+//   MLA block of a layer: [bt][C + R]: the normed latent, then the rotated shared key; values are
+//   the first C columns (DeepSeek-V2, section 2.1.2).
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "common/bf16.h"
+#include "kernels/attention.h"
+#include "kernels/gemm.h"
+
+namespace switchyard {
+
+struct KvLayout {
+  enum class Kind { kGqa, kMla };
+  Kind kind = Kind::kGqa;
+  int layers = 0;
+  int kv_heads = 1;  // 1 for MLA
+  int k_dim = 0;     // D, or C + R
+  int v_dim = 0;     // Dv, or C (inside the key) for MLA
+  int block_tokens = 16;
+  DType dtype = DType::kBfloat16;
+
+  // Bytes of one block of one layer, and of one block over all layers.
+  size_t BlockBytes() const;
+  size_t BlockBytesAllLayers() const { return BlockBytes() * static_cast<size_t>(layers); }
+  int BlocksFor(int tokens) const { return (tokens + block_tokens - 1) / block_tokens; }
+  KvAddressing Addressing() const;
+  // E.g. "mla:bfloat16:bt16:k80:v64:g1:L6:v1": equal ids mean equal bytes for equal tokens.
+  std::string LayoutId() const;
+};
+
+// The memory of one rank's cache: [L][B][BlockBytes()]. Written by the engine thread (its own
+// tokens) and by the KV I/O thread (only blocks leased to a hand-off); which of the two owns a
+// block is the block pool's business.
+class KvStorage {
+ public:
+  KvStorage(const KvLayout& layout, int blocks);
+  const KvLayout& layout() const { return layout_; }
+  int blocks() const { return blocks_; }
+  std::byte* Layer(int layer) const;
+  std::byte* Block(int layer, int32_t block) const;
+
+ private:
+  KvLayout layout_;
+  int blocks_;
+  AlignedBuffer bytes_;
+};
+
+}  // namespace switchyard

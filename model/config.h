@@ -1,0 +1,63 @@
+// model/config.h: a hub config.json, checked, in the project's own words.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/gate.h"
+#include "kernels/rope.h"
+#include "kvcache/layout.h"
+
+namespace switchyard {
+
+struct YarnScaling {  // Peng et al. 2023, as DeepSeek-V3 uses it
+  double factor = 1, beta_fast = 32, beta_slow = 1, mscale = 1, mscale_all_dim = 0;
+  int original_max_position_embeddings = 0;
+};
+
+struct ModelConfig {
+  enum class Attention { kGqa, kMla };
+
+  std::string architecture;  // architectures[0]
+  int vocab_size = 0, hidden_size = 0, layers = 0, max_position_embeddings = 0;
+  float rms_norm_eps = 1e-6f;
+  bool tie_word_embeddings = false;
+  std::vector<int32_t> eos_token_ids;  // config.json and generation_config.json
+  std::optional<int32_t> bos_token_id;
+
+  Attention attention = Attention::kGqa;
+  int heads = 0, kv_heads = 0;
+  int head_dim = 0;      // GQA: of q, k and v
+  bool qk_norm = false;  // GQA: RMSNorm over each head of q and k
+  int q_lora_rank = 0;   // MLA: 0 = q_proj directly
+  int kv_lora_rank = 0, qk_nope_head_dim = 0, qk_rope_head_dim = 0, v_head_dim = 0;
+  float attention_scale = 0;  // YaRN's mscale² included
+
+  double rope_theta = 10000;
+  RopeStyle rope_style = RopeStyle::kHalfSplit;
+  std::optional<YarnScaling> yarn;
+
+  int intermediate_size = 0;  // dense layers
+  int moe_intermediate_size = 0;
+  int shared_experts = 0;  // one FFN of shared_experts · moe_intermediate_size
+  GateConfig gate;
+  bool gate_bias = false;          // e_score_correction_bias
+  std::vector<bool> layer_is_moe;  // [layers]
+  int mtp_layers = 0;              // num_nextn_predict_layers: their tensors are skipped
+
+  KvLayout KvLayoutFor(DType dtype, int block_tokens) const;
+  RopeTable MakeRopeTable(int positions) const;
+};
+
+// Reads DIR/config.json (and generation_config.json if present). Errors are kInvalidArgument and
+// name file, field, value and what is supported. Unknown fields are ignored; known fields with a
+// value that we cannot honour are refused.
+absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& dir);
+// The same from text; `generation_json` may be empty.
+absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view config_json,
+                                             std::string_view generation_json);
+
+}  // namespace switchyard

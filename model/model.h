@@ -1,0 +1,69 @@
+// model/model.h: a checkpoint that computes. Owns this rank's weights; borrows the KV memory.
+// Owned by the engine thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "kernels/attention.h"
+#include "kernels/kernel_set.h"
+#include "kvcache/layout.h"
+#include "model/config.h"
+#include "moe/dispatch.h"
+
+namespace switchyard {
+
+struct ModelOptions {
+  std::string kernels = "auto";
+  DType dtype = DType::kBfloat16;
+  int threads = 1;
+  int max_model_len = 0;       // positions of the rope table; 0: the model's own limit
+  int max_batch_tokens = 0;    // T of one Forward at most; 0: 2048
+  bool dummy_weights = false;  // --load-format dummy: from a fixed seed by config.json alone
+  // Called while weights load: bytes done, bytes in all. May be empty.
+  std::function<void(size_t done, size_t total)> progress;
+};
+
+// One step's rows. Rows of a sequence are consecutive and in order of position; a sequence may
+// appear once.
+struct ForwardBatch {
+  std::span<const int32_t> tokens;               // [T] each in [0, vocab)
+  std::span<const AttentionSequence> sequences;  // cover [0, T); their blocks are allocated
+  std::span<const int32_t> logit_rows;           // ascending rows whose logits are wanted
+};
+
+// Told when a layer's KV of every row of the batch is in the cache; the bytes of those positions do
+// not change any more. Called on the engine thread between two layers: must not block.
+class LayerObserver {
+ public:
+  virtual ~LayerObserver() = default;
+  virtual void OnLayerWritten(int layer) = 0;
+};
+
+class Model {
+ public:
+  virtual ~Model() = default;
+
+  // Loads DIR (config.json, model.safetensors or its shards). Errors name file, tensor, what was
+  // wanted and found.
+  static absl::StatusOr<std::unique_ptr<Model>> Load(const std::string& dir,
+                                                     const ModelOptions& options);
+
+  virtual const ModelConfig& config() const = 0;
+  virtual const ModelOptions& options() const = 0;
+  // Everything that decides a request's bits besides the request: "model digest:dtype:kernels:mla
+  // mode".
+  virtual const std::string& numerics_id() const = 0;
+
+  // Computes the batch: writes its KV, fills logits [logit_rows, V]. `kv` has this model's layout;
+  // observer may be null. T in [0, max_batch_tokens]. Errors: kUnavailable if an expert-parallel
+  // peer is lost (nothing of this step counts; running it again is safe).
+  virtual absl::Status Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,
+                               Matrix<float> logits) = 0;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,53 @@
+// moe/dispatch.h: hidden [T, H] -> rows [R, H] by local physical expert, and back.
+// Collective: all EP ranks call in the same order, even if T == 0. Owned by the engine thread.
+//
+//   Send ─► Receive ─► (grouped FFN) ─► CombineSend ─► CombineReceive
+// Send and receive are separate calls so that two micro-batches overlap: at most two dispatches are
+// in flight, in FIFO order. After any kUnavailable the epoch is over and every handle is void.
+//
+// Letters: T tokens of this rank, H hidden, K top-k slots, R rows received, E experts hosted here.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/tensor_view.h"
+
+namespace switchyard {
+
+// Names one dispatch in flight, from Send to CombineReceive.
+struct DispatchHandle {
+  uint64_t id = 0;
+};
+
+// What arrived for this rank's experts. Views stay valid until the handle's CombineReceive returns.
+struct DispatchedRows {
+  Matrix<const float> rows;          // [R, H] grouped by local expert
+  std::span<const int32_t> offsets;  // [E + 1]
+};
+
+class Dispatcher {
+ public:
+  virtual ~Dispatcher() = default;
+
+  virtual int local_experts() const = 0;
+  // The logical expert behind local slot i.
+  virtual int LogicalExpert(int local) const = 0;
+
+  // Starts sending; `hidden` and `experts` must stay unchanged until the matching Receive returns.
+  // experts [T, K]: logical ids. In BF16 mode hidden is rounded to BF16 here, whether or not a row
+  // leaves the rank. Errors: kInvalidArgument if T > max_tokens; kUnavailable if a peer is lost.
+  virtual absl::StatusOr<DispatchHandle> Send(int layer, Matrix<const float> hidden,
+                                              Matrix<const int32_t> experts) = 0;
+  virtual absl::StatusOr<DispatchedRows> Receive(DispatchHandle handle) = 0;
+  // expert_rows [R, H] in the order of Receive's rows; unchanged until CombineReceive returns.
+  virtual absl::Status CombineSend(DispatchHandle handle, Matrix<const float> expert_rows) = 0;
+  // Sums the returned, unreduced rows in FP32 in slot order: out[t] = Σ_k weights[t][k] · row(t,
+  // k), a chain of product-then-sum from slot 0. weights [T, K]; out [T, H], overwritten.
+  virtual absl::Status CombineReceive(DispatchHandle handle, Matrix<const float> weights,
+                                      Matrix<float> out) = 0;
+};
+
+}  // namespace switchyard
