@@ -23,6 +23,7 @@ class BlockPool {
  public:
   struct Counts {
     int free = 0, owned = 0, leased = 0, quarantined = 0, total = 0;
+    friend bool operator==(const Counts&, const Counts&) = default;
   };
 
   explicit BlockPool(int blocks);
@@ -55,6 +56,7 @@ class BlockPool {
     int32_t references = 0;
     uint32_t generation = 0;
   };
+  const Block& at(BlockId b) const;
   Block& at(BlockId b);
   absl::StatusOr<std::vector<BlockId>> Take(int n, State state);
   void ToFree(BlockId b, int* from);

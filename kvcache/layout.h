@@ -9,11 +9,13 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <string>
 
+#include "absl/status/statusor.h"
 #include "common/bf16.h"
 #include "kernels/attention.h"
-#include "kernels/gemm.h"
 
 namespace switchyard {
 
@@ -30,7 +32,7 @@ struct KvLayout {
   // Bytes of one block of one layer, and of one block over all layers.
   size_t BlockBytes() const;
   size_t BlockBytesAllLayers() const { return BlockBytes() * static_cast<size_t>(layers); }
-  int BlocksFor(int tokens) const { return (tokens + block_tokens - 1) / block_tokens; }
+  int BlocksFor(int tokens) const { return tokens / block_tokens + (tokens % block_tokens != 0); }
   KvAddressing Addressing() const;
   // E.g. "mla:bfloat16:bt16:k80:v64:g1:L6:v1": equal ids mean equal bytes for equal tokens.
   std::string LayoutId() const;
@@ -38,9 +40,12 @@ struct KvLayout {
 
 // The memory of one rank's cache: [L][B][BlockBytes()]. Written by the engine thread (its own
 // tokens) and by the KV I/O thread (only blocks leased to a hand-off); which of the two owns a
-// block is the block pool's business.
+// block is the block pool's business. Zero at the start; a block that nobody wrote costs no memory.
 class KvStorage {
  public:
+  // Errors: kInvalidArgument for a layout that is none or a size past 63 bits; kResourceExhausted.
+  static absl::StatusOr<KvStorage> Create(const KvLayout& layout, int blocks);
+  // CHECKs what Create refuses.
   KvStorage(const KvLayout& layout, int blocks);
   const KvLayout& layout() const { return layout_; }
   int blocks() const { return blocks_; }
@@ -48,9 +53,17 @@ class KvStorage {
   std::byte* Block(int layer, int32_t block) const;
 
  private:
+  struct Unmap {
+    size_t bytes = 0;
+    void operator()(std::byte* p) const;
+  };
+  using Mapping = std::unique_ptr<std::byte, Unmap>;
+  KvStorage(const KvLayout& layout, int blocks, Mapping bytes);
+
   KvLayout layout_;
   int blocks_;
-  AlignedBuffer bytes_;
+  size_t block_bytes_;
+  Mapping bytes_;
 };
 
 }  // namespace switchyard

@@ -1,0 +1,135 @@
+#include "kvcache/block_pool.h"
+
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+
+namespace switchyard {
+
+BlockPool::BlockPool(int blocks) {
+  SY_CHECK(blocks >= 0);
+  blocks_.resize(static_cast<size_t>(blocks));
+  free_.reserve(blocks_.size());
+  for (int i = blocks; i-- > 0;) free_.push_back(BlockId(i));
+  counts_.free = counts_.total = blocks;
+}
+
+const BlockPool::Block& BlockPool::at(BlockId b) const {
+  SY_CHECK_MSG(b.value() >= 0 && static_cast<size_t>(b.value()) < blocks_.size(), "block ",
+               b.value(), " of ", blocks_.size());
+  return blocks_[static_cast<size_t>(b.value())];
+}
+
+BlockPool::Block& BlockPool::at(BlockId b) {
+  return const_cast<Block&>(static_cast<const BlockPool*>(this)->at(b));
+}
+
+absl::StatusOr<std::vector<BlockId>> BlockPool::Take(int n, State state) {
+  SY_CHECK_MSG(n >= 0, n);
+  if (n > counts_.free) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(n, " KV blocks wanted, ", counts_.free, " of ", counts_.total, " are free"));
+  }
+  std::vector<BlockId> taken(free_.rbegin(), free_.rbegin() + n);
+  free_.resize(free_.size() - static_cast<size_t>(n));
+  for (BlockId b : taken) {
+    Block& block = at(b);
+    SY_CHECK(block.state == State::kFree);
+    block.state = state;
+    block.references = state == State::kOwned ? 1 : 0;
+    if (++block.generation == 0) block.generation = 1;  // 0 is never a valid fence
+  }
+  counts_.free -= n;
+  (state == State::kOwned ? counts_.owned : counts_.leased) += n;
+  return taken;
+}
+
+absl::StatusOr<std::vector<BlockId>> BlockPool::Allocate(int n) { return Take(n, State::kOwned); }
+
+absl::StatusOr<std::vector<BlockId>> BlockPool::Lease(int n) { return Take(n, State::kLeased); }
+
+void BlockPool::Adopt(std::span<const BlockId> blocks) {
+  for (BlockId b : blocks) {
+    Block& block = at(b);
+    SY_CHECK_MSG(block.state == State::kLeased, "block ", b.value());
+    block.state = State::kOwned;
+    block.references = 1;
+    --counts_.leased;
+    ++counts_.owned;
+  }
+}
+
+void BlockPool::AddReference(BlockId b) {
+  Block& block = at(b);
+  SY_CHECK_MSG(block.state == State::kOwned, "block ", b.value());
+  ++block.references;
+}
+
+void BlockPool::ToFree(BlockId b, int* from) {
+  Block& block = at(b);
+  block.state = State::kFree;
+  block.references = 0;
+  --*from;
+  ++counts_.free;
+  free_.push_back(b);
+}
+
+void BlockPool::Release(std::span<const BlockId> blocks) {
+  for (BlockId b : blocks) {
+    Block& block = at(b);
+    if (block.state == State::kLeased) {
+      ToFree(b, &counts_.leased);
+      continue;
+    }
+    SY_CHECK_MSG(block.state == State::kOwned, "block ", b.value());
+    if (--block.references == 0) ToFree(b, &counts_.owned);
+  }
+}
+
+void BlockPool::Quarantine(std::span<const BlockId> blocks) {
+  for (BlockId b : blocks) {
+    Block& block = at(b);
+    SY_CHECK_MSG(block.state == State::kLeased, "block ", b.value());
+    block.state = State::kQuarantined;
+    --counts_.leased;
+    ++counts_.quarantined;
+  }
+}
+
+void BlockPool::Unquarantine(std::span<const BlockId> blocks) {
+  for (BlockId b : blocks) {
+    SY_CHECK_MSG(at(b).state == State::kQuarantined, "block ", b.value());
+    ToFree(b, &counts_.quarantined);
+  }
+}
+
+uint32_t BlockPool::generation(BlockId b) const { return at(b).generation; }
+
+int BlockPool::reference_count(BlockId b) const { return at(b).references; }
+
+void BlockPool::CheckInvariants() const {
+  Counts walked;
+  walked.total = static_cast<int>(blocks_.size());
+  for (const Block& b : blocks_) {
+    SY_CHECK((b.state == State::kOwned) == (b.references > 0));
+    SY_CHECK(b.references >= 0);
+    switch (b.state) {
+      case State::kFree:
+        ++walked.free;
+        break;
+      case State::kOwned:
+        ++walked.owned;
+        break;
+      case State::kLeased:
+        ++walked.leased;
+        break;
+      case State::kQuarantined:
+        ++walked.quarantined;
+        break;
+    }
+  }
+  SY_CHECK(walked == counts_);
+  SY_CHECK(free_.size() == static_cast<size_t>(counts_.free));
+  for (BlockId b : free_) SY_CHECK_MSG(at(b).state == State::kFree, "block ", b.value());
+}
+
+}  // namespace switchyard
