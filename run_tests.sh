@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Installs what is missing (Debian packages), builds, and runs every test: optimised, then with AddressSanitizer and
+# UndefinedBehaviorSanitizer, then with ThreadSanitizer what does not link gRPC. The last line says how many passed.
+# usage: run_tests.sh [--fast]     --fast: no sanitizers
+set -uo pipefail
+cd "$(dirname "$0")" || exit 1
+
+deploy/install_packages.sh --test || exit 1
+
+passed=0
+failed=0
+
+# count NAME COMMAND…: one check that is not a Bazel test.
+count() {
+  local name=$1
+  shift
+  if "$@"; then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1))
+    echo "FAILED: $name"
+  fi
+}
+
+# suite NAME FLAGS…: all Bazel tests in one configuration.
+suite() {
+  local name=$1 log
+  shift
+  echo "==> tests: $name"
+  log=$(mktemp)
+  bazel test --keep_going --noshow_progress --color=no "$@" -- //... 2>&1 | grep -v 'linux-sandbox' | tee "$log"
+  local status=${PIPESTATUS[0]}
+  local ok bad
+  ok=$(grep -cE '^//\S+ +(\(cached\) )?PASSED' "$log")
+  bad=$(grep -cE '^//\S+ +(\(cached\) )?(FAILED|TIMEOUT|NO STATUS|FLAKY)' "$log")
+  # A build error fails the run even if no test of its own shows it.
+  [[ $status -ne 0 && $bad -eq 0 ]] && bad=1
+  passed=$((passed + ok))
+  failed=$((failed + bad))
+  echo "==> $name: $ok passed, $bad failed"
+  rm -f "$log"
+}
+
+shell_scripts() { git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck; }
+
+count "shellcheck" shell_scripts
+suite optimised
+if [[ "${1:-}" != "--fast" ]]; then
+  suite "address and undefined-behaviour sanitizers" --config=asan
+  suite "thread sanitizer" --config=tsan
+fi
+
+echo "$passed passed, $failed failed"
+[[ $failed -eq 0 && $passed -gt 0 ]]
