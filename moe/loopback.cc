@@ -1,0 +1,165 @@
+#include "moe/loopback.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+
+namespace switchyard {
+
+struct LoopbackDispatcher::InFlight {
+  State state = State::kIdle;
+  uint64_t id = 0;
+  size_t tokens = 0;                // T
+  std::vector<float> rows;          // [T·K, H] grouped by expert
+  std::vector<int32_t> offsets;     // [E + 1]
+  std::vector<int32_t> row_of;      // [T·K]: where slot k of token t lies in rows
+  Matrix<const float> expert_rows;  // [T·K, H], the caller's
+};
+
+absl::StatusOr<std::unique_ptr<LoopbackDispatcher>> LoopbackDispatcher::Create(
+    const Options& options) {
+  const auto refuse = [](const char* name, int value) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("LoopbackDispatcher: ", name, " = ", value, " is out of range"));
+  };
+  if (options.experts < 1) return refuse("experts", options.experts);
+  if (options.top_k < 1 || options.top_k > options.experts) return refuse("top_k", options.top_k);
+  if (options.hidden < 1) return refuse("hidden", options.hidden);
+  // Rows are numbered in 32 bits.
+  if (options.max_tokens < 1 || options.max_tokens > INT32_MAX / options.top_k) {
+    return refuse("max_tokens", options.max_tokens);
+  }
+  return std::unique_ptr<LoopbackDispatcher>(new LoopbackDispatcher(options));
+}
+
+LoopbackDispatcher::LoopbackDispatcher(const Options& options) : options_(options) {
+  const size_t rows_max = static_cast<size_t>(options.max_tokens) * options.top_k;
+  for (auto& d : in_flight_) {
+    d = std::make_unique<InFlight>();
+    d->rows.reserve(rows_max * options.hidden);  // address space: pages come when rows do
+    d->row_of.reserve(rows_max);
+    d->offsets.resize(options.experts + 1);
+  }
+}
+
+LoopbackDispatcher::~LoopbackDispatcher() = default;
+
+absl::StatusOr<DispatchHandle> LoopbackDispatcher::Send(int layer, Matrix<const float> hidden,
+                                                        Matrix<const int32_t> experts) {
+  const size_t tokens = hidden.rows(), top_k = options_.top_k, width = options_.hidden;
+  if (tokens > static_cast<size_t>(options_.max_tokens)) {
+    return absl::InvalidArgumentError(absl::StrCat("dispatch of layer ", layer, ": ", tokens,
+                                                   " tokens, at most ", options_.max_tokens));
+  }
+  if (experts.rows() != tokens || experts.cols() != top_k || hidden.cols() != width) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "dispatch of layer ", layer, ": hidden [", tokens, ", ", hidden.cols(), "] and experts [",
+        experts.rows(), ", ", experts.cols(), "], wanted [T, ", width, "] and [T, ", top_k, "]"));
+  }
+  for (size_t t = 0; t < tokens; ++t) {
+    for (size_t k = 0; k < top_k; ++k) {
+      if (experts(t, k) < 0 || experts(t, k) >= options_.experts) {
+        return absl::InvalidArgumentError(absl::StrCat("dispatch of layer ", layer, ": expert ",
+                                                       experts(t, k), " of token ", t,
+                                                       ", there are ", options_.experts));
+      }
+    }
+  }
+  InFlight& d = at(next_id_);
+  if (d.state != State::kIdle) {
+    return absl::FailedPreconditionError("a third dispatch: two are in flight");
+  }
+
+  // A counting sort by expert; scanning tokens in order keeps theirs.
+  std::fill(d.offsets.begin(), d.offsets.end(), 0);
+  for (size_t t = 0; t < tokens; ++t) {
+    for (size_t k = 0; k < top_k; ++k) ++d.offsets[experts(t, k) + 1];
+  }
+  for (int e = 0; e < options_.experts; ++e) d.offsets[e + 1] += d.offsets[e];
+  d.rows.resize(tokens * top_k * width);
+  d.row_of.resize(tokens * top_k);
+  for (size_t t = 0; t < tokens; ++t) {
+    for (size_t k = 0; k < top_k; ++k) {
+      const int32_t row = d.offsets[experts(t, k)]++;
+      d.row_of[t * top_k + k] = row;
+      float* to = &d.rows[row * width];
+      std::copy_n(hidden.row(t), width, to);
+      if (options_.dtype == DType::kBfloat16) std::transform(to, to + width, to, RoundToBf16);
+    }
+  }
+  // Each offset now stands at its expert's end, which is the next one's begin.
+  std::copy_backward(d.offsets.begin(), d.offsets.end() - 1, d.offsets.end());
+  d.offsets[0] = 0;
+
+  d.state = State::kSent;
+  d.tokens = tokens;
+  d.id = next_id_;
+  return DispatchHandle{next_id_++};
+}
+
+absl::StatusOr<LoopbackDispatcher::InFlight*> LoopbackDispatcher::Expect(DispatchHandle handle,
+                                                                         State state) {
+  InFlight& d = at(handle.id);
+  const InFlight& other = at(handle.id + 1);
+  const bool other_is_older = other.state != State::kIdle && other.id < handle.id;
+  if (d.state != state || d.id != handle.id || (other_is_older && other.state <= state)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("dispatch ", handle.id, ": call out of order"));
+  }
+  return &d;
+}
+
+absl::StatusOr<DispatchedRows> LoopbackDispatcher::Receive(DispatchHandle handle) {
+  auto d = Expect(handle, State::kSent);
+  if (!d.ok()) return d.status();
+  InFlight& in = **d;
+  in.state = State::kReceived;
+  const size_t width = options_.hidden;
+  return DispatchedRows{{in.rows.data(), {in.rows.size() / width, width}}, in.offsets};
+}
+
+absl::Status LoopbackDispatcher::CombineSend(DispatchHandle handle,
+                                             Matrix<const float> expert_rows) {
+  auto d = Expect(handle, State::kReceived);
+  if (!d.ok()) return d.status();
+  InFlight& in = **d;
+  if (expert_rows.rows() != in.row_of.size() ||
+      expert_rows.cols() != static_cast<size_t>(options_.hidden)) {
+    return absl::InvalidArgumentError(absl::StrCat("combine: expert rows [", expert_rows.rows(),
+                                                   ", ", expert_rows.cols(), "], wanted [",
+                                                   in.row_of.size(), ", ", options_.hidden, "]"));
+  }
+  in.expert_rows = expert_rows;
+  in.state = State::kReturned;
+  return absl::OkStatus();
+}
+
+absl::Status LoopbackDispatcher::CombineReceive(DispatchHandle handle, Matrix<const float> weights,
+                                                Matrix<float> out) {
+  auto d = Expect(handle, State::kReturned);
+  if (!d.ok()) return d.status();
+  InFlight& in = **d;
+  const size_t top_k = options_.top_k, width = options_.hidden;
+  if (weights.rows() != in.tokens || weights.cols() != top_k || out.rows() != in.tokens ||
+      out.cols() != width) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "combine: weights [", weights.rows(), ", ", weights.cols(), "] and out [", out.rows(), ", ",
+        out.cols(), "] for ", in.tokens, " tokens, ", top_k, " slots and width ", width));
+  }
+  for (size_t t = 0; t < in.tokens; ++t) {
+    float* y = out.row(t);
+    for (size_t k = 0; k < top_k; ++k) {
+      const float* x = in.expert_rows.row(in.row_of[t * top_k + k]);
+      const float w = weights(t, k);
+      if (k == 0) {
+        for (size_t i = 0; i < width; ++i) y[i] = w * x[i];
+      } else {
+        for (size_t i = 0; i < width; ++i) y[i] += w * x[i];
+      }
+    }
+  }
+  in.state = State::kIdle;
+  return absl::OkStatus();
+}
+
+}  // namespace switchyard

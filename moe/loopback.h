@@ -1,0 +1,53 @@
+// moe/loopback.h: the dispatcher of a group of one rank, which hosts every expert. Nothing leaves
+// the process, but rows are grouped, rounded and summed exactly as if they did.
+// Owned by the engine thread. Memory for two dispatches of max_tokens is reserved by Create.
+#pragma once
+
+#include <memory>
+
+#include "common/bf16.h"
+#include "moe/dispatch.h"
+
+namespace switchyard {
+
+class LoopbackDispatcher final : public Dispatcher {
+ public:
+  struct Options {
+    int experts = 0;                 // E
+    int top_k = 0;                   // K, in [1, E]
+    int hidden = 0;                  // H
+    int max_tokens = 0;              // T of one dispatch at most
+    DType dtype = DType::kBfloat16;  // kBfloat16: hidden is rounded to BF16
+  };
+  // Errors: kInvalidArgument names the option that is out of range.
+  static absl::StatusOr<std::unique_ptr<LoopbackDispatcher>> Create(const Options& options);
+  ~LoopbackDispatcher() override;
+
+  int local_experts() const override { return options_.experts; }
+  int LogicalExpert(int local) const override { return local; }
+
+  // Rows of an expert are in token order. Besides the contract's errors: kInvalidArgument for a
+  // shape or an expert id out of range; kFailedPrecondition for a call out of order or a third
+  // dispatch in flight. A refused call changes nothing.
+  absl::StatusOr<DispatchHandle> Send(int layer, Matrix<const float> hidden,
+                                      Matrix<const int32_t> experts) override;
+  absl::StatusOr<DispatchedRows> Receive(DispatchHandle handle) override;
+  absl::Status CombineSend(DispatchHandle handle, Matrix<const float> expert_rows) override;
+  absl::Status CombineReceive(DispatchHandle handle, Matrix<const float> weights,
+                              Matrix<float> out) override;
+
+ private:
+  enum class State : uint8_t { kIdle, kSent, kReceived, kReturned };
+  struct InFlight;
+
+  explicit LoopbackDispatcher(const Options& options);
+  InFlight& at(uint64_t id) { return *in_flight_[id % 2]; }
+  // The dispatch `handle` if it is in `state` and no older one is behind it.
+  absl::StatusOr<InFlight*> Expect(DispatchHandle handle, State state);
+
+  const Options options_;
+  std::unique_ptr<InFlight> in_flight_[2];  // dispatch id is in slot id % 2
+  uint64_t next_id_ = 0;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,168 @@
+#include "moe/loopback.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+namespace switchyard {
+namespace {
+
+constexpr int kExperts = 5, kTopK = 2, kHidden = 3;
+
+struct Batch {
+  std::vector<float> hidden, weights;
+  std::vector<int32_t> experts;
+  size_t tokens;
+  Matrix<const float> h() const { return {hidden.data(), {tokens, kHidden}}; }
+  Matrix<const float> w() const { return {weights.data(), {tokens, kTopK}}; }
+  Matrix<const int32_t> e() const { return {experts.data(), {tokens, kTopK}}; }
+};
+
+Batch RandomBatch(std::mt19937& rng, size_t tokens) {
+  Batch b{{}, {}, {}, tokens};
+  std::uniform_real_distribution<float> real(-1, 1);
+  for (size_t i = 0; i < tokens * kHidden; ++i) b.hidden.push_back(real(rng));
+  for (size_t i = 0; i < tokens * kTopK; ++i) b.weights.push_back(real(rng));
+  for (size_t t = 0; t < tokens; ++t) {
+    const int first = static_cast<int>(rng() % kExperts);
+    b.experts.push_back(first);
+    b.experts.push_back((first + 1 + static_cast<int>(rng() % (kExperts - 1))) % kExperts);
+  }
+  return b;
+}
+
+std::unique_ptr<LoopbackDispatcher> Make(DType dtype, int max_tokens = 64) {
+  auto d = LoopbackDispatcher::Create({.experts = kExperts,
+                                       .top_k = kTopK,
+                                       .hidden = kHidden,
+                                       .max_tokens = max_tokens,
+                                       .dtype = dtype});
+  SY_CHECK(d.ok());
+  return *std::move(d);
+}
+
+// Each "expert" e multiplies by e + 1 and adds e.
+std::vector<float> Experts(const DispatchedRows& in) {
+  std::vector<float> out(in.rows.rows() * kHidden);
+  for (int e = 0; e < kExperts; ++e) {
+    for (int32_t r = in.offsets[e]; r < in.offsets[e + 1]; ++r) {
+      for (int i = 0; i < kHidden; ++i) {
+        out[r * kHidden + i] = in.rows(r, i) * static_cast<float>(e + 1) + static_cast<float>(e);
+      }
+    }
+  }
+  return out;
+}
+
+float Wanted(const Batch& b, size_t t, int i, DType dtype) {
+  float sum = 0;
+  for (int k = 0; k < kTopK; ++k) {
+    const float e = static_cast<float>(b.e()(t, k));
+    const float x = dtype == DType::kBfloat16 ? RoundToBf16(b.h()(t, i)) : b.h()(t, i);
+    sum += b.w()(t, k) * (x * (e + 1) + e);
+  }
+  return sum;
+}
+
+TEST(LoopbackTest, GroupsByExpertThenToken) {
+  auto d = Make(DType::kFloat32);
+  const Batch b{{1, 1, 1, 2, 2, 2, 3, 3, 3}, {1, 1, 1, 1, 1, 1}, {4, 0, 0, 2, 4, 2}, 3};
+  auto handle = d->Send(0, b.h(), b.e());
+  ASSERT_TRUE(handle.ok()) << handle.status();
+  auto in = d->Receive(*handle);
+  ASSERT_TRUE(in.ok());
+  EXPECT_EQ(std::vector<int32_t>(in->offsets.begin(), in->offsets.end()),
+            (std::vector<int32_t>{0, 2, 2, 4, 4, 6}));
+  std::vector<float> first;
+  for (size_t r = 0; r < in->rows.rows(); ++r) first.push_back(in->rows(r, 0));
+  EXPECT_EQ(first, (std::vector<float>{1, 2, 2, 3, 1, 3}));
+}
+
+TEST(LoopbackTest, CombinesInSlotOrderWithTwoInFlight) {
+  for (DType dtype : {DType::kFloat32, DType::kBfloat16}) {
+    std::mt19937 rng(7);
+    auto d = Make(dtype);
+    for (int round = 0; round < 20; ++round) {
+      const Batch a = RandomBatch(rng, rng() % 8), b = RandomBatch(rng, rng() % 8);
+      auto ha = d->Send(1, a.h(), a.e());
+      auto hb = d->Send(1, b.h(), b.e());
+      ASSERT_TRUE(ha.ok() && hb.ok());
+      auto ra = d->Receive(*ha);
+      ASSERT_TRUE(ra.ok());
+      const std::vector<float> ya = Experts(*ra);
+      ASSERT_TRUE(d->CombineSend(*ha, {ya.data(), {ra->rows.rows(), kHidden}}).ok());
+      auto rb = d->Receive(*hb);
+      ASSERT_TRUE(rb.ok());
+      const std::vector<float> yb = Experts(*rb);
+      std::vector<float> out_a(a.tokens * kHidden, NAN), out_b(b.tokens * kHidden, NAN);
+      ASSERT_TRUE(d->CombineReceive(*ha, a.w(), {out_a.data(), {a.tokens, kHidden}}).ok());
+      ASSERT_TRUE(d->CombineSend(*hb, {yb.data(), {rb->rows.rows(), kHidden}}).ok());
+      ASSERT_TRUE(d->CombineReceive(*hb, b.w(), {out_b.data(), {b.tokens, kHidden}}).ok());
+      for (size_t i = 0; i < out_a.size(); ++i) {
+        EXPECT_EQ(out_a[i], Wanted(a, i / kHidden, static_cast<int>(i % kHidden), dtype));
+      }
+      for (size_t i = 0; i < out_b.size(); ++i) {
+        EXPECT_EQ(out_b[i], Wanted(b, i / kHidden, static_cast<int>(i % kHidden), dtype));
+      }
+    }
+  }
+}
+
+TEST(LoopbackTest, NoTokensIsAnOrdinaryStep) {
+  auto d = Make(DType::kBfloat16);
+  const Batch b{{}, {}, {}, 0};
+  auto handle = d->Send(0, b.h(), b.e());
+  ASSERT_TRUE(handle.ok());
+  auto in = d->Receive(*handle);
+  ASSERT_TRUE(in.ok());
+  EXPECT_EQ(in->rows.rows(), 0u);
+  EXPECT_EQ(in->offsets.back(), 0);
+  EXPECT_TRUE(d->CombineSend(*handle, in->rows).ok());
+  EXPECT_TRUE(d->CombineReceive(*handle, b.w(), {nullptr, {0, kHidden}}).ok());
+}
+
+TEST(LoopbackTest, RefusesBadShapesAndIds) {
+  auto d = Make(DType::kFloat32, 2);
+  std::mt19937 rng(1);
+  const Batch three = RandomBatch(rng, 3);
+  EXPECT_EQ(d->Send(0, three.h(), three.e()).status().code(), absl::StatusCode::kInvalidArgument);
+  Batch b = RandomBatch(rng, 1);
+  EXPECT_EQ(d->Send(0, three.h().Slice(0, 2), b.e()).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  for (int32_t bad : {-1, kExperts}) {
+    b.experts[1] = bad;
+    EXPECT_EQ(d->Send(0, b.h(), b.e()).status().code(), absl::StatusCode::kInvalidArgument);
+  }
+  EXPECT_FALSE(
+      LoopbackDispatcher::Create({.experts = 4, .top_k = 5, .hidden = 1, .max_tokens = 1}).ok());
+  EXPECT_FALSE(
+      LoopbackDispatcher::Create({.experts = 4, .top_k = 2, .hidden = 1, .max_tokens = INT32_MAX})
+          .ok());
+}
+
+TEST(LoopbackTest, RefusesCallsOutOfOrder) {
+  auto d = Make(DType::kFloat32);
+  std::mt19937 rng(2);
+  const Batch b = RandomBatch(rng, 2);
+  std::vector<float> out(2 * kHidden);
+  const Matrix<float> y(out.data(), {2, kHidden});
+  constexpr auto kWrong = absl::StatusCode::kFailedPrecondition;
+  EXPECT_EQ(d->Receive({0}).status().code(), kWrong);
+  const DispatchHandle first = *d->Send(0, b.h(), b.e()), second = *d->Send(0, b.h(), b.e());
+  EXPECT_EQ(d->Send(0, b.h(), b.e()).status().code(), kWrong);
+  EXPECT_EQ(d->Receive(second).status().code(), kWrong);  // overtakes the first
+  auto in = d->Receive(first);
+  ASSERT_TRUE(in.ok());
+  EXPECT_EQ(d->Receive(first).status().code(), kWrong);
+  EXPECT_EQ(d->CombineReceive(first, b.w(), y).code(), kWrong);
+  EXPECT_EQ(d->CombineSend(first, in->rows.Slice(0, 1)).code(), absl::StatusCode::kInvalidArgument);
+  ASSERT_TRUE(d->CombineSend(first, in->rows).ok());
+  EXPECT_EQ(d->CombineReceive(first, b.w().Slice(0, 1), y).code(),
+            absl::StatusCode::kInvalidArgument);
+  ASSERT_TRUE(d->CombineReceive(first, b.w(), y).ok());
+  EXPECT_EQ(d->CombineReceive(first, b.w(), y).code(), kWrong);
+  EXPECT_TRUE(d->Receive(second).ok());
+}
+
+}  // namespace
+}  // namespace switchyard
