@@ -1,0 +1,31 @@
+// bench/engine_bench.h: tokens per second of one engine in this process: prefill alone, and decode
+// at fixed batch sizes and context. The measure that other single-process engines report (pp, tg).
+#pragma once
+
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/engine.h"
+#include "model/model.h"
+
+namespace switchyard {
+
+struct BenchEngineOptions {
+  std::string model_dir;
+  ModelOptions model;
+  EngineOptions engine;
+  std::vector<int> prefill_tokens = {512};
+  std::vector<int> decode_batches = {1, 4, 8, 16, 32};
+  int decode_context = 512;  // tokens in the cache when decode starts
+  int decode_steps = 32;
+  int repeats = 3;                                   // the median is reported, with the spread
+  std::function<void(const std::string&)> progress;  // a line per measurement; may be empty
+};
+
+// {"prefill": [{"tokens", "tokens_per_second", "spread"}], "decode": [{"batch", "context", …}], …}
+absl::StatusOr<nlohmann::ordered_json> RunBenchEngine(const BenchEngineOptions& options);
+
+}  // namespace switchyard
