@@ -1,0 +1,177 @@
+#include "kernels/sample.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "common/philox.h"
+
+namespace switchyard {
+namespace {
+
+// What 2,000 positions draw.
+std::set<TokenId> Drawn(const std::vector<float>& logits, const SamplingParams& params) {
+  std::set<TokenId> tokens;
+  for (uint64_t p = 0; p < 2000; ++p) tokens.insert(SampleToken(logits, params, p).token);
+  return tokens;
+}
+
+TEST(SampleTest, GreedyTakesTheLowestOfTheBest) {
+  const std::vector<float> logits = {1, 3, 2, 3};
+  for (uint64_t p = 0; p < 10; ++p) {
+    EXPECT_EQ(SampleToken(logits, {.temperature = 0}, p).token, 1);
+  }
+}
+
+TEST(SampleTest, DrawIsTheInverseOfTheCdfInIdOrder) {
+  const std::vector<float> logits(4, 2.0f);
+  for (uint64_t p = 0; p < 100; ++p) {
+    const double u = PhiloxUniform(7, p, 0);
+    EXPECT_EQ(SampleToken(logits, {.seed = 7}, p).token, static_cast<TokenId>(u * 4));
+  }
+}
+
+// Pearson's statistic of n draws against the probabilities of the tokens.
+double ChiSquare(const std::vector<float>& logits, const SamplingParams& params,
+                 const std::vector<double>& expected, int n) {
+  std::vector<int> seen(logits.size());
+  for (int p = 0; p < n; ++p) ++seen[SampleToken(logits, params, p).token];
+  double chi = 0;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (expected[i] == 0) {
+      EXPECT_EQ(seen[i], 0) << i;
+      continue;
+    }
+    chi += (seen[i] - n * expected[i]) * (seen[i] - n * expected[i]) / (n * expected[i]);
+  }
+  return chi;
+}
+
+TEST(SampleTest, FrequenciesFollowTheSoftmax) {
+  const std::vector<double> p = {0.05, 0.4, 0.1, 0.25, 0.2};
+  std::vector<float> logits, doubled;
+  for (const double v : p) {
+    logits.push_back(static_cast<float>(std::log(v)));
+    doubled.push_back(static_cast<float>(2 * std::log(v)));
+  }
+  // The 0.999 quantile with 4 degrees of freedom is 18.5.
+  EXPECT_LT(ChiSquare(logits, {.seed = 1}, p, 20000), 18.5);
+  EXPECT_LT(ChiSquare(doubled, {.temperature = 2.0f, .seed = 2}, p, 20000), 18.5);
+  // top_k 3 leaves 0.4, 0.25, 0.2; top_p 0.6 of that (0.51 of 0.85) leaves 0.4, 0.25.
+  EXPECT_LT(ChiSquare(logits, {.top_k = 3, .seed = 3}, {0, 0.4 / 0.85, 0, 0.25 / 0.85, 0.2 / 0.85},
+                      20000),
+            13.8);
+  EXPECT_LT(ChiSquare(logits, {.top_k = 3, .top_p = 0.6f, .seed = 4},
+                      {0, 0.4 / 0.65, 0, 0.25 / 0.65, 0}, 20000),
+            10.8);
+}
+
+TEST(SampleTest, TruncationKeepsTheLowestIdsOfATie) {
+  const std::vector<float> logits(8, 1.0f);
+  EXPECT_EQ(Drawn(logits, {.top_k = 3}), (std::set<TokenId>{0, 1, 2}));
+  // Mass before ids 0…3 is 0, 1/8, 2/8, 3/8 < 1/2; before id 4 it is not.
+  EXPECT_EQ(Drawn(logits, {.top_p = 0.5f}), (std::set<TokenId>{0, 1, 2, 3}));
+  EXPECT_EQ(Drawn(logits, {.top_k = 4, .top_p = 0.5f}), (std::set<TokenId>{0, 1}));
+}
+
+TEST(SampleTest, EdgesOfTopKAndTopP) {
+  const std::vector<float> logits = {0, 1, 3, 2};
+  EXPECT_EQ(Drawn(logits, {.top_k = 1}), (std::set<TokenId>{2}));
+  EXPECT_EQ(Drawn(logits, {.top_p = 1e-6f}), (std::set<TokenId>{2}));
+  EXPECT_EQ(Drawn(logits, {.top_k = 4}).size(), 4u);
+  EXPECT_EQ(Drawn(logits, {.top_k = 100, .top_p = 0.99999f}).size(), 4u);
+  EXPECT_EQ(Drawn({5.0f}, {.top_k = 1, .top_p = 0.5f}), (std::set<TokenId>{0}));
+}
+
+// The straightforward way: sort everything, cut, draw.
+std::set<TokenId> KeptBySorting(const std::vector<float>& logits, int top_k, double top_p) {
+  std::vector<TokenId> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](TokenId a, TokenId b) { return logits[a] > logits[b]; });
+  if (top_k > 0) order.resize(std::min<size_t>(top_k, order.size()));
+  double total = 0, before = 0;
+  for (const TokenId t : order) total += std::exp(double{logits[t]});
+  std::set<TokenId> kept;
+  for (const TokenId t : order) {
+    if (before >= top_p * total) break;
+    kept.insert(t);
+    before += std::exp(double{logits[t]});
+  }
+  return kept;
+}
+
+TEST(SampleTest, LargeVocabularyDrawsOnlyFromWhatASortWouldKeep) {
+  std::mt19937 rng(17);
+  std::normal_distribution<float> normal(0, 3);
+  std::vector<float> logits(150000);
+  for (float& l : logits) l = normal(rng);
+  for (const auto& [k, p] : {std::pair{50, 1.0f}, {0, 0.3f}, {1000, 0.9f}}) {
+    const std::set<TokenId> kept = KeptBySorting(logits, k, p);
+    for (uint64_t position = 0; position < 10; ++position) {
+      const SampledToken t = SampleToken(logits, {.top_k = k, .top_p = p}, position);
+      EXPECT_TRUE(kept.contains(t.token)) << k << " " << p << " " << t.token;
+    }
+  }
+}
+
+TEST(SampleTest, ReportsRawLogProbabilities) {
+  const std::vector<float> logits = {std::log(0.125f), std::log(0.5f), std::log(0.125f),
+                                     std::log(0.25f)};
+  // Temperature and truncation do not enter the report.
+  const SampledToken t = SampleToken(logits, {.temperature = 0.1f, .top_k = 1, .logprobs = 3}, 0);
+  EXPECT_EQ(t.token, 1);
+  EXPECT_EQ(t.rank, 1);
+  EXPECT_NEAR(t.logprob, std::log(0.5), 1e-6);
+  ASSERT_EQ(t.top.size(), 3u);
+  EXPECT_EQ(t.top[0].token, 1);
+  EXPECT_EQ(t.top[1].token, 3);
+  EXPECT_EQ(t.top[2].token, 0);  // ties with 2
+  EXPECT_NEAR(t.top[2].logprob, std::log(0.125), 1e-6);
+
+  const SampledToken given = ScoreToken(logits, 2, 0);
+  EXPECT_EQ(given.rank, 3);  // two tokens are better, token 0 is equal
+  EXPECT_NEAR(given.logprob, std::log(0.125), 1e-6);
+  EXPECT_TRUE(given.top.empty());
+  EXPECT_EQ(ScoreToken(logits, 2, 100).top.size(), 4u);
+}
+
+TEST(SampleTest, LogProbabilitiesOfLargeLogitsStayFinite) {
+  const std::vector<float> logits = {1e30f, -1e30f, 1e30f};
+  EXPECT_NEAR(ScoreToken(logits, 2, 0).logprob, -std::log(2.0), 1e-6);
+}
+
+TEST(SampleTest, LogitsThatAreNotFiniteGiveSomeToken) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const float inf = std::numeric_limits<float>::infinity();
+  for (const std::vector<float>& logits :
+       {std::vector<float>{nan, nan, nan}, {1, nan, 2}, {inf, 0, inf}, {-inf, -inf, -inf}}) {
+    for (uint64_t p = 0; p < 20; ++p) {
+      const TokenId t = SampleToken(logits, {.top_k = 2, .top_p = 0.5f, .logprobs = 2}, p).token;
+      EXPECT_GE(t, 0);
+      EXPECT_LT(t, 3);
+    }
+  }
+}
+
+TEST(SampleTest, TheDrawDependsOnSeedAndPositionAlone) {
+  const std::vector<float> logits(100, 0.0f);
+  const SamplingParams params{.seed = 5};
+  std::set<TokenId> by_position, by_seed;
+  for (uint64_t i = 0; i < 50; ++i) {
+    EXPECT_EQ(SampleToken(logits, params, i).token, SampleToken(logits, params, i).token);
+    by_position.insert(SampleToken(logits, params, i).token);
+    by_seed.insert(SampleToken(logits, {.seed = i}, 3).token);
+  }
+  EXPECT_GT(by_position.size(), 20u);
+  EXPECT_GT(by_seed.size(), 20u);
+}
+
+}  // namespace
+}  // namespace switchyard
