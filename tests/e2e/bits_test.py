@@ -1,25 +1,54 @@
 #!/usr/bin/env python3
-"""Same request, same bits: a set of mixed requests gives the same tokens and log-probabilities, to the last bit, in one
-process at concurrency 1 and in every layout below. usage: bits_test.py BINARY MODEL_DIR [--kernels K]… LAYOUT…"""
+"""Same request, same bits: mixed requests give the same tokens and log-probabilities, to the last bit, in one process at
+concurrency 1 and in every layout below, one factor varied at a time and one combination of the worst.
+usage: bits_test.py BINARY MODEL_DIR REQUESTS [engine flags…]"""
 import concurrent.futures
 import random
 import struct
+import subprocess
 import sys
 
 from cluster import Cluster, generate
 
-REQUESTS = 24
-LENGTH_MAX = 700
+LENGTH_MAX = 900
+# Room for the longest request and little else, so that requests are preempted.
+SMALL_POOL = ("--kv-blocks", "80")
+
+ALWAYS = ("--disaggregate", "always")
+P1D1 = ("--prefill", "1", "--decode", "1", *ALWAYS)
+P2D2 = ("--prefill", "2", "--decode", "2", *ALWAYS)
+NO_PREFILL = ("--prefill", "0", "--decode", "1", "--disaggregate", "never")
+
+ONE_PROCESS = {
+    "all at once": ("--max-num-seqs", "64"),
+    "prefill chunk 16": ("--prefill-chunk", "16"),
+    "prefill chunk 64": ("--prefill-chunk", "64"),
+    "prefill chunk 512": ("--prefill-chunk", "512", "--max-num-batched-tokens", "1024"),
+    "two threads or more": ("--threads", "3"),
+    "small pool, preempted": SMALL_POOL,
+}
+# name: (concurrency, KV must have moved, flags)
+SERVED = {
+    "P1D1, one at a time": (1, True, P1D1),
+    "P1D1, TCP": (64, True, (*P1D1, "--kv-lane", "tcp")),
+    "P1D1, shared memory": (64, True, (*P1D1, "--kv-lane", "shm")),
+    "P2D2": (64, True, P2D2),
+    "P1D2": (64, True, ("--prefill", "1", "--decode", "2", *ALWAYS)),
+    "P2D1": (64, True, ("--prefill", "2", "--decode", "1", *ALWAYS)),
+    "no prefill rank": (64, False, NO_PREFILL),
+    "P2D2, TCP, chunk 16, small pool": (
+        64, True, (*P2D2, "--kv-lane", "tcp", "--prefill-chunk", "16", *SMALL_POOL)),
+}
 
 
-def make_requests(count, length_max, vocabulary=4096, seed=20):
+def make_requests(count, length_max=LENGTH_MAX, vocabulary=4096, seed=20):
     """Lengths from 1 to length_max; every other one sampled, with truncation of all kinds."""
     rng = random.Random(seed)
     lengths = [1, 2, 15, 16, 17, length_max] + [rng.randint(1, length_max) for _ in range(count - 6)]
     requests = []
     for i, length in enumerate(lengths):
         request = {"prompt": [rng.randrange(4, vocabulary) for _ in range(length)],
-                   "max_tokens": rng.randint(2, 24), "logprobs": 3, "ignore_eos": True, "temperature": 0}
+                   "max_tokens": rng.randint(2, 40), "logprobs": 3, "ignore_eos": True, "temperature": 0}
         if i % 2:
             request.update(temperature=rng.choice([0.7, 1.0, 1.5]), seed=rng.getrandbits(60),
                            top_k=rng.choice([0, 5, 50]), top_p=rng.choice([1.0, 0.9, 0.5]))
@@ -41,6 +70,7 @@ def one_process(binary, model, requests, *flags):
 
 
 def served(binary, model, requests, concurrency, expect_moved, *flags):
+    """The answers, and how often requests were preempted."""
     with Cluster(binary, model, *flags) as cluster:
         def run(request):
             answer = cluster.complete(**request, return_token_ids=True)
@@ -54,26 +84,34 @@ def served(binary, model, requests, concurrency, expect_moved, *flags):
 
 def compare(name, want, got):
     wrong = [i for i, (w, g) in enumerate(zip(want, got)) if w != g]
-    assert len(want) == len(got) and not wrong, f"{name}: requests {wrong} differ: {[(want[i], got[i]) for i in wrong[:1]]}"
-    print(f"{name}: {len(got)} requests, {sum(len(t) for t, _ in got)} tokens, equal to the last bit")
+    assert len(want) == len(got) and not wrong, (
+        f"{name}: requests {wrong} differ, the first: {want[wrong[0]]} {got[wrong[0]]}" if wrong else name)
+    print(f"{name}: {len(got)} requests, {sum(len(t) for t, _ in got)} tokens, equal to the last bit", flush=True)
+
+
+def kernel_paths(binary):
+    """The paths that this machine can run: the binary names them when it is asked for one that does not exist."""
+    text = subprocess.run([binary, "generate", "/nowhere", "--prompt", "x", "--kernels", "?"],
+                          capture_output=True, text=True).stderr
+    return [k for k in ("reference", "avx2", "avx512", "avx512_bf16") if k in text.replace(",", " ").split()]
 
 
 def main():
-    binary, model, *flags = sys.argv[1:]
-    requests = make_requests(REQUESTS, LENGTH_MAX)
-    want = one_process(binary, model, requests, "--max-num-seqs", "1", *flags)
+    binary, model, count, *flags = sys.argv[1:]
+    requests = make_requests(int(count))
+    alone = ("--max-num-seqs", "1")
+    want = one_process(binary, model, requests, *alone, *flags)
     assert len({tuple(t) for t, _ in want}) > len(want) // 2, "the requests do not differ"
-    for name, extra in {
-            "one process, all at once": ("--max-num-seqs", "64"),
-            "one process, prefill chunk 16": ("--prefill-chunk", "16"),
-            "one process, prefill chunk 512": ("--prefill-chunk", "512", "--max-num-batched-tokens", "1024"),
-    }.items():
-        compare(name, want, one_process(binary, model, requests, *flags, *extra))
-    always = ("--prefill", "1", "--decode", "1", "--disaggregate", "always")
-    compare("P1D1, one at a time", want, served(binary, model, requests, 1, True, *always, *flags))
-    compare("P1D1, all at once", want, served(binary, model, requests, len(requests), True, *always, *flags))
-    compare("P1D1, all at once, prefill chunk 16", want,
-            served(binary, model, requests, len(requests), True, *always, "--prefill-chunk", "16", *flags))
+    for name, extra in ONE_PROCESS.items():
+        compare(f"one process, {name}", want, one_process(binary, model, requests, *flags, *extra))
+    for name, (concurrency, moved, extra) in SERVED.items():
+        compare(name, want, served(binary, model, requests, concurrency, moved, *flags, *extra))
+    few = requests[:16]
+    for path in kernel_paths(binary):
+        for dtype in ("bfloat16", "float32"):
+            path_flags = ("--kernels", path, "--dtype", dtype)
+            want = one_process(binary, model, few, *alone, *path_flags)
+            compare(f"{path} {dtype}, P1D1", want, served(binary, model, few, 16, True, *P1D1, *path_flags))
 
 
 if __name__ == "__main__":
