@@ -1,0 +1,66 @@
+#include "cluster/convert.h"
+
+#include <algorithm>
+
+namespace switchyard {
+
+AttemptKey FromProto(const cluster::v1::AttemptId& id) { return {id.request(), id.attempt()}; }
+
+void ToProto(const AttemptKey& key, cluster::v1::AttemptId* id) {
+  id->set_request(key.request);
+  id->set_attempt(key.attempt);
+}
+
+SamplingParams FromProto(const cluster::v1::WorkerSampling& sampling) {
+  return {.temperature = sampling.temperature(),
+          .top_k = sampling.top_k(),
+          .top_p = sampling.top_p(),
+          .seed = sampling.seed(),
+          .logprobs = sampling.logprobs()};
+}
+
+void ToProto(const SamplingParams& sampling, cluster::v1::WorkerSampling* out) {
+  out->set_temperature(sampling.temperature);
+  out->set_top_k(sampling.top_k);
+  out->set_top_p(sampling.top_p);
+  out->set_seed(sampling.seed);
+  out->set_logprobs(sampling.logprobs);
+}
+
+SampledToken FromProto(const cluster::v1::ScoredToken& token) {
+  SampledToken out{
+      .token = token.token(), .logprob = token.logprob(), .rank = token.rank(), .top = {}};
+  const int n = std::min(token.top_tokens_size(), token.top_logprobs_size());
+  out.top.reserve(n);
+  for (int i = 0; i < n; ++i) out.top.push_back({token.top_tokens(i), token.top_logprobs(i)});
+  return out;
+}
+
+void ToProto(const SampledToken& token, cluster::v1::ScoredToken* out) {
+  out->set_token(token.token);
+  out->set_logprob(token.logprob);
+  out->set_rank(token.rank);
+  for (const TokenLogprob& t : token.top) {
+    out->add_top_tokens(t.token);
+    out->add_top_logprobs(t.logprob);
+  }
+}
+
+cluster::v1::AttemptEvent ErrorEvent(const AttemptKey& key, const absl::Status& status) {
+  cluster::v1::AttemptEvent event;
+  ToProto(key, event.mutable_id());
+  event.set_finish(cluster::v1::FINISH_ERROR);
+  event.set_error_code(static_cast<uint32_t>(status.code()));
+  event.set_error(std::string(status.message()));
+  return event;
+}
+
+absl::Status ErrorOf(const cluster::v1::AttemptEvent& event) {
+  constexpr uint32_t kLastCode = static_cast<uint32_t>(absl::StatusCode::kUnauthenticated);
+  const bool known = event.error_code() >= 1 && event.error_code() <= kLastCode;
+  return absl::Status(
+      known ? static_cast<absl::StatusCode>(event.error_code()) : absl::StatusCode::kInternal,
+      event.error());
+}
+
+}  // namespace switchyard

@@ -1,0 +1,58 @@
+// cluster/grpc_server.h: a listening gRPC server and the channel settings that go with it, the same
+// for every process of a cluster: keepalive notices a hung peer in about 2 s, sizes are capped, a
+// taken port is an error and never silently shared.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace switchyard {
+
+struct GrpcServerOptions {
+  std::string host = "127.0.0.1";
+  int port = 0;                 // 0: any
+  bool next_free_port = false;  // a taken port moves to one of the next 100
+  int receive_bytes_max = 64 << 20;
+  int metadata_bytes_max = 16 << 10;
+};
+
+// RAII: listens from Listen to Shutdown or destruction. Thread-safe.
+class GrpcServer {
+ public:
+  // `services` must outlive the server. kAlreadyExists names a taken port; kInvalidArgument a bad
+  // one; kUnavailable an address that cannot be bound.
+  static absl::StatusOr<std::unique_ptr<GrpcServer>> Listen(
+      const GrpcServerOptions& options, const std::vector<grpc::Service*>& services);
+  ~GrpcServer();
+
+  int port() const { return port_; }
+  grpc::Server& server() { return *server_; }
+  // Cancels every running call and returns when their handlers have. Idempotent.
+  void Shutdown();
+
+ private:
+  GrpcServer(std::unique_ptr<grpc::Server> server, int port)
+      : server_(std::move(server)), port_(port) {}
+  std::unique_ptr<grpc::Server> server_;
+  const int port_;
+};
+
+// host:port, with brackets around an IPv6 address.
+std::string HostPort(const std::string& host, int port);
+
+// Whether `port` of `host` can be bound now: kAlreadyExists if it is taken.
+absl::Status ProbePort(const std::string& host, int port);
+
+// An insecure channel that notices a hung peer, redials within 500 ms, and shares no connection
+// with another one.
+std::shared_ptr<grpc::Channel> DialChannel(const std::string& address);
+
+absl::Status FromGrpc(const grpc::Status& status);
+grpc::Status ToGrpc(const absl::Status& status);
+
+}  // namespace switchyard

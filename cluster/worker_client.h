@@ -1,0 +1,69 @@
+// cluster/worker_client.h: the router's half of the router–worker stream: dials one address for as
+// long as it lives, says hello, and hands on what the worker says.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "cluster/convert.h"
+#include "common/ids.h"
+#include "common/mutex.h"
+#include "proto/cluster.grpc.pb.h"
+
+namespace switchyard {
+
+using StreamId = StrongId<struct StreamTag, uint64_t>;  // counts one client's streams from 1
+
+// Called on the client's reader thread, in the order of the stream: registered, then events and
+// heartbeats, then lost. They may block: the worker is then slowed down by flow control.
+struct WorkerClientCallbacks {
+  std::function<void(StreamId, cluster::v1::Registration)> registered;
+  std::function<void(StreamId, cluster::v1::StepEvents)> events;
+  std::function<void(StreamId, const cluster::v1::Heartbeat&)> heartbeat;
+  // After `registered`, once for each.
+  std::function<void(StreamId, const absl::Status&)> lost;
+  // A stream ended before it registered, for another reason than the one before (for logs).
+  std::function<void(const absl::Status&)> away = [](const absl::Status&) {};
+};
+
+// Thread-safe. Destruction ends the stream and joins; no callback comes after.
+class WorkerClient {
+ public:
+  WorkerClient(std::string address, std::string router_id, WorkerClientCallbacks callbacks);
+  ~WorkerClient();
+  WorkerClient(const WorkerClient&) = delete;
+
+  const std::string& address() const { return address_; }
+  // Queues one message on that stream; never blocks. False if the stream is over, or if its queue
+  // is full (a worker that does not read): then it is ended, and `lost` follows.
+  bool Send(StreamId stream, cluster::v1::ToWorker message);
+  // Ends that stream, if it is still the current one. It is dialled anew.
+  void Cancel(StreamId stream);
+
+ private:
+  using Stream = grpc::ClientReaderWriter<cluster::v1::ToWorker, cluster::v1::FromWorker>;
+  void Run();
+  absl::Status OneStream(StreamId id);
+  void Read(StreamId id, Stream& stream, bool* registered);
+  void WriteLoop(StreamId id, Stream& stream);
+  bool Sleep(absl::Duration time);  // false: stopping
+
+  const std::string address_, router_id_;
+  const WorkerClientCallbacks callbacks_;
+  std::unique_ptr<cluster::v1::Worker::Stub> stub_;
+
+  Mutex mu_;
+  CondVar changed_;
+  bool stop_ ABSL_GUARDED_BY(mu_) = false;
+  StreamId current_ ABSL_GUARDED_BY(mu_);  // 0: none
+  grpc::ClientContext* context_ ABSL_GUARDED_BY(mu_) = nullptr;
+  std::deque<cluster::v1::ToWorker> queue_ ABSL_GUARDED_BY(mu_);
+  std::thread thread_;
+};
+
+}  // namespace switchyard

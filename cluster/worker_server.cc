@@ -1,0 +1,253 @@
+#include "cluster/worker_server.h"
+
+#include <algorithm>
+#include <deque>
+#include <set>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "cluster/grpc_server.h"
+#include "common/check.h"
+#include "common/clock.h"
+
+namespace switchyard {
+namespace {
+
+namespace pb = cluster::v1;
+constexpr size_t kBatchBytesMax = 4 << 20;  // of one StepEvents, unless one event is larger
+constexpr size_t kRequestIdBytesMax = 128;
+
+}  // namespace
+
+// The state of one stream: the handler's thread reads, a thread of the session writes, and any
+// thread may queue.
+class WorkerSession {
+ public:
+  WorkerSession(SessionId id, grpc::ServerContext* context, size_t queue_max, size_t attempts_max)
+      : id_(id), context_(context), queue_max_(queue_max), attempts_max_(attempts_max) {}
+
+  SessionId id() const { return id_; }
+  const std::string& router_id() const { return router_id_; }
+  void set_router_id(std::string id) { router_id_ = std::move(id); }
+
+  enum class Opened { kNew, kRepeat, kTooMany };
+  Opened Open(const AttemptKey& key) {
+    MutexLock lock(mu_);
+    if (open_.contains(key)) return Opened::kRepeat;
+    if (open_.size() >= attempts_max_) return Opened::kTooMany;
+    open_.insert(key);
+    return Opened::kNew;
+  }
+  void Forget(const AttemptKey& key) {
+    MutexLock lock(mu_);
+    open_.erase(key);
+  }
+
+  bool Queue(pb::AttemptEvent event) {
+    MutexLock lock(mu_);
+    if (closed_) return false;
+    if (event.finish() != pb::FINISH_NONE || event.handed_off()) open_.erase(FromProto(event.id()));
+    if (queue_.size() >= queue_max_) {
+      context_->TryCancel();
+      return false;
+    }
+    queue_.push_back(std::move(event));
+    work_.NotifyOne();
+    return true;
+  }
+  void WantHeartbeat() {
+    MutexLock lock(mu_);
+    heartbeat_wanted_ = true;
+    work_.NotifyOne();
+  }
+  void Cancel() {
+    MutexLock lock(mu_);
+    if (!closed_) context_->TryCancel();
+  }
+
+  // Writes until Close or a broken stream.
+  void WriteLoop(grpc::ServerReaderWriter<pb::FromWorker, pb::ToWorker>* stream,
+                 const std::function<pb::Heartbeat()>& heartbeat, absl::Duration every) {
+    const MonotonicClock clock;
+    absl::Time next_heartbeat = clock.Now();
+    for (;;) {
+      pb::FromWorker events;
+      bool beat = false;
+      {
+        MutexLock lock(mu_);
+        while (!closed_ && queue_.empty() && !heartbeat_wanted_ && clock.Now() < next_heartbeat) {
+          work_.WaitFor(mu_, next_heartbeat - clock.Now());
+        }
+        if (closed_) return;
+        beat = std::exchange(heartbeat_wanted_, false) || clock.Now() >= next_heartbeat;
+        TakeBatch(events.mutable_events());
+      }
+      if (events.events().events_size() > 0 && !stream->Write(events)) break;
+      if (beat) {
+        pb::FromWorker message;
+        *message.mutable_heartbeat() = heartbeat();
+        if (!stream->Write(message)) break;
+        next_heartbeat = clock.Now() + every;
+      }
+    }
+    Cancel();  // wakes the reader
+  }
+
+  // Later Queue calls fail. Returns the attempts that have not ended.
+  std::vector<AttemptKey> Close() {
+    MutexLock lock(mu_);
+    closed_ = true;
+    work_.NotifyAll();
+    return {open_.begin(), open_.end()};
+  }
+
+ private:
+  void TakeBatch(pb::StepEvents* batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    size_t bytes = 0;
+    while (!queue_.empty() && bytes < kBatchBytesMax) {
+      bytes += queue_.front().ByteSizeLong();
+      batch->mutable_events()->Add(std::move(queue_.front()));
+      queue_.pop_front();
+    }
+  }
+
+  const SessionId id_;
+  grpc::ServerContext* const context_;  // alive until closed_
+  const size_t queue_max_, attempts_max_;
+  std::string router_id_;  // set before the session is published
+  Mutex mu_;
+  CondVar work_;
+  std::deque<pb::AttemptEvent> queue_ ABSL_GUARDED_BY(mu_);
+  std::set<AttemptKey> open_ ABSL_GUARDED_BY(mu_);
+  bool heartbeat_wanted_ ABSL_GUARDED_BY(mu_) = false;
+  bool closed_ ABSL_GUARDED_BY(mu_) = false;
+};
+
+WorkerServer::WorkerServer(WorkerCallbacks callbacks, WorkerServerOptions options)
+    : callbacks_(std::move(callbacks)), options_(options) {}
+
+WorkerServer::~WorkerServer() {
+  MutexLock lock(mu_);
+  SY_CHECK_MSG(sessions_.empty(), "destroy the GrpcServer before its services");
+}
+
+std::shared_ptr<WorkerSession> WorkerServer::Find(SessionId id) const {
+  MutexLock lock(mu_);
+  auto it = sessions_.find(id);
+  return it == sessions_.end() ? nullptr : it->second;
+}
+
+bool WorkerServer::Send(SessionId session, pb::AttemptEvent event) {
+  std::shared_ptr<WorkerSession> found = Find(session);
+  return found != nullptr && found->Queue(std::move(event));
+}
+
+void WorkerServer::HeartbeatNow() {
+  MutexLock lock(mu_);
+  for (const auto& [id, session] : sessions_) session->WantHeartbeat();
+}
+
+int WorkerServer::sessions() const {
+  MutexLock lock(mu_);
+  return static_cast<int>(sessions_.size());
+}
+
+grpc::Status WorkerServer::Session(grpc::ServerContext* context, Stream* stream) {
+  pb::ToWorker first;
+  if (!stream->Read(&first)) return grpc::Status::OK;
+  if (!first.has_hello()) {
+    return grpc::Status(grpc::INVALID_ARGUMENT, "the first message must be RouterHello");
+  }
+  if (first.hello().wire_version() != kClusterWireVersion) {
+    return grpc::Status(grpc::FAILED_PRECONDITION,
+                        absl::StrCat("wire_version: router ", first.hello().wire_version(),
+                                     ", worker ", kClusterWireVersion));
+  }
+  std::shared_ptr<WorkerSession> session;
+  {
+    MutexLock lock(mu_);
+    if (static_cast<int>(sessions_.size()) >= options_.sessions_max) {
+      return grpc::Status(grpc::RESOURCE_EXHAUSTED,
+                          absl::StrCat("sessions: limit ", options_.sessions_max));
+    }
+    // A router that dials again has given up its old stream, whether or not we have noticed.
+    for (const auto& [id, old] : sessions_) {
+      if (old->router_id() == first.hello().router_id()) old->Cancel();
+    }
+    session = std::make_shared<WorkerSession>(SessionId(next_session_++), context,
+                                              options_.queue_max, options_.attempts_max);
+    session->set_router_id(first.hello().router_id());
+    sessions_.emplace(session->id(), session);
+  }
+  const grpc::Status status = Serve(*session, context, stream);
+  {
+    MutexLock lock(mu_);
+    sessions_.erase(session->id());
+  }
+  return status;
+}
+
+grpc::Status WorkerServer::Serve(WorkerSession& session, grpc::ServerContext* context,
+                                 Stream* stream) {
+  pb::FromWorker hello;
+  *hello.mutable_registration() = callbacks_.registration();
+  hello.mutable_registration()->set_wire_version(kClusterWireVersion);
+  grpc::Status status = grpc::Status::OK;
+  if (stream->Write(hello)) {
+    std::thread writer(
+        [&] { session.WriteLoop(stream, callbacks_.heartbeat, options_.heartbeat_every); });
+    pb::ToWorker message;
+    while (status.ok() && stream->Read(&message)) status = Take(session, std::move(message));
+    std::vector<AttemptKey> open = session.Close();
+    // A writer may wait for a router that is gone; one that made an error is told which.
+    if (status.ok()) context->TryCancel();
+    writer.join();
+    callbacks_.on_session_end(session.id(), std::move(open));
+  } else {
+    session.Close();
+    callbacks_.on_session_end(session.id(), {});
+  }
+  return status;
+}
+
+grpc::Status WorkerServer::Take(WorkerSession& session, pb::ToWorker message) {
+  switch (message.message_case()) {
+    case pb::ToWorker::kSubmit: {
+      const AttemptKey key = FromProto(message.submit().id());
+      if (key.request.empty() || key.request.size() > kRequestIdBytesMax || key.attempt < 1) {
+        return grpc::Status(grpc::INVALID_ARGUMENT,
+                            absl::StrCat("id: request of 1…", kRequestIdBytesMax,
+                                         " bytes and attempt ≥ 1 wanted, got ", key.request.size(),
+                                         " bytes and ", key.attempt));
+      }
+      switch (session.Open(key)) {
+        case WorkerSession::Opened::kNew:
+          callbacks_.on_submit(session.id(), std::move(*message.mutable_submit()));
+          break;
+        case WorkerSession::Opened::kRepeat:
+          break;
+        case WorkerSession::Opened::kTooMany:
+          session.Queue(
+              ErrorEvent(key, absl::ResourceExhaustedError(absl::StrCat(
+                                  "attempts of this session: limit ", options_.attempts_max))));
+      }
+      return grpc::Status::OK;
+    }
+    case pb::ToWorker::kAbort: {
+      const AttemptKey key = FromProto(message.abort().id());
+      session.Forget(key);
+      callbacks_.on_abort(session.id(), key);
+      return grpc::Status::OK;
+    }
+    case pb::ToWorker::kDrain:
+      callbacks_.on_drain();
+      return grpc::Status::OK;
+    case pb::ToWorker::kHello:
+    case pb::ToWorker::MESSAGE_NOT_SET:
+      break;
+  }
+  return grpc::Status(grpc::INVALID_ARGUMENT, "submit, abort or drain expected");
+}
+
+}  // namespace switchyard

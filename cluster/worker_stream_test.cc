@@ -1,0 +1,196 @@
+// Both halves of the router–worker stream over a real connection.
+#include <gtest/gtest.h>
+
+#include <optional>
+
+#include "cluster/grpc_server.h"
+#include "cluster/worker_client.h"
+#include "cluster/worker_server.h"
+#include "common/clock.h"
+
+namespace switchyard {
+namespace {
+
+namespace pb = cluster::v1;
+
+// What happened, as lines, waited for with a limit.
+class Log {
+ public:
+  void Add(std::string line) {
+    MutexLock lock(mu_);
+    lines_.push_back(std::move(line));
+    changed_.NotifyAll();
+  }
+  bool WaitFor(const std::string& line, int count = 1) {
+    const MonotonicClock clock;
+    const absl::Time until = clock.Now() + absl::Seconds(20);
+    MutexLock lock(mu_);
+    while (std::count(lines_.begin(), lines_.end(), line) < count) {
+      if (clock.Now() > until) return false;
+      changed_.WaitFor(mu_, absl::Milliseconds(100));
+    }
+    return true;
+  }
+
+ private:
+  Mutex mu_;
+  CondVar changed_;
+  std::vector<std::string> lines_ ABSL_GUARDED_BY(mu_);
+};
+
+struct TestWorker {
+  explicit TestWorker(int port = 0, WorkerServerOptions options = {})
+      : service(Callbacks(), options) {
+    absl::StatusOr<std::unique_ptr<GrpcServer>> listening =
+        GrpcServer::Listen({.port = port}, {&service});
+    EXPECT_TRUE(listening.ok()) << listening.status();
+    server = *std::move(listening);
+  }
+  WorkerCallbacks Callbacks() {
+    return {
+        .registration =
+            [] {
+              pb::Registration r;
+              r.set_role(pb::ROLE_DECODE);
+              return r;
+            },
+        .heartbeat = [] { return pb::Heartbeat(); },
+        .on_submit =
+            [this](SessionId s, pb::Submit submit) {
+              session = s;
+              log.Add("submit " + submit.id().request());
+            },
+        .on_abort = [this](SessionId, const AttemptKey& key) { log.Add("abort " + key.request); },
+        .on_session_end =
+            [this](SessionId, std::vector<AttemptKey> open) {
+              std::string line = "end";
+              for (const AttemptKey& key : open) line += " " + key.request;
+              log.Add(line);
+            }};
+  }
+  std::string address() const { return HostPort("127.0.0.1", server->port()); }
+
+  Log log;
+  std::atomic<SessionId> session;
+  WorkerServer service;
+  std::unique_ptr<GrpcServer> server;
+};
+
+struct TestRouter {
+  explicit TestRouter(const std::string& address)
+      : client(address, "r1",
+               {.registered =
+                    [this](StreamId s, pb::Registration) {
+                      stream = s;
+                      log.Add("registered");
+                    },
+                .events =
+                    [this](StreamId, pb::StepEvents events) {
+                      for (const pb::AttemptEvent& e : events.events()) {
+                        log.Add("event " + e.id().request() + " " + std::to_string(e.index()));
+                      }
+                    },
+                .heartbeat = [this](StreamId, const pb::Heartbeat&) { log.Add("heartbeat"); },
+                .lost = [this](StreamId, const absl::Status&) { log.Add("lost"); },
+                .away = [this](const absl::Status&) { log.Add("away"); }}) {}
+  bool Submit(const std::string& request) {
+    pb::ToWorker m;
+    ToProto(AttemptKey{request, 1}, m.mutable_submit()->mutable_id());
+    return client.Send(stream, std::move(m));
+  }
+
+  Log log;
+  std::atomic<StreamId> stream;
+  WorkerClient client;
+};
+
+pb::AttemptEvent Token(const std::string& request, int index, bool last) {
+  pb::AttemptEvent e;
+  ToProto(AttemptKey{request, 1}, e.mutable_id());
+  e.set_index(index);
+  e.mutable_token()->set_token(index);
+  if (last) e.set_finish(pb::FINISH_LENGTH);
+  return e;
+}
+
+TEST(WorkerStreamTest, CarriesRequestsDownAndTokensUp) {
+  TestWorker worker;
+  TestRouter router(worker.address());
+  ASSERT_TRUE(router.log.WaitFor("registered"));
+  ASSERT_TRUE(router.log.WaitFor("heartbeat", 3));
+  ASSERT_TRUE(router.Submit("a"));
+  ASSERT_TRUE(worker.log.WaitFor("submit a"));
+  for (int i = 0; i < 1000; ++i)
+    ASSERT_TRUE(worker.service.Send(worker.session, Token("a", i, i == 999)));
+  ASSERT_TRUE(router.log.WaitFor("event a 999"));
+}
+
+TEST(WorkerStreamTest, SessionEndNamesTheAttemptsStillOpen) {
+  TestWorker worker;
+  {
+    TestRouter router(worker.address());
+    ASSERT_TRUE(router.log.WaitFor("registered"));
+    for (const char* name : {"done", "aborted", "open"}) ASSERT_TRUE(router.Submit(name));
+    pb::ToWorker abort;
+    ToProto(AttemptKey{"aborted", 1}, abort.mutable_abort()->mutable_id());
+    ASSERT_TRUE(router.client.Send(router.stream, abort));
+    ASSERT_TRUE(worker.log.WaitFor("abort aborted"));
+    ASSERT_TRUE(worker.service.Send(worker.session, Token("done", 0, true)));
+    ASSERT_TRUE(router.log.WaitFor("event done 0"));
+  }
+  EXPECT_TRUE(worker.log.WaitFor("end open"));
+  EXPECT_FALSE(worker.service.Send(worker.session, Token("open", 0, true)));
+}
+
+TEST(WorkerStreamTest, RouterComesBackAfterTheWorkerRestarts) {
+  std::optional<TestWorker> worker(std::in_place);
+  const int port = worker->server->port();
+  TestRouter router(worker->address());
+  ASSERT_TRUE(router.log.WaitFor("registered"));
+  const StreamId old = router.stream;
+  worker.reset();
+  ASSERT_TRUE(router.log.WaitFor("lost"));
+  worker.emplace(port);
+  ASSERT_TRUE(router.log.WaitFor("registered", 2));
+  EXPECT_NE(router.stream.load(), old);
+  pb::ToWorker m;
+  ToProto(AttemptKey{"x", 1}, m.mutable_submit()->mutable_id());
+  EXPECT_FALSE(router.client.Send(old, m));  // meant for the worker that died
+  EXPECT_TRUE(router.client.Send(router.stream, m));
+}
+
+TEST(WorkerStreamTest, WrongVersionAndTooManyAttemptsAreRefused) {
+  TestWorker worker(0, {.attempts_max = 1});
+  {
+    grpc::ClientContext context;
+    auto stub = pb::Worker::NewStub(DialChannel(worker.address()));
+    auto stream = stub->Session(&context);
+    pb::ToWorker hello;
+    hello.mutable_hello()->set_wire_version(99);
+    stream->Write(hello);
+    pb::FromWorker answer;
+    EXPECT_FALSE(stream->Read(&answer));
+    EXPECT_EQ(stream->Finish().error_code(), grpc::FAILED_PRECONDITION);
+  }
+  TestRouter router(worker.address());
+  ASSERT_TRUE(router.log.WaitFor("registered"));
+  ASSERT_TRUE(router.Submit("a"));
+  ASSERT_TRUE(router.Submit("b"));
+  EXPECT_TRUE(router.log.WaitFor("event b 0"));  // the refusal
+}
+
+TEST(GrpcServerTest, TakenPortIsAnErrorOrMovesOn) {
+  TestWorker first;
+  WorkerServer other(first.Callbacks());
+  const int port = first.server->port();
+  auto taken = GrpcServer::Listen({.port = port}, {&other});
+  ASSERT_EQ(taken.status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_NE(taken.status().message().find(std::to_string(port)), absl::string_view::npos);
+  auto moved = GrpcServer::Listen({.port = port, .next_free_port = true}, {&other});
+  ASSERT_TRUE(moved.ok()) << moved.status();
+  EXPECT_GT((*moved)->port(), port);
+  EXPECT_FALSE(GrpcServer::Listen({.port = 70000}, {&other}).ok());
+}
+
+}  // namespace
+}  // namespace switchyard
