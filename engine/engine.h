@@ -64,24 +64,28 @@ class Engine {
   // just finished). No output follows.
   virtual void Abort(const AttemptKey& key) = 0;
 
-  // Leases blocks for `tokens` tokens. kResourceExhausted if there are not enough.
+  // Leases blocks for `tokens` tokens. kResourceExhausted if there are not enough: blocks that the
+  // first waiting request needs count as taken. kInvalidArgument outside [1, max_model_len).
   virtual absl::StatusOr<KvReservation> Reserve(int tokens) = 0;
   // Gives leased blocks back: to `free`, or to quarantine while a peer may still write them.
   virtual void ReleaseReservation(const KvReservation& reservation, bool quarantine) = 0;
   virtual void Unquarantine(const KvReservation& reservation) = 0;
   // Starts decoding a request whose prompt KV lies in `reservation` (all of prompt_ids +
   // generated_ids) and whose next token `first` was sampled by the peer: index
-  // generated_ids.size(). No output is made for `first` itself. Errors as Add; then the reservation
-  // is still the caller's.
+  // generated_ids.size(). No output is made for `first` itself. Errors as Add, and
+  // kInvalidArgument if `first` ends the request; then the reservation is still the caller's.
+  // prompt_logprobs is ignored: the peer has the logits.
   virtual absl::Status Adopt(EngineRequest request, const KvReservation& reservation,
                              TokenId first) = 0;
-  // Frees the blocks of a finished prefill_only request. Unknown keys are ignored.
+  // Frees the blocks of a finished prefill_only request (kError included). Unknown keys are
+  // ignored.
   virtual void Release(const AttemptKey& key) = 0;
 
-  // True if Step would have something to compute.
+  // True if Step would have something to compute. False while all that waits needs blocks that
+  // only Abort, Release, ReleaseReservation or Unquarantine can free.
   virtual bool HasWork() const = 0;
   // Schedules and computes one step; returns its outputs. A failure that concerns one request is an
-  // output with kError; a failure of the rank itself is the status.
+  // output with kError; a failure of the rank itself is the status, and the step may be run again.
   virtual absl::StatusOr<std::vector<EngineOutput>> Step() = 0;
 
   // Called during Step for prefill_only requests, layer by layer. May be empty.

@@ -11,6 +11,10 @@
 
 namespace switchyard {
 
+inline constexpr size_t kRequestIdBytesMax = 128;
+inline constexpr int kLogprobsMax = 20;
+inline constexpr size_t kStopTokenIdsMax = 256;
+
 enum class FinishReason { kNone, kStop, kLength, kAborted, kError };
 
 struct EngineRequest {
@@ -26,7 +30,8 @@ struct EngineRequest {
   // SamplingParams::logprobs.
   int32_t prompt_logprobs = -1;
   // Stop after the first token is sampled and keep the blocks until Release(key): the prefill half
-  // of a hand-off.
+  // of a hand-off. The output with the first token has finish kNone, unless that token ends the
+  // request as a whole; blocks are held in both cases, and if it ends with kError.
   bool prefill_only = false;
 };
 
@@ -40,5 +45,12 @@ struct EngineOutput {
   // With the first token, if asked for: entry i scores prompt_ids[i + 1] given prompt_ids[0…i].
   std::vector<SampledToken> prompt_logprobs;
 };
+
+// Checks what does not depend on a model: key, counts and sampling parameters. kInvalidArgument
+// names field, value and limit.
+absl::Status CheckRequest(const EngineRequest& request);
+// The same, and prompt, generated and stop ids against the vocabulary, and the length against
+// max_model_len: at least one token must be left to generate.
+absl::Status CheckRequest(const EngineRequest& request, int vocab_size, int max_model_len);
 
 }  // namespace switchyard

@@ -1,0 +1,314 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+#include "common/status_macros.h"
+#include "engine/scheduler.h"
+#include "kernels/sample.h"
+
+namespace switchyard {
+namespace {
+
+constexpr size_t kLogitBytesMax = size_t{64} << 20;  // of one step: bounds prompt log-probabilities
+constexpr size_t kDefaultKvBytesMax = size_t{1} << 30;
+constexpr int kDefaultBatchTokens = 2048;  // ModelOptions::max_batch_tokens = 0
+
+absl::Status CheckOption(absl::string_view name, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, " is ", value, "; allowed are ", low, " to ", high));
+}
+
+// Fills in what is 0 and checks the rest.
+absl::StatusOr<EngineOptions> Resolve(const Model& model, EngineOptions o) {
+  const ModelOptions& m = model.options();
+  const int positions =
+      m.max_model_len > 0 ? m.max_model_len : model.config().max_position_embeddings;
+  const int rows = m.max_batch_tokens > 0 ? m.max_batch_tokens : kDefaultBatchTokens;
+  if (o.max_model_len == 0) o.max_model_len = positions;
+  RETURN_IF_ERROR(CheckOption("max_model_len", o.max_model_len, 2, positions));
+  RETURN_IF_ERROR(CheckOption("max_num_batched_tokens", o.max_num_batched_tokens, 1, rows));
+  RETURN_IF_ERROR(CheckOption("prefill_chunk", o.prefill_chunk, 1, 1 << 20));
+  RETURN_IF_ERROR(CheckOption("block_size", o.block_size, 1, 1024));
+  RETURN_IF_ERROR(CheckOption("max_num_seqs", o.max_num_seqs, 1, 1 << 16));
+  RETURN_IF_ERROR(CheckOption("max_waiting", o.max_waiting, 1, 1 << 20));
+  RETURN_IF_ERROR(CheckOption("kv_blocks", o.kv_blocks, 0, std::numeric_limits<int32_t>::max()));
+  if (o.kv_blocks == 0) {
+    const KvLayout layout = model.config().KvLayoutFor(m.dtype, o.block_size);
+    const int64_t wanted = int64_t{o.max_num_seqs} * layout.BlocksFor(o.max_model_len);
+    const auto most = static_cast<int64_t>(kDefaultKvBytesMax / layout.BlockBytesAllLayers());
+    o.kv_blocks = static_cast<int>(std::max<int64_t>(1, std::min(wanted, most)));
+  }
+  return o;
+}
+
+SchedulerOptions SchedulerOptionsFor(const EngineOptions& o, int vocab_size) {
+  const size_t row_bytes = static_cast<size_t>(vocab_size) * sizeof(float);
+  return {.block_tokens = o.block_size,
+          .max_num_batched_tokens = o.max_num_batched_tokens,
+          .prefill_chunk = o.prefill_chunk,
+          .max_num_seqs = o.max_num_seqs,
+          .max_waiting = o.max_waiting,
+          .max_model_len = o.max_model_len,
+          .max_logit_rows = static_cast<int>(std::min<size_t>(
+              static_cast<size_t>(o.max_num_batched_tokens), kLogitBytesMax / row_bytes))};
+}
+
+bool AllFinite(std::span<const float> values) {
+  uint32_t bad = 0;
+  for (float v : values) bad |= (std::bit_cast<uint32_t>(v) & 0x7f800000u) == 0x7f800000u;
+  return bad == 0;
+}
+
+bool Holds(const std::vector<TokenId>& ids, TokenId token) {
+  return std::find(ids.begin(), ids.end(), token) != ids.end();
+}
+
+class EngineImpl final : public Engine, private LayerObserver {
+ public:
+  EngineImpl(Model* model, const EngineOptions& options, KvStorage kv)
+      : model_(*model),
+        options_(options),
+        vocab_(model->config().vocab_size),
+        kv_(std::move(kv)),
+        pool_(options.kv_blocks),
+        scheduler_(SchedulerOptionsFor(options, vocab_), &pool_) {}
+
+  absl::Status Add(EngineRequest request) override {
+    RETURN_IF_ERROR(CheckRequest(request, vocab_, options_.max_model_len));
+    return scheduler_.Add(std::move(request));
+  }
+
+  void Abort(const AttemptKey& key) override { scheduler_.Abort(key); }
+  void Release(const AttemptKey& key) override { scheduler_.Release(key); }
+
+  absl::StatusOr<KvReservation> Reserve(int tokens) override;
+  void ReleaseReservation(const KvReservation& reservation, bool quarantine) override {
+    if (quarantine) return pool_.Quarantine(reservation.blocks);
+    pool_.Release(reservation.blocks);
+    scheduler_.OnBlocksFreed();
+  }
+  void Unquarantine(const KvReservation& reservation) override {
+    pool_.Unquarantine(reservation.blocks);
+    scheduler_.OnBlocksFreed();
+  }
+  absl::Status Adopt(EngineRequest request, const KvReservation& reservation,
+                     TokenId first) override;
+
+  bool HasWork() const override { return scheduler_.HasWork(); }
+  absl::StatusOr<std::vector<EngineOutput>> Step() override;
+
+  void SetKvProgress(std::function<void(const KvProgress&)> callback) override {
+    kv_progress_ = std::move(callback);
+  }
+
+  KvStorage& kv() override { return kv_; }
+  EngineStats stats() const override;
+  const EngineOptions& options() const override { return options_; }
+  const Model& model() const override { return model_; }
+
+ private:
+  void OnLayerWritten(int layer) override;
+  void BuildBatch();
+  // Takes in a chunk's logits, which begin at logits_ row `*row`.
+  void Absorb(const Scheduler::Chunk& chunk, size_t* row, std::vector<EngineOutput>* outputs);
+  FinishReason FinishAfter(const EngineRequest& request, TokenId token, int length,
+                           int length_max) const;
+  std::span<const float> LogitRow(size_t row) const {
+    return {logits_.data() + row * static_cast<size_t>(vocab_), static_cast<size_t>(vocab_)};
+  }
+
+  Model& model_;
+  const EngineOptions options_;
+  const int vocab_;
+  KvStorage kv_;
+  BlockPool pool_;
+  Scheduler scheduler_;
+  std::function<void(const KvProgress&)> kv_progress_;
+  uint64_t steps_ = 0, prompt_tokens_ = 0, generated_tokens_ = 0;
+
+  // This step's batch: kept, so that a steady state allocates nothing.
+  std::span<const Scheduler::Chunk> plan_;
+  std::vector<int32_t> tokens_, tables_, logit_rows_;
+  std::vector<AttentionSequence> sequences_;
+  std::vector<float> logits_;
+};
+
+absl::StatusOr<KvReservation> EngineImpl::Reserve(int tokens) {
+  RETURN_IF_ERROR(CheckOption("tokens of a reservation", tokens, 1, options_.max_model_len - 1));
+  const int blocks = kv_.layout().BlocksFor(tokens);
+  if (blocks > scheduler_.Leasable()) {
+    return absl::ResourceExhaustedError(absl::StrCat(blocks, " KV blocks wanted for ", tokens,
+                                                     " tokens, ", scheduler_.Leasable(), " of ",
+                                                     pool_.counts().total, " may be leased"));
+  }
+  KvReservation reservation;
+  ASSIGN_OR_RETURN(reservation.blocks, pool_.Lease(blocks));
+  for (BlockId b : reservation.blocks) reservation.generations.push_back(pool_.generation(b));
+  return reservation;
+}
+
+absl::Status EngineImpl::Adopt(EngineRequest request, const KvReservation& reservation,
+                               TokenId first) {
+  RETURN_IF_ERROR(CheckRequest(request, vocab_, options_.max_model_len));
+  RETURN_IF_ERROR(CheckOption("first token", first, 0, vocab_ - 1));
+  if (request.prefill_only) {
+    return absl::InvalidArgumentError("prefill_only is true for a request with its first token");
+  }
+  const auto length =
+      static_cast<int>(request.prompt_ids.size() + request.generated_ids.size()) + 1;
+  const int64_t most = static_cast<int64_t>(request.prompt_ids.size()) + request.max_tokens;
+  const auto length_max = static_cast<int>(std::min<int64_t>(most, options_.max_model_len));
+  if (FinishAfter(request, first, length, length_max) != FinishReason::kNone) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("first token ", first, " ends the request: nothing is left to decode"));
+  }
+  request.prompt_logprobs = -1;
+  return scheduler_.Adopt(std::move(request), reservation.blocks, first);
+}
+
+FinishReason EngineImpl::FinishAfter(const EngineRequest& r, TokenId token, int length,
+                                     int length_max) const {
+  if (!r.ignore_eos && Holds(model_.config().eos_token_ids, token)) return FinishReason::kStop;
+  if (Holds(r.stop_token_ids, token)) return FinishReason::kStop;
+  return length >= length_max ? FinishReason::kLength : FinishReason::kNone;
+}
+
+void EngineImpl::BuildBatch() {
+  tokens_.clear();
+  tables_.clear();
+  logit_rows_.clear();
+  sequences_.clear();
+  for (const Scheduler::Chunk& c : plan_) {
+    const Sequence& s = *c.sequence;
+    const auto first_row = static_cast<int32_t>(tokens_.size());
+    tokens_.insert(tokens_.end(), s.tokens.begin() + s.computed,
+                   s.tokens.begin() + s.computed + c.rows);
+    for (BlockId b : s.blocks) tables_.push_back(b.value());
+    sequences_.push_back({first_row, c.rows, s.computed, {}});
+    // Row i scores prompt_ids[i + 1]. A recomputed row is not scored again.
+    const int scored = static_cast<int>(s.prompt_scores.size());
+    for (int i = 0; i < c.rows; ++i) {
+      const int position = s.computed + i;
+      const bool score =
+          s.wants_prompt_scores() && position >= scored && position + 1 < s.prompt_length();
+      if (score || (c.samples() && i + 1 == c.rows)) logit_rows_.push_back(first_row + i);
+    }
+  }
+  size_t table = 0;  // only now has tables_ stopped moving
+  for (size_t i = 0; i < plan_.size(); ++i) {
+    sequences_[i].blocks = {tables_.data() + table, plan_[i].sequence->blocks.size()};
+    table += plan_[i].sequence->blocks.size();
+  }
+  const size_t wanted = logit_rows_.size() * static_cast<size_t>(vocab_);
+  if (logits_.size() < wanted) logits_.resize(wanted);
+}
+
+void EngineImpl::OnLayerWritten(int layer) {
+  if (!kv_progress_) return;
+  for (const Scheduler::Chunk& c : plan_) {
+    const Sequence& s = *c.sequence;
+    if (!s.request.prefill_only) continue;
+    kv_progress_({.key = s.request.key,
+                  .layer = layer,
+                  .first_token = s.computed,
+                  .tokens = c.rows,
+                  .prompt_tokens = s.given,
+                  .blocks = s.blocks});
+  }
+}
+
+void EngineImpl::Absorb(const Scheduler::Chunk& chunk, size_t* row,
+                        std::vector<EngineOutput>* outputs) {
+  Sequence& s = *chunk.sequence;
+  const EngineRequest& r = s.request;
+  const bool samples = chunk.samples();
+  scheduler_.Commit(chunk);
+  bool finite = true;
+  while (s.wants_prompt_scores() && static_cast<int>(s.prompt_scores.size()) < s.computed) {
+    const auto logits = LogitRow((*row)++);
+    finite = finite && AllFinite(logits);
+    const TokenId next = r.prompt_ids[s.prompt_scores.size() + 1];
+    s.prompt_scores.push_back(finite ? ScoreToken(logits, next, r.prompt_logprobs)
+                                     : SampledToken{});
+  }
+  const std::span<const float> logits = samples ? LogitRow((*row)++) : std::span<const float>();
+  finite = finite && AllFinite(logits);
+  if (!samples && finite) return;
+
+  EngineOutput out;
+  out.key = r.key;
+  out.index = s.length() - s.prompt_length();
+  if (!finite) {
+    out.finish = FinishReason::kError;
+    out.error =
+        absl::InternalError(absl::StrCat("logits before position ", s.computed, " are not finite"));
+  } else {
+    // The token's absolute position is the length before it.
+    out.token = SampleToken(logits, r.sampling, static_cast<uint64_t>(s.length()));
+    if (s.length() == s.given) {
+      prompt_tokens_ += static_cast<uint64_t>(s.given);
+      out.prompt_logprobs = std::move(s.prompt_scores);
+      s.request.prompt_logprobs = -1;  // told: a recomputed prompt is not scored again
+    }
+    ++generated_tokens_;
+    scheduler_.Append(s, out.token->token);
+    out.finish = FinishAfter(r, out.token->token, s.length(), s.length_max);
+  }
+  outputs->push_back(std::move(out));
+  if (outputs->back().finish != FinishReason::kNone || r.prefill_only) scheduler_.Finish(s);
+}
+
+absl::StatusOr<std::vector<EngineOutput>> EngineImpl::Step() {
+  std::vector<EngineOutput> outputs;
+  plan_ = scheduler_.Schedule();
+  if (plan_.empty()) return outputs;
+  BuildBatch();
+  const Matrix<float> logits(logits_.data(), {logit_rows_.size(), static_cast<size_t>(vocab_)});
+  const absl::Status done = model_.Forward(
+      {.tokens = tokens_, .sequences = sequences_, .logit_rows = logit_rows_}, kv_, this, logits);
+  if (!done.ok()) {
+    plan_ = {};
+    return done;
+  }
+  ++steps_;
+  size_t row = 0;
+  outputs.reserve(plan_.size());
+  for (const Scheduler::Chunk& c : plan_) Absorb(c, &row, &outputs);
+  plan_ = {};
+  SY_CHECK(row == logit_rows_.size());
+  const BlockPool::Counts& n = pool_.counts();
+  SY_CHECK(n.free + n.owned + n.leased + n.quarantined == n.total);
+#ifndef NDEBUG
+  scheduler_.CheckInvariants();
+#endif
+  return outputs;
+}
+
+EngineStats EngineImpl::stats() const {
+  return {.running = scheduler_.running(),
+          .waiting = scheduler_.waiting(),
+          .held = scheduler_.held(),
+          .steps = steps_,
+          .prompt_tokens = prompt_tokens_,
+          .generated_tokens = generated_tokens_,
+          .preemptions = scheduler_.preemptions(),
+          .blocks = pool_.counts()};
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model* model, const EngineOptions& options) {
+  ASSIGN_OR_RETURN(const EngineOptions resolved, Resolve(*model, options));
+  ASSIGN_OR_RETURN(KvStorage kv, KvStorage::Create(model->config().KvLayoutFor(
+                                                       model->options().dtype, resolved.block_size),
+                                                   resolved.kv_blocks));
+  return std::make_unique<EngineImpl>(model, resolved, std::move(kv));
+}
+
+}  // namespace switchyard

@@ -1,0 +1,283 @@
+#include "engine/scheduler.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+#include "common/status_macros.h"
+
+namespace switchyard {
+namespace {
+
+absl::Status AlreadyExists(const AttemptKey& key) {
+  return absl::AlreadyExistsError(
+      absl::StrCat("request ", key.request, " attempt ", key.attempt, " is here already"));
+}
+
+}  // namespace
+
+bool Scheduler::InOrder::operator()(const Sequence* a, const Sequence* b) const {
+  return std::tie(a->request.priority, a->arrival) < std::tie(b->request.priority, b->arrival);
+}
+
+Scheduler::Scheduler(const SchedulerOptions& options, BlockPool* pool)
+    : options_([&] {
+        SchedulerOptions o = options;
+        // Each running sequence may want a row of every step.
+        o.max_num_seqs = std::min(o.max_num_seqs, o.max_num_batched_tokens);
+        o.max_logit_rows = std::max(o.max_logit_rows, o.max_num_seqs);
+        return o;
+      }()),
+      pool_(pool) {
+  SY_CHECK(options_.block_tokens >= 1 && options_.max_num_batched_tokens >= 1 &&
+           options_.prefill_chunk >= 1 && options_.max_num_seqs >= 1 && options_.max_waiting >= 1 &&
+           options_.max_model_len >= 2);
+}
+
+int Scheduler::BlocksFor(int tokens) const {
+  return tokens / options_.block_tokens + (tokens % options_.block_tokens != 0);
+}
+
+absl::Status Scheduler::CheckNew(const EngineRequest& request, int given) const {
+  if (Contains(request.key)) return AlreadyExists(request.key);
+  // The last token of a request needs no KV: nothing follows it.
+  const int64_t length = std::min<int64_t>(
+      static_cast<int64_t>(request.prompt_ids.size()) + request.max_tokens, options_.max_model_len);
+  const int tokens = request.prefill_only ? given : static_cast<int>(length - 1);
+  const int blocks = BlocksFor(std::max(tokens, given));
+  if (blocks > pool_->counts().total) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prompt of ", request.prompt_ids.size(), " tokens with max_tokens ",
+                     request.max_tokens, " may need ", blocks, " KV blocks of ",
+                     options_.block_tokens, " tokens; kv_blocks is ", pool_->counts().total));
+  }
+  return absl::OkStatus();
+}
+
+Scheduler::Queue* Scheduler::QueueOf(Sequence::State state) {
+  switch (state) {
+    case Sequence::State::kWaiting:
+      return &waiting_;
+    case Sequence::State::kAdopted:
+      return &adopted_;
+    case Sequence::State::kRunning:
+      return &running_;
+    case Sequence::State::kHeld:
+      break;
+  }
+  return &held_;
+}
+
+void Scheduler::Move(Sequence& s, Sequence::State to) {
+  SY_CHECK(QueueOf(s.state)->erase(&s) == 1);
+  s.state = to;
+  QueueOf(to)->insert(&s);
+}
+
+Sequence& Scheduler::Insert(EngineRequest request, Sequence::State state) {
+  auto s = std::make_unique<Sequence>();
+  s->arrival = arrivals_++;
+  s->length_max = static_cast<int>(
+      std::min<int64_t>(static_cast<int64_t>(request.prompt_ids.size()) + request.max_tokens,
+                        options_.max_model_len));
+  s->tokens = request.prompt_ids;
+  s->tokens.insert(s->tokens.end(), request.generated_ids.begin(), request.generated_ids.end());
+  s->given = s->length();
+  s->request = std::move(request);
+  s->state = state;
+  Sequence& sequence = *s;
+  sequences_.emplace(sequence.request.key, std::move(s));
+  QueueOf(state)->insert(&sequence);
+  stalled_ = false;
+  return sequence;
+}
+
+absl::Status Scheduler::Add(EngineRequest request) {
+  RETURN_IF_ERROR(CheckNew(
+      request, static_cast<int>(request.prompt_ids.size() + request.generated_ids.size())));
+  if (waiting_.size() >= static_cast<size_t>(options_.max_waiting)) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        waiting_.size(), " requests wait already; max_waiting is ", options_.max_waiting));
+  }
+  Insert(std::move(request), Sequence::State::kWaiting);
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::Adopt(EngineRequest request, std::span<const BlockId> blocks,
+                              TokenId first) {
+  const int given = static_cast<int>(request.prompt_ids.size() + request.generated_ids.size());
+  if (static_cast<int>(blocks.size()) != BlocksFor(given)) {
+    return absl::InvalidArgumentError(absl::StrCat("reservation of ", blocks.size(), " blocks for ",
+                                                   given, " tokens; ", BlocksFor(given),
+                                                   " are wanted"));
+  }
+  RETURN_IF_ERROR(CheckNew(request, given));
+  pool_->Adopt(blocks);
+  Sequence& s = Insert(std::move(request), Sequence::State::kAdopted);
+  s.blocks.assign(blocks.begin(), blocks.end());
+  s.computed = given;
+  s.tokens.push_back(first);
+  return absl::OkStatus();
+}
+
+void Scheduler::FreeBlocks(Sequence& s) {
+  pool_->Release(s.blocks);
+  s.blocks.clear();
+  s.computed = 0;
+  stalled_ = false;
+}
+
+void Scheduler::Erase(Sequence& s) {
+  FreeBlocks(s);
+  SY_CHECK(QueueOf(s.state)->erase(&s) == 1);
+  sequences_.erase(AttemptKey(s.request.key));  // a copy: the key dies with its sequence
+}
+
+bool Scheduler::Abort(const AttemptKey& key) {
+  const auto it = sequences_.find(key);
+  if (it == sequences_.end()) return false;
+  Erase(*it->second);
+  return true;
+}
+
+bool Scheduler::Release(const AttemptKey& key) {
+  const auto it = sequences_.find(key);
+  if (it == sequences_.end() || it->second->state != Sequence::State::kHeld) return false;
+  Erase(*it->second);
+  return true;
+}
+
+Sequence* Scheduler::VictimBehind(const Sequence& sequence) const {
+  Sequence* last = nullptr;
+  for (const Queue* queue : {&running_, &adopted_}) {
+    const auto it = std::find_if(queue->rbegin(), queue->rend(),
+                                 [](const Sequence* s) { return !s->request.prefill_only; });
+    if (it != queue->rend() && (last == nullptr || InOrder()(last, *it))) last = *it;
+  }
+  return last != nullptr && InOrder()(&sequence, last) ? last : nullptr;
+}
+
+void Scheduler::Preempt(Sequence& s) {
+  FreeBlocks(s);
+  Move(s, Sequence::State::kWaiting);
+  ++preemptions_;
+}
+
+bool Scheduler::GrowFor(Sequence& s, int tokens) {
+  const int wanted = BlocksFor(tokens) - static_cast<int>(s.blocks.size());
+  if (wanted <= 0) return true;
+  while (pool_->counts().free < wanted) {
+    Sequence* victim = VictimBehind(s);
+    if (victim == nullptr) return false;
+    Preempt(*victim);
+  }
+  const auto blocks = pool_->Allocate(wanted);
+  SY_CHECK(blocks.ok());
+  s.blocks.insert(s.blocks.end(), blocks->begin(), blocks->end());
+  return true;
+}
+
+int Scheduler::ChunkRows(const Sequence& s, const Budget& budget) const {
+  if (budget.logits == 0) return 0;
+  const int rows = std::min({s.remaining(), options_.prefill_chunk, budget.rows});
+  return s.wants_prompt_scores() ? std::min(rows, budget.logits) : rows;
+}
+
+void Scheduler::Plan(Sequence& s, int rows, Budget* budget) {
+  const Chunk chunk{&s, rows};
+  plan_.push_back(chunk);
+  budget->rows -= rows;
+  budget->logits -= s.wants_prompt_scores() ? rows : chunk.samples() ? 1 : 0;
+}
+
+void Scheduler::PlanRunning(Budget* budget) {
+  order_.assign(running_.begin(), running_.end());
+  for (const bool decode : {true, false}) {
+    for (Sequence* s : order_) {
+      // A victim is always behind the one that needs its blocks: not planned yet.
+      if (s->state != Sequence::State::kRunning || (s->remaining() == 1) != decode) continue;
+      const int rows = ChunkRows(*s, *budget);
+      if (rows == 0 || !GrowFor(*s, s->computed + rows)) continue;
+      Plan(*s, rows, budget);
+    }
+  }
+}
+
+void Scheduler::Admit(Budget* budget) {
+  // One block for each sequence that will grow stays free, or the newcomer would soon be preempted.
+  const auto headroom = std::count_if(running_.begin(), running_.end(),
+                                      [](const Sequence* s) { return !s->request.prefill_only; });
+  int admitted = 0;
+  while (!waiting_.empty() && running() < options_.max_num_seqs) {
+    Sequence& s = **waiting_.begin();
+    const int rows = ChunkRows(s, *budget);
+    const int wanted = BlocksFor(s.length());
+    if (rows == 0 || pool_->counts().free < wanted + headroom + admitted) return;
+    Move(s, Sequence::State::kRunning);
+    SY_CHECK(GrowFor(s, s.length()));
+    Plan(s, rows, budget);
+    admitted += s.request.prefill_only ? 0 : 1;
+  }
+}
+
+std::span<const Scheduler::Chunk> Scheduler::Schedule() {
+  plan_.clear();
+  Budget budget{options_.max_num_batched_tokens, options_.max_logit_rows};
+  while (!adopted_.empty() && running() < options_.max_num_seqs) {
+    Move(**adopted_.begin(), Sequence::State::kRunning);
+  }
+  PlanRunning(&budget);
+  Admit(&budget);
+  stalled_ = plan_.empty();
+  return plan_;
+}
+
+void Scheduler::Commit(const Chunk& chunk) {
+  Sequence& s = *chunk.sequence;
+  s.computed += chunk.rows;
+  SY_CHECK(s.state == Sequence::State::kRunning && s.computed <= s.length());
+  SY_CHECK(BlocksFor(s.computed) <= static_cast<int>(s.blocks.size()));
+}
+
+void Scheduler::Append(Sequence& s, TokenId token) {
+  SY_CHECK(s.remaining() == 0);
+  s.tokens.push_back(token);
+}
+
+void Scheduler::Finish(Sequence& s) {
+  SY_CHECK(s.state == Sequence::State::kRunning);
+  if (!s.request.prefill_only) return Erase(s);
+  Move(s, Sequence::State::kHeld);
+}
+
+int Scheduler::Leasable() const {
+  const int reserved = waiting_.empty() ? 0 : BlocksFor((*waiting_.begin())->length());
+  return std::max(0, pool_->counts().free - reserved);
+}
+
+void Scheduler::CheckInvariants() const {
+  pool_->CheckInvariants();
+  SY_CHECK(running() <= options_.max_num_seqs);
+  std::set<BlockId> blocks;
+  size_t entries = 0, queued = 0;
+  for (const auto& [queue, state] : {std::pair(&waiting_, Sequence::State::kWaiting),
+                                     std::pair(&adopted_, Sequence::State::kAdopted),
+                                     std::pair(&running_, Sequence::State::kRunning),
+                                     std::pair(&held_, Sequence::State::kHeld)}) {
+    queued += queue->size();
+    for (const Sequence* s : *queue) {
+      const auto it = sequences_.find(s->request.key);
+      SY_CHECK(it != sequences_.end() && it->second.get() == s && s->state == state);
+      SY_CHECK(BlocksFor(s->computed) <= static_cast<int>(s->blocks.size()));
+      SY_CHECK(s->blocks.empty() == (state == Sequence::State::kWaiting));
+      blocks.insert(s->blocks.begin(), s->blocks.end());
+      entries += s->blocks.size();
+    }
+  }
+  SY_CHECK(queued == sequences_.size());
+  SY_CHECK_MSG(blocks.size() == entries, "a block is in two tables");
+  SY_CHECK(static_cast<int>(entries) == pool_->counts().owned);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,136 @@
+#include "engine/wire_conversion.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <limits>
+
+namespace switchyard {
+namespace {
+
+namespace pb = cluster::v1;
+
+EngineRequest Request() {
+  EngineRequest r;
+  r.key = {"r", 3};
+  r.prompt_ids = {1, 2, 3};
+  r.generated_ids = {4};
+  r.sampling = {.temperature = 0.5f, .top_k = 7, .top_p = 0.5f, .seed = ~0ull, .logprobs = 5};
+  r.max_tokens = 9;
+  r.stop_token_ids = {11};
+  r.ignore_eos = true;
+  r.priority = -2;
+  r.prompt_logprobs = 1;
+  return r;
+}
+
+TEST(WireConversionTest, RequestSurvives) {
+  const EngineRequest r = Request();
+  pb::Submit submit;
+  ToProto(r, &submit);
+  const auto back = RequestFromProto(submit);
+  ASSERT_TRUE(back.ok()) << back.status();
+  EXPECT_EQ(back->key, r.key);
+  EXPECT_EQ(back->prompt_ids, r.prompt_ids);
+  EXPECT_EQ(back->generated_ids, r.generated_ids);
+  EXPECT_EQ(back->sampling.temperature, r.sampling.temperature);
+  EXPECT_EQ(back->sampling.top_k, r.sampling.top_k);
+  EXPECT_EQ(back->sampling.top_p, r.sampling.top_p);
+  EXPECT_EQ(back->sampling.seed, r.sampling.seed);
+  EXPECT_EQ(back->sampling.logprobs, r.sampling.logprobs);
+  EXPECT_EQ(back->max_tokens, r.max_tokens);
+  EXPECT_EQ(back->stop_token_ids, r.stop_token_ids);
+  EXPECT_EQ(back->ignore_eos, r.ignore_eos);
+  EXPECT_EQ(back->priority, r.priority);
+  EXPECT_EQ(back->prompt_logprobs, r.prompt_logprobs);
+}
+
+TEST(WireConversionTest, RefusesWhatAPeerMayNotSay) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const std::pair<std::function<void(pb::Submit&)>, std::string> cases[] = {
+      {[](auto& s) { s.mutable_id()->set_request(std::string(129, 'x')); },
+       "length of the request's id is 129; allowed are 1 to 128"},
+      {[](auto& s) { s.mutable_id()->set_attempt(0); }, "attempt is 0; attempts count from 1"},
+      {[](auto& s) { s.clear_prompt_ids(); }, "prompt_ids is empty"},
+      {[](auto& s) { s.set_max_tokens(1); },
+       "generated_ids has 1 tokens; max_tokens 1 leaves none to generate"},
+      {[&](auto& s) { s.mutable_sampling()->set_temperature(nan); },
+       "temperature is nan; it must be finite and at least 0"},
+      {[](auto& s) { s.mutable_sampling()->set_top_p(0); }, "top_p is 0; allowed is (0, 1]"},
+      {[&](auto& s) { s.mutable_sampling()->set_top_p(nan); }, "top_p is nan; allowed is (0, 1]"},
+      {[](auto& s) { s.mutable_sampling()->set_top_k(-1); },
+       "top_k is -1; it must be at least 0 (off)"},
+      {[](auto& s) { s.mutable_sampling()->set_logprobs(21); },
+       "logprobs is 21; allowed are -1 to 20"},
+      {[](auto& s) { s.set_prompt_logprobs(-2); }, "prompt_logprobs is -2; allowed are -1 to 20"},
+      {[](auto& s) { s.mutable_stop_token_ids()->Resize(257, 1); },
+       "number of stop_token_ids is 257; allowed are 0 to 256"},
+  };
+  for (const auto& [spoil, message] : cases) {
+    pb::Submit submit;
+    ToProto(Request(), &submit);
+    spoil(submit);
+    const absl::Status status = RequestFromProto(submit).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(status.message(), message);
+  }
+}
+
+EngineOutput Output() {
+  EngineOutput o;
+  o.key = {"r", 3};
+  o.index = 5;
+  o.token = SampledToken{.token = 8, .logprob = -0.5f, .rank = 2, .top = {{9, -0.25f}, {8, -0.5f}}};
+  o.prompt_logprobs = {{.token = 2, .logprob = -3.0f, .rank = 1, .top = {}}};
+  o.finish = FinishReason::kStop;
+  return o;
+}
+
+TEST(WireConversionTest, OutputSurvives) {
+  const EngineOutput o = Output();
+  const auto back = OutputFromEvent(ToEvent(o));
+  ASSERT_TRUE(back.ok()) << back.status();
+  EXPECT_EQ(back->key, o.key);
+  EXPECT_EQ(back->index, 5);
+  EXPECT_EQ(back->token->token, 8);
+  EXPECT_EQ(back->token->logprob, -0.5f);
+  EXPECT_EQ(back->token->rank, 2);
+  EXPECT_EQ(back->token->top, o.token->top);
+  EXPECT_EQ(back->prompt_logprobs.size(), 1u);
+  EXPECT_EQ(back->finish, FinishReason::kStop);
+}
+
+TEST(WireConversionTest, ErrorSurvives) {
+  EngineOutput o;
+  o.key = {"r", 1};
+  o.finish = FinishReason::kError;
+  o.error = absl::ResourceExhaustedError("no room");
+  const auto back = OutputFromEvent(ToEvent(o));
+  ASSERT_TRUE(back.ok());
+  EXPECT_EQ(back->error, o.error);
+  EXPECT_FALSE(back->token.has_value());
+}
+
+TEST(WireConversionTest, RefusesBadEvents) {
+  const std::function<void(pb::AttemptEvent&)> cases[] = {
+      [](auto& e) { e.set_index(-1); },
+      [](auto& e) { e.mutable_token()->set_token(-1); },
+      [](auto& e) { e.mutable_token()->set_rank(0); },
+      [](auto& e) { e.mutable_token()->set_logprob(-INFINITY); },
+      [](auto& e) { e.mutable_token()->add_top_tokens(1); },
+      [](auto& e) { e.mutable_token()->set_top_logprobs(0, NAN); },
+      [](auto& e) { e.mutable_prompt_logprobs(0)->set_logprob(NAN); },
+      [](auto& e) { e.set_finish(static_cast<pb::Finish>(77)); },
+      [](auto& e) { e.clear_token(), e.clear_finish(); },
+  };
+  for (const auto& spoil : cases) {
+    pb::AttemptEvent event = ToEvent(Output());
+    spoil(event);
+    EXPECT_EQ(OutputFromEvent(event).status().code(), absl::StatusCode::kInvalidArgument)
+        << event.DebugString();
+  }
+}
+
+}  // namespace
+}  // namespace switchyard
