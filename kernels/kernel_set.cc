@@ -2,24 +2,24 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/cpu/cpu_kernels.h"
 #include "kernels/reference/reference.h"
 
 namespace switchyard {
 namespace {
 
-// A path, ascending by preference, and whether this CPU has what it needs.
-struct Path {
-  KernelSet set;
-  bool supported = false;
-};
-
-std::vector<Path> Paths() { return {{ReferenceKernels(), true}}; }
+// Ascending by preference.
+std::vector<CpuPath> Paths() {
+  std::vector<CpuPath> paths = CpuPaths();
+  paths.insert(paths.begin(), {ReferenceKernels(), true});
+  return paths;
+}
 
 }  // namespace
 
 std::vector<KernelSet> AvailableKernels() {
   std::vector<KernelSet> sets;
-  for (Path& p : Paths()) {
+  for (CpuPath& p : Paths()) {
     if (p.supported) sets.push_back(std::move(p.set));
   }
   return sets;
@@ -27,7 +27,7 @@ std::vector<KernelSet> AvailableKernels() {
 
 std::vector<std::string> MissingKernels() {
   std::vector<std::string> names;
-  for (Path& p : Paths()) {
+  for (CpuPath& p : Paths()) {
     if (!p.supported) names.push_back(std::move(p.set.name));
   }
   return names;

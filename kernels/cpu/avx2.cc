@@ -1,0 +1,9 @@
+#include "kernels/cpu/vec_avx2.h"
+// After the registers that it is written over.
+#include "kernels/cpu/inner_loops.h"
+
+namespace switchyard::cpu {
+
+const Isa kAvx2 = {"avx2", kLanes, kTileVectors, false, SY_INNER_LOOPS(nullptr)};
+
+}  // namespace switchyard::cpu

@@ -1,0 +1,9 @@
+#include "kernels/cpu/vec_avx512.h"
+// After the registers that it is written over.
+#include "kernels/cpu/inner_loops.h"
+
+namespace switchyard::cpu {
+
+const Isa kAvx512 = {"avx512", kLanes, kTileVectors, false, SY_INNER_LOOPS(nullptr)};
+
+}  // namespace switchyard::cpu

@@ -1,0 +1,9 @@
+#include "kernels/cpu/vec_avx512.h"
+// After the registers that it is written over.
+#include "kernels/cpu/inner_loops.h"
+
+namespace switchyard::cpu {
+
+const Isa kAvx512Bf16 = {"avx512_bf16", kLanes, kTileVectors, true, SY_INNER_LOOPS(Tile<kTileDot>)};
+
+}  // namespace switchyard::cpu

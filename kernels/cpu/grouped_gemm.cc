@@ -1,0 +1,137 @@
+// gate_up is packed so that a panel holds gate and up of the same outputs, register by register:
+// one walk over x gives both, and the activation is made from a tile that is still in the cache.
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/tiles.h"
+
+namespace switchyard {
+
+using namespace cpu;  // NOLINT: this folder's own
+
+namespace {
+
+// Some rows of one expert; a block of work is a slice times a panel.
+struct Slice {
+  const PackedExpert* expert;
+  size_t begin, end;
+};
+
+std::span<Slice> SliceRows(KernelContext& ctx, int slot, std::span<const int32_t> offsets,
+                           std::span<const PackedExpert* const> experts, size_t panels) {
+  const size_t rows = offsets.back();
+  const size_t chunk = ChunkRows(rows, panels, ctx.pool.threads());
+  Slice* slices = ctx.scratch.Get<Slice>(slot, experts.size() + rows / chunk);
+  size_t count = 0;
+  for (size_t e = 0; e < experts.size(); ++e) {
+    SY_CHECK_MSG(offsets[e] <= offsets[e + 1], "offsets descend at ", e);
+    const size_t end = offsets[e + 1];
+    for (size_t begin = offsets[e]; begin < end; begin += chunk) {
+      slices[count++] = {experts[e], begin, std::min(end, begin + chunk)};
+    }
+  }
+  return {slices, count};
+}
+
+// Calls body(first row, rows) for the register tiles of a slice.
+template <typename Body>
+void ForEachTile(const Slice& s, Body body) {
+  for (size_t row = s.begin; row < s.end; row += kTileRows) {
+    body(row, std::min<size_t>(kTileRows, s.end - row));
+  }
+}
+
+// hidden = round(SiLU(gate) ⊙ up) for one slice and one panel of gate_up; hidden's rows are the
+// left side of down.
+void GateUpBlock(const Isa& isa, const Slice& slice, const Panels& panels, size_t panel,
+                 LeftRows left, std::byte* hidden, size_t hidden_bytes) {
+  const PackedWeight& w = slice.expert->gate_up;
+  const TileKind kind = KindOf(isa, w.dtype);
+  const size_t width = panels.width_of(panel), lanes = isa.lanes;
+  const size_t element = kind == kTileDot ? sizeof(Bf16) : sizeof(float);
+  const size_t column = panel * panels.width / 2;
+  float gate_up[kTileRows * kPanelWidthMax], product[kPanelWidthMax / 2];
+  ForEachTile(slice, [&](size_t row, size_t count) {
+    MultiplyTile(isa, panels, w, panel, left, row, count, gate_up, width);
+    for (size_t r = 0; r < count; ++r) {
+      const float* gate = gate_up + r * width;
+      for (size_t i = 0; i < width / 2; i += lanes) {
+        isa.silu_mul(gate + 2 * i, gate + 2 * i + lanes, lanes, product + i);
+      }
+      StoreLeft(isa, kind, product, width / 2,
+                hidden + (row + r) * hidden_bytes + column * element);
+    }
+  });
+}
+
+// out = round(down · hidden) for one slice and one panel of down.
+void DownBlock(const Isa& isa, const Slice& slice, const Panels& panels, size_t panel,
+               LeftRows hidden, Matrix<float> out) {
+  const PackedWeight& w = slice.expert->down;
+  const size_t width = panels.width_of(panel), outputs = panels.outputs_of(panel);
+  float c[kTileRows * kPanelWidthMax];
+  ForEachTile(slice, [&](size_t row, size_t count) {
+    MultiplyTile(isa, panels, w, panel, hidden, row, count, c, width);
+    for (size_t r = 0; r < count; ++r) {
+      float* to = out.row(row + r) + panel * panels.width;
+      if (w.dtype == DType::kBfloat16) {
+        isa.round_to_bf16(c + r * width, outputs, to);
+      } else {
+        std::copy_n(c + r * width, outputs, to);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+PackedExpert CpuGroupedGemm::PackExpert(const WeightView& gate, const WeightView& up,
+                                        const WeightView& down, DType dtype) const {
+  SY_CHECK_MSG(up.n == gate.n && up.k == gate.k && down.n == gate.k && down.k == gate.n, "gate is ",
+               gate.n, " by ", gate.k);
+  const size_t width = gate.n, hidden = gate.k, lanes = isa_.lanes;
+  const auto interleaved = [&](size_t n) {
+    const size_t row = n / (2 * lanes) * lanes + n % lanes;
+    if (row >= width) return SourceRow{};
+    return SourceRow{n / lanes % 2 == 0 ? &gate : &up, row};
+  };
+  return {PackPanels(isa_, dtype, 2 * RoundUp(width, lanes), hidden, interleaved),
+          PackPanels(isa_, dtype, hidden, width,
+                     [&](size_t n) {
+                       return SourceRow{&down, n};
+                     }),
+          hidden, width};
+}
+
+void CpuGroupedGemm::ExpertFfn(KernelContext& ctx, Matrix<const float> x,
+                               std::span<const int32_t> offsets,
+                               std::span<const PackedExpert* const> experts,
+                               Matrix<float> out) const {
+  SY_CHECK_MSG(offsets.size() == experts.size() + 1, experts.size(), " experts");
+  SY_CHECK_MSG(offsets.front() == 0 && static_cast<size_t>(offsets.back()) == x.rows(), x.rows());
+  if (x.rows() == 0) return;
+  const size_t width = experts[0]->intermediate, hidden_width = experts[0]->hidden;
+  const DType dtype = experts[0]->down.dtype;
+  for (const PackedExpert* e : experts) {
+    SY_CHECK_MSG(e->intermediate == width && e->hidden == hidden_width && e->down.dtype == dtype,
+                 "experts of one call differ");
+  }
+  SY_CHECK_MSG(x.cols() == hidden_width && out.cols() == hidden_width && out.rows() == x.rows(),
+               "x is ", x.rows(), " by ", x.cols());
+  const Panels gate_up(isa_, dtype, experts[0]->gate_up.n, hidden_width);
+  const Panels down(isa_, dtype, hidden_width, width);
+  const LeftRows left = PrepareLeft(isa_, ctx, 0, dtype, x);
+  const size_t hidden_bytes = LeftRowBytes(KindOf(isa_, dtype), width);
+  std::byte* hidden = ctx.scratch.Get<std::byte>(1, x.rows() * hidden_bytes);
+  const std::span<const Slice> slices =
+      SliceRows(ctx, 2, offsets, experts, std::min(gate_up.count(), down.count()));
+
+  const size_t multiplications = x.rows() * hidden_width * width;
+  ForEachBlock(ctx, slices.size() * gate_up.count(), 2 * multiplications, [&](size_t b, int) {
+    GateUpBlock(isa_, slices[b / gate_up.count()], gate_up, b % gate_up.count(), left, hidden,
+                hidden_bytes);
+  });
+  ForEachBlock(ctx, slices.size() * down.count(), multiplications, [&](size_t b, int) {
+    DownBlock(isa_, slices[b / down.count()], down, b % down.count(), {hidden, hidden_bytes}, out);
+  });
+}
+
+}  // namespace switchyard

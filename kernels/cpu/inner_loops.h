@@ -1,0 +1,266 @@
+// kernels/cpu/inner_loops.h: the functions of isa.h over the registers of one vec_*.h. Each table's
+// file includes its vec_*.h, then this, once.
+#pragma once
+
+#include "kernels/cpu/isa.h"
+
+namespace switchyard::cpu {
+namespace {
+
+// Calls body(i, n) for i = 0, kLanes, …: n is kLanes, less for the last.
+template <typename Body>
+inline __attribute__((always_inline)) void ForEachVector(size_t count, Body body) {
+  size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) body(i, kLanes);
+  if (i < count) body(i, static_cast<int>(count - i));
+}
+
+inline F LowHalf(I units) { return AsFloat(ShiftLeft<16>(units)); }
+inline F HighHalf(I units) { return AsFloat(AndI(units, SetUnit(0xffff0000u))); }
+
+// ---- GEMM ----
+
+template <int kRows, int kVectors>
+struct Accumulators {
+  F v[kRows][kVectors];
+};
+
+// acc += a_s · b_s for all units s. The order of k is the same for every shape of tile.
+template <TileKind kind, int kRows, int kVectors>
+inline __attribute__((always_inline)) void Chain(const GemmTile& t,
+                                                 Accumulators<kRows, kVectors>& acc) {
+  const unsigned char* a = static_cast<const unsigned char*>(t.a);
+  const size_t stride = t.a_stride;
+  const uint32_t* b = t.b;
+  for (size_t s = 0; s < t.steps; ++s, b += t.b_stride) {
+    if constexpr (kind == kTileFloat) {
+      F right[kVectors];
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) right[j] = AsFloat(LoadUnits(b + j * kLanes));
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) {
+        const F left = Set(reinterpret_cast<const float*>(a + r * stride)[s]);
+#pragma GCC unroll 4
+        for (int j = 0; j < kVectors; ++j) acc.v[r][j] = Fma(left, right[j], acc.v[r][j]);
+      }
+    } else if constexpr (kind == kTileWiden) {
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        F right[kVectors];
+#pragma GCC unroll 4
+        for (int j = 0; j < kVectors; ++j) {
+          const I units = LoadUnits(b + j * kLanes);
+          right[j] = half == 0 ? LowHalf(units) : HighHalf(units);
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < kRows; ++r) {
+          const F left = Set(reinterpret_cast<const float*>(a + r * stride)[2 * s + half]);
+#pragma GCC unroll 4
+          for (int j = 0; j < kVectors; ++j) acc.v[r][j] = Fma(left, right[j], acc.v[r][j]);
+        }
+      }
+    } else {
+#ifdef __AVX512BF16__
+      I right[kVectors];
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) right[j] = LoadUnits(b + j * kLanes);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) {
+        const I left = SetUnit(reinterpret_cast<const uint32_t*>(a + r * stride)[s]);
+#pragma GCC unroll 4
+        for (int j = 0; j < kVectors; ++j) {
+          acc.v[r][j] = _mm512_dpbf16_ps(acc.v[r][j], (__m512bh)left, (__m512bh)right[j]);
+        }
+      }
+#endif
+    }
+  }
+}
+
+template <TileKind kind, int kRows, int kVectors>
+void RunTile(const GemmTile& t) {
+  Accumulators<kRows, kVectors> acc;
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) {
+      acc.v[r][j] = t.accumulate ? Load(t.c + r * t.c_stride + j * kLanes) : Set(0.0f);
+    }
+  }
+  Chain<kind, kRows, kVectors>(t, acc);
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) Store(t.c + r * t.c_stride + j * kLanes, acc.v[r][j]);
+  }
+}
+
+template <TileKind kind, int kVectors>
+void ByRows(const GemmTile& t) {
+  switch (t.rows) {
+    case 1:
+      return RunTile<kind, 1, kVectors>(t);
+    case 2:
+      return RunTile<kind, 2, kVectors>(t);
+    case 3:
+      return RunTile<kind, 3, kVectors>(t);
+    case 4:
+      return RunTile<kind, 4, kVectors>(t);
+    case 5:
+      return RunTile<kind, 5, kVectors>(t);
+    default:
+      return RunTile<kind, 6, kVectors>(t);
+  }
+}
+
+template <TileKind kind>
+void Tile(const GemmTile& t) {
+  if constexpr (kTileVectors == 4) {
+    if (t.vectors == 4) return ByRows<kind, kTileVectors>(t);
+    if (t.vectors == 3) return ByRows<kind, 3>(t);
+  }
+  return t.vectors == 2 ? ByRows<kind, 2>(t) : ByRows<kind, 1>(t);
+}
+
+// ---- Rounding ----
+
+// The upper half of each lane holds the BF16 after rounding to nearest even; the lower is rubbish.
+inline I RoundUpper(F f) {
+  const I u = AsInt(f);
+  const I odd = AndI(ShiftRight<16>(u), SetUnit(1));
+  const I rounded = AddI(AddI(u, SetUnit(0x7fff)), odd);
+  const I quiet = AsInt(Add(f, f));  // of a NaN: the same, quiet
+  return WhereNan(f, quiet, rounded);
+}
+
+void ToBf16(const float* in, size_t n, uint16_t* out) {
+  ForEachVector(n, [&](size_t i, int m) {
+    StoreHalvesFirst(out + i, ShiftRight<16>(RoundUpper(LoadFirst(in + i, m))), m);
+  });
+}
+
+void RoundToBf16(const float* in, size_t n, float* out) {
+  ForEachVector(n, [&](size_t i, int m) {
+    StoreFirst(out + i, HighHalf(RoundUpper(LoadFirst(in + i, m))), m);
+  });
+}
+
+void Widen(const uint16_t* in, size_t n, float* out) {
+  ForEachVector(
+      n, [&](size_t i, int m) { StoreFirst(out + i, LowHalf(LoadHalvesFirst(in + i, m)), m); });
+}
+
+// ---- Elementwise ----
+
+// e^x to about 1 ulp: x = n·ln 2 + r (ln 2 in two parts, Cody & Waite), a Taylor polynomial for
+// |r| <= ln 2 / 2 (its first missing term is below 2^-27), and 2^n in two factors, so that results
+// may be denormal, 0 or infinite. exp(0) is 1.
+inline F Exp(F x) {
+  x = Max(Set(-110.0f), Min(Set(90.0f), x));  // the second operand: a NaN stays
+  const F n = RoundToInt(Mul(x, Set(1.44269504f)));
+  F r = Fma(n, Set(-0.693359375f), x);
+  r = Fma(n, Set(2.12194440e-4f), r);
+  F p = Set(1.0f / 5040);
+  p = Fma(p, r, Set(1.0f / 720));
+  p = Fma(p, r, Set(1.0f / 120));
+  p = Fma(p, r, Set(1.0f / 24));
+  p = Fma(p, r, Set(1.0f / 6));
+  p = Fma(p, r, Set(0.5f));
+  p = Fma(Mul(r, r), p, Add(r, Set(1.0f)));
+  const I whole = ToInt(n), half = ShiftRightSigned<1>(whole), bias = SetUnit(127);
+  const F first = AsFloat(ShiftLeft<23>(AddI(half, bias)));
+  const F second = AsFloat(ShiftLeft<23>(AddI(SubI(whole, half), bias)));
+  return Mul(Mul(p, first), second);
+}
+
+float ExpOne(float x) {
+  float out;
+  StoreFirst(&out, Exp(Set(x)), 1);
+  return out;
+}
+
+void SiluMul(const float* gate, const float* up, size_t n, float* out) {
+  const F one = Set(1.0f);
+  ForEachVector(n, [&](size_t i, int m) {
+    const F g = LoadFirst(gate + i, m);
+    const F silu = Div(g, Add(one, Exp(Sub(Set(0.0f), g))));
+    StoreFirst(out + i, Mul(silu, LoadFirst(up + i, m)), m);
+  });
+}
+
+void Scale(float* x, size_t n, float factor) {
+  ForEachVector(
+      n, [&](size_t i, int m) { StoreFirst(x + i, Mul(LoadFirst(x + i, m), Set(factor)), m); });
+}
+
+void Merge(float* x, float x_factor, const float* y, float y_factor, size_t n) {
+  ForEachVector(n, [&](size_t i, int m) {
+    const F scaled = Mul(LoadFirst(y + i, m), Set(y_factor));
+    StoreFirst(x + i, Fma(LoadFirst(x + i, m), Set(x_factor), scaled), m);
+  });
+}
+
+// Four chains of registers, then a fixed tree.
+float SumSquares(const float* x, size_t n) {
+  F sums[4] = {Set(0.0f), Set(0.0f), Set(0.0f), Set(0.0f)};
+  size_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    for (int j = 0; j < 4; ++j) {
+      const F v = Load(x + i + j * kLanes);
+      sums[j] = Fma(v, v, sums[j]);
+    }
+  }
+  ForEachVector(n - i, [&](size_t j, int m) {
+    const F v = LoadFirst(x + i + j, m);
+    sums[0] = Fma(v, v, sums[0]);
+  });
+  return Sum(Add(Add(sums[0], sums[1]), Add(sums[2], sums[3])));
+}
+
+void Norm(const float* x, float factor, const float* weight, size_t n, float* y) {
+  ForEachVector(n, [&](size_t i, int m) {
+    const F scaled = Mul(LoadFirst(x + i, m), Set(factor));
+    StoreFirst(y + i, Mul(scaled, LoadFirst(weight + i, m)), m);
+  });
+}
+
+// ---- Attention ----
+
+void Transpose(const unsigned char* const* rows, size_t units, uint32_t* out) {
+  for (int row = 0; row < kSubBlock; row += kLanes) {
+    ForEachVector(units, [&](size_t i, int m) {
+      TransposeSquare(rows + row, i * sizeof(uint32_t), m, out + i * kSubBlock + row);
+    });
+  }
+}
+
+float SoftmaxStep(float* s, int n, float scale, float* max, float* sum) {
+  const F lowest = Set(-__builtin_inff());
+  F highest = lowest;
+  for (int i = 0; i < kSubBlock; i += kLanes) {
+    const int valid = n - i < 0 ? 0 : n - i > kLanes ? kLanes : n - i;
+    const F v = KeepFirst(Mul(Load(s + i), Set(scale)), valid, lowest);
+    Store(s + i, v);
+    highest = Max(v, highest);
+  }
+  const float step_max = MaxOf(highest), old_max = *max;
+  const float new_max = step_max > old_max ? step_max : old_max;
+  F total = Set(0.0f);
+  for (int i = 0; i < kSubBlock; i += kLanes) {
+    const F e = Exp(Sub(Load(s + i), Set(new_max)));
+    Store(s + i, e);
+    total = Add(total, e);
+  }
+  const float factor = ExpOne(old_max - new_max);
+  *max = new_max;
+  *sum = *sum * factor + Sum(total);
+  return factor;
+}
+
+}  // namespace
+}  // namespace switchyard::cpu
+
+// The members of Isa after `dot`, in order.
+#define SY_INNER_LOOPS(dot_tile)                                                              \
+  {Tile<kTileFloat>, Tile<kTileWiden>, dot_tile}, ToBf16, RoundToBf16, Widen, SiluMul, Scale, \
+      Merge, ExpOne, SumSquares, Norm, Transpose, SoftmaxStep

@@ -1,0 +1,73 @@
+// kernels/cpu/isa.h: the inner loops, one table of functions for each instruction set.
+//
+// The files that define the tables (avx2.cc, avx512.cc, avx512_bf16.cc) are compiled for CPUs that
+// may not be there. They include this header and the compiler's intrinsics alone and define
+// everything else in an anonymous namespace: were they to instantiate a template or an inline
+// function that others use too, the linker could pick their copy for all. So this header holds
+// plain data only, and threads, memory and views stay in the files that are compiled for any CPU.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace switchyard::cpu {
+
+constexpr int kTileRows = 6;   // rows of a register tile
+constexpr int kSubBlock = 64;  // keys of one step of the online softmax
+
+// How a tile multiplies. A unit is 32 bits: one float, or the BF16 of k = 2s (low) and 2s + 1.
+enum TileKind {
+  kTileFloat = 0,  // a: floats, b: floats; unit s is k = s
+  kTileWiden = 1,  // a: floats (the caller rounded them if it must), b: BF16 pairs
+  kTileDot = 2,    // a: BF16 pairs, b: BF16 pairs, products summed by the BF16 dot instruction
+  kTileKinds = 3,
+};
+
+// c [rows, vectors·lanes] (+)= a · b. Each c is one chain over k, ascending, whatever the tile's
+// shape, so a chain may be cut anywhere and continued by `accumulate`.
+struct GemmTile {
+  const void* a;      // row r at a + r·a_stride
+  size_t a_stride;    // bytes
+  const uint32_t* b;  // unit s of the columns at b + s·b_stride
+  size_t b_stride;    // units
+  size_t steps;       // units of k
+  float* c;
+  size_t c_stride;  // floats
+  int rows;         // 1 … kTileRows
+  int vectors;      // 1 … tile_vectors
+  bool accumulate;
+};
+
+struct Isa {
+  const char* name;
+  int lanes;         // floats in a register
+  int tile_vectors;  // registers across a tile
+  bool dot;          // has kTileDot
+
+  void (*tile[kTileKinds])(const GemmTile& tile);
+  // The bit patterns of ToBf16 (common/bf16.h): denormals are kept.
+  void (*to_bf16)(const float* in, size_t n, uint16_t* out);
+  void (*round_to_bf16)(const float* in, size_t n, float* out);  // out may be in
+  void (*widen)(const uint16_t* in, size_t n, float* out);
+  // out = SiLU(gate) · up
+  void (*silu_mul)(const float* gate, const float* up, size_t n, float* out);
+  void (*scale)(float* x, size_t n, float factor);  // x *= factor
+  // x = x·x_factor + y·y_factor
+  void (*merge)(float* x, float x_factor, const float* y, float y_factor, size_t n);
+  float (*exp)(float x);
+  float (*sum_squares)(const float* x, size_t n);
+  // y = x · factor · weight; y may be x.
+  void (*norm)(const float* x, float factor, const float* weight, size_t n, float* y);
+  // out [units, kSubBlock] = the transpose of kSubBlock rows of `units`; rows may be unaligned.
+  void (*transpose)(const unsigned char* const* rows, size_t units, uint32_t* out);
+  // One step of the online softmax over the first n of s [kSubBlock], n >= 1: s becomes
+  // exp(s·scale − max), 0 from n on; max and sum include the step. Returns the factor that scales
+  // what was summed before.
+  float (*softmax_step)(float* s, int n, float scale, float* max, float* sum);
+};
+
+extern const Isa kAvx2;
+extern const Isa kAvx512;
+extern const Isa kAvx512Bf16;
+
+}  // namespace switchyard::cpu

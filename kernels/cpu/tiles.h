@@ -1,0 +1,102 @@
+// kernels/cpu/tiles.h: both sides of a matrix product in the form that Isa::tile reads, and the
+// walk over tiles. Shared by gemm and grouped_gemm.
+//
+// Right side: panels of W = lanes · tile_vectors outputs, [panel][step][W] units; the last panel is
+// only as wide as it must be, in whole registers. Columns and the odd half past the end are 0.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/cpu/isa.h"
+#include "kernels/gemm.h"
+
+namespace switchyard::cpu {
+
+// Outputs of the widest panel of any table.
+inline constexpr size_t kPanelWidthMax = 64;
+
+inline size_t RoundUp(size_t n, size_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+inline TileKind KindOf(const Isa& isa, DType dtype) {
+  if (dtype == DType::kFloat32) return kTileFloat;
+  return isa.dot ? kTileDot : kTileWiden;
+}
+
+// Units of k.
+inline size_t StepsOf(DType dtype, size_t k) { return dtype == DType::kFloat32 ? k : (k + 1) / 2; }
+
+// The right side's geometry.
+struct Panels {
+  Panels(const Isa& isa, DType dtype, size_t n, size_t k)
+      : n(n),
+        steps(StepsOf(dtype, k)),
+        width(static_cast<size_t>(isa.lanes) * isa.tile_vectors),
+        columns(RoundUp(n, isa.lanes)) {}
+
+  size_t count() const { return (columns + width - 1) / width; }
+  size_t units() const { return columns * steps; }
+  size_t begin(size_t panel) const { return panel * width * steps; }  // in units
+  size_t width_of(size_t panel) const { return std::min(width, columns - panel * width); }
+  // Outputs of the panel that exist.
+  size_t outputs_of(size_t panel) const { return std::min(width, n - panel * width); }
+
+  size_t n, steps;
+  size_t width;    // outputs of a full panel
+  size_t columns;  // n in whole registers
+};
+
+// Packs `columns` outputs; source(n) says which row of which weight is output n (null data: zeros).
+struct SourceRow {
+  const WeightView* weight = nullptr;
+  size_t row = 0;
+};
+PackedWeight PackPanels(const Isa& isa, DType dtype, size_t n, size_t k,
+                        FunctionRef<SourceRow(size_t n)> source);
+
+// The left side: rows of floats or of BF16 pairs, `row_bytes` apart.
+struct LeftRows {
+  const std::byte* data = nullptr;
+  size_t row_bytes = 0;
+  const std::byte* row(size_t i) const { return data + i * row_bytes; }
+};
+
+// Bytes of a row of k elements; never a power of two, so that the rows of a tile lie in different
+// cache sets.
+inline size_t LeftRowBytes(TileKind kind, size_t k) {
+  return RoundUp(k * (kind == kTileDot ? sizeof(Bf16) : sizeof(float)), 64) + 64;
+}
+// Converts n elements to `row`, rounding unless kind is kTileFloat.
+void StoreLeft(const Isa& isa, TileKind kind, const float* x, size_t n, std::byte* row);
+// The rows of x as a left side for weights of `dtype`: x itself, or converted into `slot` of
+// ctx.scratch.
+LeftRows PrepareLeft(const Isa& isa, KernelContext& ctx, int slot, DType dtype,
+                     Matrix<const float> x);
+
+// The product of up to kTileRows rows with one panel: c [rows, width_of(panel)].
+inline void MultiplyTile(const Isa& isa, const Panels& panels, const PackedWeight& w, size_t panel,
+                         LeftRows left, size_t first_row, size_t rows, float* c, size_t c_stride) {
+  const size_t width = panels.width_of(panel);
+  isa.tile[KindOf(isa, w.dtype)](
+      {.a = left.row(first_row),
+       .a_stride = left.row_bytes,
+       .b = reinterpret_cast<const uint32_t*>(w.bytes.data()) + panels.begin(panel),
+       .b_stride = width,
+       .steps = panels.steps,
+       .c = c,
+       .c_stride = c_stride,
+       .rows = static_cast<int>(rows),
+       .vectors = static_cast<int>(width / isa.lanes),
+       .accumulate = false});
+}
+
+// Rows that are multiplied with one panel before the next: enough that the panel's way from memory
+// is hidden, few enough that every thread gets some.
+size_t ChunkRows(size_t rows, size_t panels, int threads);
+
+// Calls body(block, thread) for all blocks, in tasks that are worth a thread's while.
+void ForEachBlock(KernelContext& ctx, size_t blocks, size_t multiplications,
+                  FunctionRef<void(size_t block, int thread)> body);
+
+}  // namespace switchyard::cpu
