@@ -1,0 +1,383 @@
+#include "engine/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <map>
+#include <random>
+#include <set>
+
+#include "engine/test_model.h"
+
+namespace switchyard {
+namespace {
+
+// All that a request was answered.
+struct Answer {
+  std::vector<SampledToken> tokens, prompt_logprobs;
+  FinishReason finish = FinishReason::kNone;
+};
+
+std::string Bits(float f) { return std::to_string(std::bit_cast<uint32_t>(f)); }
+std::string Bits(const std::vector<SampledToken>& tokens) {
+  std::string out;
+  for (const SampledToken& t : tokens) {
+    out += std::to_string(t.token) + ":" + Bits(t.logprob) + ":" + std::to_string(t.rank);
+    for (const TokenLogprob& p : t.top)
+      out += "," + std::to_string(p.token) + "=" + Bits(p.logprob);
+    out += " ";
+  }
+  return out;
+}
+// A whole run, to be compared to the last bit.
+using Answers = std::map<std::string, std::string>;
+Answers BitsOf(const std::map<std::string, Answer>& answers) {
+  Answers out;
+  for (const auto& [id, a] : answers) {
+    out[id] = Bits(a.tokens) + "| " + Bits(a.prompt_logprobs) + "| " +
+              std::to_string(static_cast<int>(a.finish));
+  }
+  return out;
+}
+
+std::unique_ptr<Engine> MakeEngine(const EngineOptions& options, Model& model = TestModel()) {
+  auto engine = Engine::Create(&model, options);
+  SY_CHECK_MSG(engine.ok(), std::string(engine.status().message()));
+  return *std::move(engine);
+}
+
+EngineRequest MakeRequest(const std::string& id, std::vector<TokenId> prompt, int max_tokens) {
+  EngineRequest r;
+  r.key = {id, 1};
+  r.prompt_ids = std::move(prompt);
+  r.max_tokens = max_tokens;
+  r.ignore_eos = true;
+  r.sampling.temperature = 0;
+  r.sampling.logprobs = 2;
+  return r;
+}
+
+std::vector<TokenId> RandomPrompt(std::mt19937& rng, int length) {
+  std::vector<TokenId> ids;
+  for (int i = 0; i < length; ++i) ids.push_back(static_cast<TokenId>(4 + rng() % 4000));
+  return ids;
+}
+
+// Lengths around the block size, all kinds of sampling, some with prompt log-probabilities.
+std::vector<EngineRequest> MixedRequests() {
+  std::mt19937 rng(7);
+  std::vector<EngineRequest> requests;
+  for (int i = 0; i < 24; ++i) {
+    const int edges[] = {1, 2, 15, 16, 17, 33};
+    const int length = i < 6 ? edges[i] : 1 + static_cast<int>(rng() % 40);
+    EngineRequest r =
+        MakeRequest(std::to_string(i), RandomPrompt(rng, length), 1 + static_cast<int>(rng() % 20));
+    r.ignore_eos = i % 3 != 0;
+    r.priority = static_cast<int>(rng() % 2);
+    if (i % 2) {
+      r.sampling.temperature = 0.7f + 0.1f * static_cast<float>(i % 5);
+      r.sampling.top_k = i % 4 == 1 ? 20 : 0;
+      r.sampling.top_p = i % 8 < 4 ? 0.9f : 1.0f;
+      r.sampling.seed = rng();
+    }
+    if (i % 5 == 0) r.prompt_logprobs = 1;
+    requests.push_back(std::move(r));
+  }
+  return requests;
+}
+
+// Steps until nothing is left; `answers` gathers by request.
+void Drain(Engine& engine, std::map<std::string, Answer>* answers) {
+  for (int step = 0; engine.HasWork(); ++step) {
+    ASSERT_LT(step, 20000) << "livelock";
+    auto outputs = engine.Step();
+    if (absl::IsUnavailable(outputs.status())) continue;  // run it again
+    ASSERT_TRUE(outputs.ok()) << outputs.status();
+    for (EngineOutput& o : *outputs) {
+      Answer& a = (*answers)[o.key.request];
+      ASSERT_TRUE(o.token.has_value()) << o.error;
+      ASSERT_EQ(a.finish, FinishReason::kNone) << "a token after the end";
+      ASSERT_EQ(o.index, static_cast<int>(a.tokens.size()));
+      a.tokens.push_back(*o.token);
+      if (!o.prompt_logprobs.empty()) a.prompt_logprobs = o.prompt_logprobs;
+      a.finish = o.finish;
+    }
+  }
+}
+
+void ExpectAtRest(const Engine& engine) {
+  const EngineStats s = engine.stats();
+  EXPECT_EQ(s.running + s.waiting + s.held, 0);
+  EXPECT_EQ(s.blocks.free, s.blocks.total);
+  EXPECT_FALSE(engine.HasWork());
+}
+
+std::map<std::string, Answer> RunAll(const EngineOptions& options, EngineStats* stats = nullptr,
+                                     Model& model = TestModel()) {
+  auto engine = MakeEngine(options, model);
+  std::map<std::string, Answer> answers;
+  for (EngineRequest& r : MixedRequests()) {
+    const absl::Status added = engine->Add(std::move(r));
+    SY_CHECK_MSG(added.ok(), std::string(added.message()));
+  }
+  Drain(*engine, &answers);
+  ExpectAtRest(*engine);
+  if (stats != nullptr) *stats = engine->stats();
+  return answers;
+}
+
+// One request after the other, nothing else in the engine: what every layout must equal.
+const std::map<std::string, Answer>& Alone() {
+  static const auto answers = [] {
+    std::map<std::string, Answer> a;
+    auto engine = MakeEngine({.max_model_len = 128, .max_num_seqs = 1});
+    for (EngineRequest& r : MixedRequests()) {
+      SY_CHECK(engine->Add(std::move(r)).ok());
+      Drain(*engine, &a);
+    }
+    return a;
+  }();
+  return answers;
+}
+
+TEST(EngineBitsTest, RequestsDiffer) {
+  std::set<std::string> distinct;
+  for (const auto& [id, bits] : BitsOf(Alone())) distinct.insert(bits);
+  EXPECT_EQ(distinct.size(), 24u);
+  for (const EngineRequest& r : MixedRequests()) {
+    const Answer& a = Alone().at(r.key.request);
+    EXPECT_NE(a.finish, FinishReason::kNone);
+    EXPECT_EQ(a.prompt_logprobs.size(), r.prompt_logprobs < 0 ? 0 : r.prompt_ids.size() - 1);
+    if (a.finish == FinishReason::kLength) {
+      EXPECT_EQ(a.tokens.size(), static_cast<size_t>(r.max_tokens));
+    }
+  }
+}
+
+TEST(EngineBitsTest, AllAtOnceEqualsOneAtATime) {
+  EXPECT_EQ(BitsOf(RunAll({.max_model_len = 128})), BitsOf(Alone()));
+}
+
+TEST(EngineBitsTest, ChunksDoNotMatter) {
+  EXPECT_EQ(
+      BitsOf(RunAll({.max_model_len = 128, .max_num_batched_tokens = 16, .prefill_chunk = 16})),
+      BitsOf(Alone()));
+  EXPECT_EQ(BitsOf(RunAll({.max_model_len = 128,
+                           .max_num_batched_tokens = 37,
+                           .prefill_chunk = 5,
+                           .block_size = 8})),
+            BitsOf(Alone()));
+}
+
+TEST(EngineBitsTest, PreemptionDoesNotMatter) {
+  EngineStats stats;
+  EXPECT_EQ(BitsOf(RunAll({.max_model_len = 128, .block_size = 4, .kv_blocks = 18}, &stats)),
+            BitsOf(Alone()));
+  EXPECT_GT(stats.preemptions, 0u);
+}
+
+TEST(EngineBitsTest, AStepThatFailedMayBeRunAgain) {
+  FaultyModel model(TestModel());
+  model.fail_every = 3;
+  EXPECT_EQ(BitsOf(RunAll({.max_model_len = 128}, nullptr, model)), BitsOf(Alone()));
+}
+
+// A replay begins with what was already told, at any place.
+TEST(EngineBitsTest, ReplayContinuesWithTheSameBits) {
+  auto engine = MakeEngine({.max_model_len = 128});
+  std::map<std::string, Answer> want;
+  for (EngineRequest& r : MixedRequests()) {
+    const Answer& whole = Alone().at(r.key.request);
+    const size_t told = whole.tokens.size() / 2;
+    for (size_t i = 0; i < told; ++i) r.generated_ids.push_back(whole.tokens[i].token);
+    Answer rest = whole;
+    rest.tokens.erase(rest.tokens.begin(), rest.tokens.begin() + static_cast<ptrdiff_t>(told));
+    want[r.key.request] = rest;
+    ASSERT_TRUE(engine->Add(std::move(r)).ok());
+  }
+  std::map<std::string, Answer> got;
+  while (engine->HasWork()) {
+    const auto outputs = engine->Step().value();
+    for (const EngineOutput& o : outputs) {
+      Answer& a = got[o.key.request];
+      EXPECT_EQ(o.index,
+                static_cast<int>(a.tokens.size() + Alone().at(o.key.request).tokens.size() / 2));
+      a.tokens.push_back(*o.token);
+      if (!o.prompt_logprobs.empty()) a.prompt_logprobs = o.prompt_logprobs;
+      a.finish = o.finish;
+    }
+  }
+  EXPECT_EQ(BitsOf(got), BitsOf(want));
+}
+
+// One engine computes prompts, another decodes; the KV goes across as the progress reports say.
+TEST(EngineHandoffTest, PrefillPlusDecodeEqualsOneEngine) {
+  auto prefill = MakeEngine({.max_model_len = 128, .prefill_chunk = 16, .kv_blocks = 40});
+  auto decode = MakeEngine({.max_model_len = 128, .kv_blocks = 24});
+  const KvLayout layout = prefill->kv().layout();
+  // MLA: the rows of a block lie one after the other.
+  ASSERT_EQ(layout.kind, KvLayout::Kind::kMla);
+  const size_t row_bytes = layout.BlockBytes() / static_cast<size_t>(layout.block_tokens);
+  std::map<AttemptKey, KvReservation> reservations;
+  std::map<std::string, std::vector<int>> reported;  // rows by request and layer
+  prefill->SetKvProgress([&](const KvProgress& p) {
+    auto [it, first] = reservations.try_emplace(p.key);
+    if (first) it->second = decode->Reserve(p.prompt_tokens).value();
+    auto& rows = reported[p.key.request];
+    rows.resize(static_cast<size_t>(layout.layers));
+    ASSERT_EQ(rows[static_cast<size_t>(p.layer)], p.first_token) << "a gap or a repeat";
+    rows[static_cast<size_t>(p.layer)] += p.tokens;
+    for (int t = p.first_token; t < p.first_token + p.tokens; ++t) {
+      const auto block = static_cast<size_t>(t / layout.block_tokens);
+      const size_t offset = static_cast<size_t>(t % layout.block_tokens) * row_bytes;
+      std::memcpy(decode->kv().Block(p.layer, it->second.blocks[block].value()) + offset,
+                  prefill->kv().Block(p.layer, p.blocks[block].value()) + offset, row_bytes);
+    }
+  });
+  std::map<std::string, Answer> answers;
+  const auto requests = MixedRequests();
+  for (size_t group = 0; group < requests.size(); group += 4) {
+    for (size_t i = group; i < group + 4; ++i) {
+      EngineRequest r = requests[i];
+      r.prefill_only = true;
+      ASSERT_TRUE(prefill->Add(std::move(r)).ok());
+    }
+    std::map<std::string, Answer> first;
+    Drain(*prefill, &first);
+    EXPECT_EQ(prefill->stats().held, 4);
+    for (size_t i = group; i < group + 4; ++i) {
+      const EngineRequest& r = requests[i];
+      const Answer& a = answers[r.key.request] = first.at(r.key.request);
+      ASSERT_EQ(a.tokens.size(), 1u);
+      EXPECT_EQ(reported[r.key.request].back(), static_cast<int>(r.prompt_ids.size()));
+      prefill->Release(r.key);
+      const KvReservation& reservation = reservations.at(r.key);
+      const absl::Status adopted = decode->Adopt(r, reservation, a.tokens[0].token);
+      EXPECT_EQ(adopted.ok(), a.finish == FinishReason::kNone) << adopted;
+      if (!adopted.ok()) decode->ReleaseReservation(reservation, false);
+    }
+    Drain(*decode, &answers);
+  }
+  EXPECT_EQ(BitsOf(answers), BitsOf(Alone()));
+  ExpectAtRest(*prefill);
+  ExpectAtRest(*decode);
+}
+
+TEST(EngineTest, StopTokensEndARequest) {
+  auto engine = MakeEngine({.max_model_len = 128});
+  const EngineRequest base = MixedRequests()[4];
+  const std::vector<SampledToken>& want = Alone().at("4").tokens;
+  ASSERT_GE(want.size(), 3u);
+  EngineRequest r = base;
+  r.stop_token_ids = {want[2].token};
+  ASSERT_TRUE(engine->Add(r).ok());
+  std::map<std::string, Answer> answers;
+  Drain(*engine, &answers);
+  EXPECT_EQ(answers["4"].finish, FinishReason::kStop);
+  size_t first = 0;
+  while (want[first].token != want[2].token) ++first;
+  EXPECT_EQ(answers["4"].tokens.size(), first + 1);
+}
+
+TEST(EngineTest, ContextEndsARequest) {
+  auto engine = MakeEngine({.max_model_len = 12});
+  std::mt19937 rng(1);
+  ASSERT_TRUE(engine->Add(MakeRequest("a", RandomPrompt(rng, 9), 1000)).ok());
+  std::map<std::string, Answer> answers;
+  Drain(*engine, &answers);
+  EXPECT_EQ(answers["a"].tokens.size(), 3u);
+  EXPECT_EQ(answers["a"].finish, FinishReason::kLength);
+}
+
+TEST(EngineTest, AbortFreesEverything) {
+  auto engine = MakeEngine({.max_model_len = 128, .max_num_seqs = 5});
+  const auto requests = MixedRequests();
+  for (size_t i = 0; i < requests.size(); ++i) {
+    EngineRequest r = requests[i];
+    r.prefill_only = i % 4 == 0;
+    ASSERT_TRUE(engine->Add(std::move(r)).ok());
+  }
+  const auto reservation = engine->Reserve(20);
+  for (int i = 0; i < 5; ++i) ASSERT_TRUE(engine->Step().ok());
+  EXPECT_GT(engine->stats().blocks.owned, 0);
+  for (const EngineRequest& r : requests) engine->Abort(r.key);
+  engine->Abort({"unknown", 1});
+  if (reservation.ok()) {
+    engine->ReleaseReservation(*reservation, true);
+    EXPECT_EQ(engine->stats().blocks.quarantined, 2);
+    engine->Unquarantine(*reservation);
+  }
+  ExpectAtRest(*engine);
+}
+
+TEST(EngineTest, FirstTokenMayFinishAPrefill) {
+  auto engine = MakeEngine({.max_model_len = 128});
+  EngineRequest r = MakeRequest("a", {5, 6, 7}, 1);
+  r.prefill_only = true;
+  ASSERT_TRUE(engine->Add(r).ok());
+  std::map<std::string, Answer> answers;
+  Drain(*engine, &answers);
+  EXPECT_EQ(answers["a"].finish, FinishReason::kLength);
+  EXPECT_EQ(engine->stats().held, 1);
+  engine->Release(r.key);
+  engine->Release(r.key);
+  ExpectAtRest(*engine);
+}
+
+TEST(EngineTest, BadLogitsFailOneRequest) {
+  FaultyModel model(TestModel());
+  model.poison_logits = true;
+  auto engine = MakeEngine({.max_model_len = 128}, model);
+  ASSERT_TRUE(engine->Add(MakeRequest("bad", {5, 6, 7}, 4)).ok());
+  ASSERT_TRUE(engine->Add(MakeRequest("good", {5, 6, 7}, 4)).ok());
+  const auto outputs = engine->Step();
+  ASSERT_TRUE(outputs.ok());
+  ASSERT_EQ(outputs->size(), 2u);
+  EXPECT_EQ((*outputs)[0].finish, FinishReason::kError);
+  EXPECT_EQ((*outputs)[0].error.message(), "logits before position 3 are not finite");
+  EXPECT_FALSE((*outputs)[0].token.has_value());
+  EXPECT_EQ((*outputs)[1].finish, FinishReason::kNone);
+  EXPECT_EQ(engine->stats().running, 1);
+}
+
+TEST(EngineTest, RefusalsNameTheValue) {
+  auto engine = MakeEngine({.max_model_len = 64, .kv_blocks = 3});
+  const auto refusal = [&](EngineRequest r) { return std::string(engine->Add(r).message()); };
+  EXPECT_EQ(refusal(MakeRequest("a", {5, 4096}, 4)),
+            "prompt_ids[1] is 4096; allowed are 0 to 4095");
+  EXPECT_EQ(refusal(MakeRequest("a", std::vector<TokenId>(64, 5), 4)),
+            "prompt_ids and generated_ids have 64 tokens; max_model_len 64 leaves at most 63");
+  EXPECT_EQ(refusal(MakeRequest("a", std::vector<TokenId>(40, 5), 40)),
+            "prompt of 40 tokens with max_tokens 40 may need 4 KV blocks of 16 tokens; kv_blocks "
+            "is 3");
+  EXPECT_EQ(engine->Reserve(64).status().message(),
+            "tokens of a reservation is 64; allowed are 1 to 63");
+  EXPECT_EQ(engine->Reserve(49).status().code(), absl::StatusCode::kResourceExhausted);
+  ExpectAtRest(*engine);
+
+  const auto created = [](EngineOptions o) {
+    return std::string(Engine::Create(&TestModel(), o).status().message());
+  };
+  EXPECT_EQ(created({.max_model_len = 4096}), "max_model_len is 4096; allowed are 2 to 2048");
+  EXPECT_EQ(created({.max_num_batched_tokens = 0}),
+            "max_num_batched_tokens is 0; allowed are 1 to 2048");
+  EXPECT_EQ(created({.block_size = -1}), "block_size is -1; allowed are 1 to 1024");
+}
+
+TEST(EngineTest, AdoptRefusalLeavesTheReservation) {
+  auto engine = MakeEngine({.max_model_len = 64});
+  const KvReservation one = engine->Reserve(3).value();
+  EXPECT_EQ(one.generations.size(), 1u);
+  EngineRequest r = MakeRequest("a", std::vector<TokenId>(17, 5), 4);
+  EXPECT_FALSE(engine->Adopt(r, one, 5).ok());  // 17 tokens need two blocks
+  r.prompt_ids.resize(3);
+  EXPECT_FALSE(engine->Adopt(r, one, -1).ok());
+  r.stop_token_ids = {5};
+  EXPECT_FALSE(engine->Adopt(r, one, 5).ok());  // already over
+  EXPECT_EQ(engine->stats().blocks.leased, 1);
+  engine->ReleaseReservation(one, false);
+  ExpectAtRest(*engine);
+}
+
+}  // namespace
+}  // namespace switchyard
