@@ -1,0 +1,104 @@
+// The inner loops that no op shows on its own: exp, rounding, transposition.
+#include "kernels/cpu/isa.h"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "common/bf16.h"
+#include "kernels/kernel_set.h"
+
+namespace switchyard::cpu {
+namespace {
+
+class IsaTest : public testing::TestWithParam<const Isa*> {
+ protected:
+  void SetUp() override {
+    if (!SelectKernels(isa_.name).ok()) GTEST_SKIP() << "this CPU cannot run " << isa_.name;
+  }
+  const Isa& isa_ = *GetParam();
+};
+
+TEST_P(IsaTest, ExpIsAccurateToTwoUlp) {
+  for (float x = -87.0f; x < 88.0f; x += 0.00137f) {
+    const double exact = std::exp(static_cast<double>(x));
+    const float nearest = static_cast<float>(exact);
+    const double ulp = std::nextafter(nearest, INFINITY) - nearest;
+    ASSERT_LE(std::abs(isa_.exp(x) - exact), 2 * ulp) << x;
+  }
+  EXPECT_EQ(isa_.exp(0.0f), 1.0f);
+  EXPECT_EQ(isa_.exp(-200.0f), 0.0f);
+  EXPECT_EQ(isa_.exp(-INFINITY), 0.0f);
+  EXPECT_EQ(isa_.exp(200.0f), INFINITY);
+  EXPECT_TRUE(std::isnan(isa_.exp(NAN)));
+  EXPECT_NEAR(isa_.exp(-100.0f), std::exp(-100.0), 1.5e-45);
+}
+
+// Bit patterns of all kinds: zeros, denormals, ties, the largest, infinities, NaNs.
+std::vector<float> Specials() {
+  std::vector<float> v;
+  for (const uint32_t sign : {0u, 0x80000000u}) {
+    for (const uint32_t u : {0u, 1u, 0x7fffu, 0x8000u, 0x8001u, 0x18000u, 0x7fffffu, 0x800000u,
+                             0x3f808000u, 0x3f818000u, 0x3f80ffffu, 0x7f7fffffu, 0x7f7f7fffu,
+                             0x7f800000u, 0x7f800001u, 0x7fc00000u, 0x7fffffffu}) {
+      v.push_back(std::bit_cast<float>(u | sign));
+    }
+  }
+  std::mt19937 rng(3);
+  while (v.size() < 1003) v.push_back(std::bit_cast<float>(static_cast<uint32_t>(rng())));
+  return v;
+}
+
+TEST_P(IsaTest, RoundingIsThatOfToBf16) {
+  const std::vector<float> in = Specials();
+  std::vector<uint16_t> halves(in.size());
+  std::vector<float> rounded(in.size()), widened(in.size());
+  isa_.to_bf16(in.data(), in.size(), halves.data());
+  isa_.round_to_bf16(in.data(), in.size(), rounded.data());
+  isa_.widen(halves.data(), halves.size(), widened.data());
+  for (size_t i = 0; i < in.size(); ++i) {
+    const uint32_t bits = std::bit_cast<uint32_t>(in[i]);
+    EXPECT_EQ(halves[i], ToBf16(in[i]).bits) << std::hex << bits;
+    EXPECT_EQ(std::bit_cast<uint32_t>(rounded[i]), uint32_t{halves[i]} << 16) << std::hex << bits;
+    EXPECT_EQ(std::bit_cast<uint32_t>(widened[i]), uint32_t{halves[i]} << 16) << std::hex << bits;
+  }
+}
+
+TEST_P(IsaTest, TransposeMovesEveryUnit) {
+  for (const size_t units : {1, 7, 8, 9, 16, 31, 64}) {
+    std::vector<uint32_t> in(kSubBlock * units), out(kSubBlock * units);
+    std::vector<const unsigned char*> rows;
+    for (size_t i = 0; i < in.size(); ++i) in[i] = static_cast<uint32_t>(i);
+    for (int r = 0; r < kSubBlock; ++r) {
+      rows.push_back(reinterpret_cast<const unsigned char*>(in.data() + r * units));
+    }
+    isa_.transpose(rows.data(), units, out.data());
+    for (int r = 0; r < kSubBlock; ++r) {
+      for (size_t u = 0; u < units; ++u) ASSERT_EQ(out[u * kSubBlock + r], in[r * units + u]);
+    }
+  }
+}
+
+TEST_P(IsaTest, SiluAtItsEnds) {
+  const std::vector<float> gate = {0.0f, 100.0f, -100.0f, 1.0f, -1e30f, 1e30f, -INFINITY},
+                           up(7, 2.0f);
+  std::vector<float> out(7);
+  isa_.silu_mul(gate.data(), up.data(), gate.size(), out.data());
+  EXPECT_EQ(out[0], 0.0f);
+  EXPECT_EQ(out[1], 200.0f);
+  EXPECT_NEAR(out[2], 0.0f, 1e-35);
+  EXPECT_NEAR(out[3], 2 / (1 + std::exp(-1.0)), 1e-6);
+  EXPECT_EQ(out[4], 0.0f);
+  EXPECT_EQ(out[5], 2e30f);
+}
+
+INSTANTIATE_TEST_SUITE_P(Tables, IsaTest, testing::Values(&kAvx2, &kAvx512, &kAvx512Bf16),
+                         [](const auto& info) { return std::string(info.param->name); });
+
+}  // namespace
+}  // namespace switchyard::cpu
