@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/ids.h"
+#include "text/text_assembler.h"
 
 namespace switchyard {
 
@@ -22,7 +23,8 @@ class Tokenizer {
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& path);
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Parse(std::string_view json);
 
-  // kInvalidArgument if `text` is not UTF-8 (names the byte offset).
+  // kInvalidArgument if `text` is not UTF-8 (names the byte offset) or longer than 256 MiB;
+  // kResourceExhausted if a pattern needs too much backtracking.
   virtual absl::StatusOr<std::vector<TokenId>> Encode(std::string_view text,
                                                       bool add_special_tokens) const = 0;
   // Ids without a token are kInvalidArgument.
@@ -32,17 +34,22 @@ class Tokenizer {
   virtual int vocab_size() const = 0;
   virtual bool IsSpecial(TokenId id) const = 0;
   // The bytes that `id` adds, whole or part of a character: the raw material of DetokenizerStream.
-  // Empty for unknown ids.
+  // Null data for ids without a token.
   virtual std::string_view TokenBytes(TokenId id) const = 0;
+  // True for a token <0xHH> that stands for one byte where the decoder has ByteFallback.
+  virtual bool IsByteToken(TokenId) const { return false; }
+  // How bytes become text. Lives as long as the tokenizer.
+  virtual const TextRules& text_rules() const = 0;
 };
 
 // Streams text: gives out only whole UTF-8 characters, so that the pieces concatenated equal Decode
-// of all ids. One per request; not thread-safe.
+// of all ids. Under ByteFallback a run of byte tokens is held back until it ends, because one bad
+// byte makes all of it U+FFFD. One per request; not thread-safe.
 class DetokenizerStream {
  public:
   // `tokenizer` must outlive it.
   DetokenizerStream(const Tokenizer* tokenizer, bool skip_special_tokens);
-  // The text that `id` completes; may be empty.
+  // The text that `id` completes; may be empty. Ids without a token are passed over.
   std::string Push(TokenId id);
   // What is left (an incomplete character becomes U+FFFD, as in Decode).
   std::string Finish();
@@ -50,7 +57,7 @@ class DetokenizerStream {
  private:
   const Tokenizer* tokenizer_;
   bool skip_special_tokens_;
-  std::string pending_;  // bytes of an incomplete character
+  TextAssembler assembler_;
 };
 
 }  // namespace switchyard

@@ -1,0 +1,75 @@
+// text/bpe.h: tokenizer.json's "model": a BPE vocabulary and its ranked merges.
+// Source: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units".
+// Immutable and thread-safe.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "common/ids.h"
+#include "text/json_reader.h"
+
+namespace switchyard {
+
+constexpr TokenId kTokenIdMax = (1 << 24) - 1;  // bounds the tables by id; real ones are < 2^19
+
+class BpeModel {
+ public:
+  // Working memory of Encode, kept between words. One per thread.
+  struct Scratch {
+    struct Symbol {
+      TokenId token;
+      int32_t previous, next;  // -1: none
+      bool alive;
+    };
+    struct Candidate {
+      uint32_t rank;
+      int32_t position;
+      TokenId merged;
+    };
+    std::vector<Symbol> symbols;
+    std::vector<Candidate> heap;
+  };
+
+  static absl::StatusOr<BpeModel> Parse(Json json);
+
+  // Appends the tokens of `word`, valid UTF-8 of less than 2^31 characters. O(n log n).
+  void Encode(std::string_view word, Scratch* scratch, std::vector<TokenId>* ids) const;
+
+  std::optional<TokenId> Find(std::string_view token) const;
+  // By id; null data where the vocabulary has a hole.
+  const std::vector<std::string_view>& tokens() const { return tokens_; }
+  // Entries; differs from tokens().size() if there are holes.
+  size_t size() const { return ids_.size(); }
+
+ private:
+  struct Merge {
+    uint32_t rank;
+    TokenId merged;
+  };
+  absl::Status ReadVocab(Json json);
+  absl::Status ReadMerges(Json json);
+  absl::Status ReadOptions(Json json);
+  absl::Status AddMerge(std::string_view left, std::string_view right, uint32_t rank);
+  void SplitIntoSymbols(std::string_view word, Scratch* scratch) const;
+  bool AppendByteTokens(std::string_view character, Scratch* scratch) const;
+  void PushCandidate(int32_t position, Scratch* scratch) const;
+  void MergeAll(Scratch* scratch) const;
+  const Merge* FindMerge(TokenId left, TokenId right) const;
+
+  std::unique_ptr<char[]> arena_;  // the tokens' bytes, which the views below point into
+  std::vector<std::string_view> tokens_;
+  absl::flat_hash_map<std::string_view, TokenId> ids_;
+  absl::flat_hash_map<uint64_t, Merge> merges_;  // by left << 32 | right
+  std::vector<TokenId> byte_tokens_;             // <0x00> … <0xFF>, -1 where absent
+  std::optional<TokenId> unknown_;
+  bool fuse_unknown_ = false;
+  bool byte_fallback_ = false;
+  bool ignore_merges_ = false;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,38 @@
+// text/normalizer.h: tokenizer.json's "normalizer": NFC, NFD, NFKC, NFKD, Prepend, Replace, and
+// Sequence of them. Immutable and thread-safe.
+#pragma once
+
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "text/json_reader.h"
+#include "text/regex.h"
+
+namespace switchyard {
+
+class Normalizer {
+ public:
+  // Nothing (null) leaves text as it is. kInvalidArgument names a component that is not supported.
+  static absl::StatusOr<Normalizer> Parse(std::optional<Json> json);
+  // `text` is valid UTF-8, and so is the result.
+  absl::StatusOr<std::string> Apply(std::string text) const;
+
+ private:
+  struct UnicodeForm {
+    int utf8proc_options;
+  };
+  struct Prepend {
+    std::string prefix;
+  };
+  struct Replace {
+    Regex pattern;
+    std::string content;
+  };
+  absl::Status AddStep(Json json, std::string_view type);
+
+  std::vector<std::variant<UnicodeForm, Prepend, Replace>> steps_;
+};
+
+}  // namespace switchyard
