@@ -13,8 +13,10 @@
 
 namespace switchyard {
 
-struct YarnScaling {  // Peng et al. 2023, as DeepSeek-V3 uses it
-  double factor = 1, beta_fast = 32, beta_slow = 1, mscale = 1, mscale_all_dim = 0;
+struct YarnScaling {  // Peng et al. 2023, section 3.4
+  double factor = 1, beta_fast = 32, beta_slow = 1;
+  double attention_factor = 1;  // multiplies cos and sin
+  bool truncate = true;         // correction range in whole dimensions
   int original_max_position_embeddings = 0;
 };
 
@@ -34,7 +36,7 @@ struct ModelConfig {
   bool qk_norm = false;  // GQA: RMSNorm over each head of q and k
   int q_lora_rank = 0;   // MLA: 0 = q_proj directly
   int kv_lora_rank = 0, qk_nope_head_dim = 0, qk_rope_head_dim = 0, v_head_dim = 0;
-  float attention_scale = 0;  // YaRN's mscale² included
+  float attention_scale = 0;  // of q·k; YaRN's mscale² included
 
   double rope_theta = 10000;
   RopeStyle rope_style = RopeStyle::kHalfSplit;
@@ -49,6 +51,8 @@ struct ModelConfig {
   int mtp_layers = 0;              // num_nextn_predict_layers: their tensors are skipped
 
   KvLayout KvLayoutFor(DType dtype, int block_tokens) const;
+  int RopeDim() const { return attention == Attention::kMla ? qk_rope_head_dim : head_dim; }
+  // positions >= 1.
   RopeTable MakeRopeTable(int positions) const;
 };
 

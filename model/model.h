@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/attention.h"
@@ -58,6 +59,8 @@ class Model {
   // Everything that decides a request's bits besides the request: "model digest:dtype:kernels:mla
   // mode".
   virtual const std::string& numerics_id() const = 0;
+  // What loading found and does not use, one sentence each, for the log.
+  virtual const std::vector<std::string>& notices() const = 0;
 
   // Computes the batch: writes its KV, fills logits [logit_rows, V]. `kv` has this model's layout;
   // observer may be null. T in [0, max_batch_tokens]. Errors: kUnavailable if an expert-parallel

@@ -1,0 +1,190 @@
+// Attention of one layer: norm, projections, rope, KV write, paged attention, output projection.
+// Rounding is in the kernels (inputs of GEMMs) and in WriteKv (the cache): docs/numerics.md.
+#include <algorithm>
+
+#include "model/stages.h"
+
+namespace switchyard {
+namespace {
+
+// transformers builds the norms of MLA's latents with RMSNorm's default, not with rms_norm_eps.
+constexpr float kLatentNormEps = 1e-6f;
+
+Matrix<float> Columns(Matrix<float> m, size_t begin, size_t count) {
+  return {m.data() + begin, {m.rows(), count}, m.row_stride()};
+}
+
+// Where one head's row of `width` elements of each token goes in a block.
+struct KvPlace {
+  size_t offset, head_stride, token_stride;
+};
+
+template <typename T>
+void WriteRow(const float* from, size_t width, T* to) {
+  if constexpr (std::is_same_v<T, Bf16>) {
+    std::transform(from, from + width, to, ToBf16);
+  } else {
+    std::copy_n(from, width, to);
+  }
+}
+
+// rows [T, heads·width] of this step into the blocks of their sequences.
+template <typename T>
+void WriteKvAs(const KvAddressing& a, const KvPlace& place, std::byte* layer_base, int heads,
+               Matrix<const float> rows, std::span<const AttentionSequence> sequences) {
+  T* base = reinterpret_cast<T*>(layer_base);
+  const size_t width = rows.cols() / heads;
+  for (const AttentionSequence& s : sequences) {
+    for (int32_t i = 0; i < s.count; ++i) {
+      const int32_t position = s.first_position + i;
+      T* token = base + s.blocks[position / a.block_tokens] * a.block_stride + place.offset +
+                 (position % a.block_tokens) * place.token_stride;
+      const float* from = rows.row(s.first_row + i);
+      for (int g = 0; g < heads; ++g) {
+        WriteRow(from + g * width, width, token + g * place.head_stride);
+      }
+    }
+  }
+}
+
+void WriteKv(KvStorage& kv, const KvAddressing& a, const KvPlace& place, int layer, int heads,
+             Matrix<const float> rows, std::span<const AttentionSequence> sequences) {
+  if (a.dtype == DType::kBfloat16) {
+    WriteKvAs<Bf16>(a, place, kv.Layer(layer), heads, rows, sequences);
+  } else {
+    WriteKvAs<float>(a, place, kv.Layer(layer), heads, rows, sequences);
+  }
+}
+
+// out = the sum over head groups [begin, end) of their partial projections, as a binary tree that
+// splits at half: a rank that owns an aligned part of the groups computes a subtree. `partial`
+// points to a [T, H] matrix per remaining level.
+void ProjectGroups(StepContext& step, const LayerWeights& w, Matrix<float> heads_out, size_t begin,
+                   size_t end, Matrix<float> out, float* partial) {
+  if (end - begin == 1) {
+    const PackedWeight& o = w.attention.o[begin];
+    step.kernels.gemm->Gemm(step.kernel_context, Columns(heads_out, begin * o.k, o.k), o, out);
+    return;
+  }
+  const size_t middle = begin + (end - begin) / 2;
+  const Matrix<float> right(partial, out.extents());
+  float* deeper = partial + out.rows() * out.cols();
+  ProjectGroups(step, w, heads_out, begin, middle, out, deeper);
+  ProjectGroups(step, w, heads_out, middle, end, right, deeper);
+  for (size_t i = 0; i < out.rows() * out.cols(); ++i) out.data()[i] += right.data()[i];
+}
+
+// residual += o_proj(heads_out), heads_out [T, h·v].
+void ProjectOutput(StepContext& step, const LayerWeights& w, Matrix<float> heads_out,
+                   MicroBatch& b) {
+  const size_t rows = b.rows(), hidden = step.config.hidden_size, groups = w.attention.o.size();
+  size_t levels = 0;
+  for (size_t n = groups; n > 1; n -= n / 2) ++levels;
+  const Matrix<float> out = b.projected.Get(rows, hidden);
+  ProjectGroups(step, w, heads_out, 0, groups, out, b.partial.Get(levels * rows * hidden));
+  for (size_t i = 0; i < rows * hidden; ++i) b.residual.data()[i] += out.data()[i];
+}
+
+Matrix<float> Gemm(StepContext& step, Matrix<const float> x, const PackedWeight& w,
+                   GrowingArray<float>& to) {
+  const Matrix<float> y = to.Get(x.rows(), w.n);
+  step.kernels.gemm->Gemm(step.kernel_context, x, w, y);
+  return y;
+}
+
+Matrix<float> InputNorm(StepContext& step, const LayerWeights& w, MicroBatch& b) {
+  const Matrix<float> x = b.normed.Get(b.rows(), step.config.hidden_size);
+  step.kernels.norm->RmsNorm(step.kernel_context, b.residual, w.input_norm,
+                             step.config.rms_norm_eps, x);
+  return x;
+}
+
+// RMSNorm over each head of x [T, heads·D].
+void HeadNorm(StepContext& step, std::span<const float> weight, Matrix<float> x) {
+  if (weight.empty()) return;
+  const size_t dim = weight.size();
+  const Matrix<float> heads(x.data(), {x.rows() * x.cols() / dim, dim});
+  step.kernels.norm->RmsNorm(step.kernel_context, heads, weight, step.config.rms_norm_eps, heads);
+}
+
+}  // namespace
+
+void GqaAttention(StepContext& step, int layer, const LayerWeights& weights, MicroBatch& b) {
+  const ModelConfig& c = step.config;
+  const AttentionWeights& w = weights.attention;
+  const Matrix<float> x = InputNorm(step, weights, b);
+  const Matrix<float> q = Gemm(step, x, w.q, b.q), k = Gemm(step, x, w.k, b.k);
+  const Matrix<float> v = Gemm(step, x, w.v, b.v);
+  HeadNorm(step, w.q_norm, q);
+  HeadNorm(step, w.k_norm, k);
+  ApplyRope(step.rope, c.rope_style, b.positions, c.heads, c.head_dim, q);
+  ApplyRope(step.rope, c.rope_style, b.positions, c.kv_heads, c.head_dim, k);
+
+  const KvAddressing a = step.kv.layout().Addressing();
+  WriteKv(step.kv, a, {a.k_offset, a.k_head_stride, a.k_token_stride}, layer, c.kv_heads, k,
+          b.sequences);
+  WriteKv(step.kv, a, {a.v_offset, a.v_head_stride, a.v_token_stride}, layer, c.kv_heads, v,
+          b.sequences);
+  const Matrix<float> out = b.heads_out.Get(b.rows(), q.cols());
+  step.kernels.attention->PagedAttention(step.kernel_context,
+                                         {.heads = c.heads,
+                                          .kv_heads = c.kv_heads,
+                                          .qk_dim = c.head_dim,
+                                          .v_dim = c.head_dim,
+                                          .scale = c.attention_scale},
+                                         a, step.kv.Layer(layer), b.sequences, q, out);
+  ProjectOutput(step, weights, out, b);
+}
+
+// Absorbed for every token: queries go into latent space (W_uk), attention reads the latents as
+// keys and values, and what it finds comes out through W_uv (DeepSeek-V2, section 2.1.2).
+void MlaAttention(StepContext& step, int layer, const LayerWeights& weights, MicroBatch& b) {
+  const ModelConfig& c = step.config;
+  const AttentionWeights& w = weights.attention;
+  const NormOps& norm = *step.kernels.norm;
+  KernelContext& ctx = step.kernel_context;
+  const size_t rows = b.rows(), heads = c.heads, nope = c.qk_nope_head_dim, v_dim = c.v_head_dim;
+  const size_t rope = c.qk_rope_head_dim, latent = c.kv_lora_rank;
+  const size_t q_dim = nope + rope, key_dim = latent + rope;
+
+  const Matrix<float> x = InputNorm(step, weights, b);
+  Matrix<float> q_in = x;
+  if (c.q_lora_rank > 0) {
+    q_in = Gemm(step, x, w.q_a, b.q_low);
+    norm.RmsNorm(ctx, q_in, w.q_a_norm, kLatentNormEps, q_in);
+  }
+  const Matrix<float> q = Gemm(step, q_in, w.q_b, b.q);  // [T, h·(nope + R)]
+  const Matrix<float> kv = Gemm(step, x, w.kv_a, b.kv);  // [T, C + R]
+  const Matrix<float> kv_latent = Columns(kv, 0, latent);
+  norm.RmsNorm(ctx, kv_latent, w.kv_a_norm, kLatentNormEps, kv_latent);
+  ApplyRope(step.rope, c.rope_style, b.positions, 1, key_dim, Columns(kv, latent, rope));
+  ApplyRope(step.rope, c.rope_style, b.positions, c.heads, q_dim,
+            Columns(q, nope, q.cols() - nope));
+  const KvAddressing a = step.kv.layout().Addressing();
+  WriteKv(step.kv, a, {a.k_offset, a.k_head_stride, a.k_token_stride}, layer, 1, kv, b.sequences);
+
+  const Matrix<float> q_latent = b.q_latent.Get(rows, heads * key_dim);
+  for (size_t h = 0; h < heads; ++h) {
+    step.kernels.gemm->Gemm(ctx, Columns(q, h * q_dim, nope), w.uk[h],
+                            Columns(q_latent, h * key_dim, latent));
+    for (size_t t = 0; t < rows; ++t) {
+      std::copy_n(q.row(t) + h * q_dim + nope, rope, q_latent.row(t) + h * key_dim + latent);
+    }
+  }
+  const Matrix<float> context = b.context.Get(rows, heads * latent);
+  step.kernels.attention->PagedAttention(ctx,
+                                         {.heads = c.heads,
+                                          .kv_heads = 1,
+                                          .qk_dim = static_cast<int>(key_dim),
+                                          .v_dim = c.kv_lora_rank,
+                                          .scale = c.attention_scale},
+                                         a, step.kv.Layer(layer), b.sequences, q_latent, context);
+  const Matrix<float> out = b.heads_out.Get(rows, heads * v_dim);
+  for (size_t h = 0; h < heads; ++h) {
+    step.kernels.gemm->Gemm(ctx, Columns(context, h * latent, latent), w.uv[h],
+                            Columns(out, h * v_dim, v_dim));
+  }
+  ProjectOutput(step, weights, out, b);
+}
+
+}  // namespace switchyard

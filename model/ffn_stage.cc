@@ -1,0 +1,105 @@
+// The FFN half of a layer, and the table of stages.
+#include "common/status_macros.h"
+#include "kernels/gate.h"
+#include "model/stages.h"
+
+namespace switchyard {
+namespace {
+
+void PostNorm(StepContext& step, const LayerWeights& w, MicroBatch& b) {
+  b.ffn_input = b.normed.Get(b.rows(), step.config.hidden_size);
+  step.kernels.norm->RmsNorm(step.kernel_context, b.residual, w.post_norm, step.config.rms_norm_eps,
+                             b.ffn_input);
+}
+
+// One expert that owns every row: a dense FFN or the shared expert.
+Matrix<float> SingleFfn(StepContext& step, const PackedExpert& expert, MicroBatch& b,
+                        GrowingArray<float>& to) {
+  const Matrix<float> out = to.Get(b.rows(), step.config.hidden_size);
+  const int32_t offsets[] = {0, static_cast<int32_t>(b.rows())};
+  const PackedExpert* const experts[] = {&expert};
+  step.kernels.grouped_gemm->ExpertFfn(step.kernel_context, b.ffn_input, offsets, experts, out);
+  return out;
+}
+
+void DenseFfn(StepContext& step, const LayerWeights& w, MicroBatch& b) {
+  PostNorm(step, w, b);
+  const Matrix<float> out = SingleFfn(step, w.experts[0], b, b.moe_sum);
+  for (size_t i = 0; i < out.rows() * out.cols(); ++i) b.residual.data()[i] += out.data()[i];
+}
+
+absl::Status DispatchSend(StepContext& step, int layer, const LayerWeights& w, MicroBatch& b) {
+  PostNorm(step, w, b);
+  const GateConfig& gate = step.config.gate;
+  const Matrix<float> logits = b.gate_logits.Get(b.rows(), gate.experts);
+  step.kernels.gemm->Gemm(step.kernel_context, b.ffn_input, w.gate, logits);
+  const Matrix<int32_t> ids = b.expert_ids.Get(b.rows(), gate.top_k);
+  ChooseExperts(gate, logits, w.gate_bias, ids, b.gate_weights.Get(b.rows(), gate.top_k));
+  ASSIGN_OR_RETURN(b.dispatch, step.dispatcher.Send(layer, b.ffn_input, ids));
+  // Needs no wire: computed while the rows travel.
+  if (w.shared) SingleFfn(step, *w.shared, b, b.shared_out);
+  return absl::OkStatus();
+}
+
+absl::Status Experts(StepContext& step, const LayerWeights& w, MicroBatch& b) {
+  const Matrix<const float> rows = b.received.rows;
+  step.kernels.grouped_gemm->ExpertFfn(step.kernel_context, rows, b.received.offsets,
+                                       w.expert_table, b.expert_rows.Get(rows.rows(), rows.cols()));
+  return absl::OkStatus();
+}
+
+absl::Status CombineSend(StepContext& step, MicroBatch& b) {
+  const Matrix<const float> rows = b.received.rows;
+  return step.dispatcher.CombineSend(b.dispatch, b.expert_rows.Get(rows.rows(), rows.cols()));
+}
+
+absl::Status CombineReceive(StepContext& step, const LayerWeights& w, MicroBatch& b) {
+  const size_t hidden = step.config.hidden_size;
+  const Matrix<float> sum = b.moe_sum.Get(b.rows(), hidden);
+  RETURN_IF_ERROR(step.dispatcher.CombineReceive(
+      b.dispatch, b.gate_weights.Get(b.rows(), step.config.gate.top_k), sum));
+  const size_t count = b.rows() * hidden;
+  if (w.shared) {
+    const float* shared = b.shared_out.Get(count);
+    for (size_t i = 0; i < count; ++i) sum.data()[i] += shared[i];
+  }
+  for (size_t i = 0; i < count; ++i) b.residual.data()[i] += sum.data()[i];
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::span<const Stage> StagesOf(bool is_moe) {
+  static constexpr Stage kDense[] = {Stage::kAttention, Stage::kDenseFfn};
+  static constexpr Stage kMoe[] = {Stage::kAttention, Stage::kDispatchSend, Stage::kDispatchReceive,
+                                   Stage::kExperts,   Stage::kCombineSend,  Stage::kCombineReceive};
+  return is_moe ? std::span<const Stage>(kMoe) : kDense;
+}
+
+absl::Status RunStage(Stage stage, StepContext& step, int layer, const LayerWeights& weights,
+                      MicroBatch& batch) {
+  switch (stage) {
+    case Stage::kAttention:
+      (step.config.attention == ModelConfig::Attention::kMla ? MlaAttention : GqaAttention)(
+          step, layer, weights, batch);
+      return absl::OkStatus();
+    case Stage::kDenseFfn:
+      DenseFfn(step, weights, batch);
+      return absl::OkStatus();
+    case Stage::kDispatchSend:
+      return DispatchSend(step, layer, weights, batch);
+    case Stage::kDispatchReceive: {
+      ASSIGN_OR_RETURN(batch.received, step.dispatcher.Receive(batch.dispatch));
+      return absl::OkStatus();
+    }
+    case Stage::kExperts:
+      return Experts(step, weights, batch);
+    case Stage::kCombineSend:
+      return CombineSend(step, batch);
+    case Stage::kCombineReceive:
+      return CombineReceive(step, weights, batch);
+  }
+  return absl::InternalError("no such stage");
+}
+
+}  // namespace switchyard

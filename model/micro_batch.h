@@ -1,0 +1,52 @@
+// model/micro_batch.h: the rows of one step, or of half of one, on their way through the layers,
+// and the memory that each stage leaves for the next.
+//
+// Letters: T rows, H hidden, K top-k, h query heads, R rows received by this rank's experts.
+#pragma once
+
+#include <algorithm>
+#include <span>
+#include <vector>
+
+#include "kernels/attention.h"
+#include "kernels/gemm.h"
+#include "moe/dispatch.h"
+
+namespace switchyard {
+
+// An array that grows to the largest request and stays: a steady-state step allocates nothing.
+template <typename T>
+class GrowingArray {
+ public:
+  // Content is undefined after a call that asks for more than before.
+  T* Get(size_t count) {
+    count = std::max<size_t>(count, 1);  // never null, so that pointers into it may be formed
+    if (bytes_.size() < count * sizeof(T)) bytes_ = AlignedBuffer(count * sizeof(T));
+    return reinterpret_cast<T*>(bytes_.data());
+  }
+  Matrix<T> Get(size_t rows, size_t cols) { return {Get(rows * cols), {rows, cols}}; }
+
+ private:
+  AlignedBuffer bytes_;
+};
+
+struct MicroBatch {
+  // Set by the executor's caller before layer 0.
+  std::span<const AttentionSequence> sequences;  // cover [0, T)
+  std::vector<int32_t> positions;                // [T]
+  Matrix<float> residual;                        // [T, H]: in and out of every stage
+
+  // Attention's own, free between stages.
+  GrowingArray<float> normed, q_low, q, q_latent, kv, k, v, context, heads_out, projected, partial;
+
+  // From one stage of an MoE layer to the next.
+  GrowingArray<float> gate_logits, gate_weights, expert_rows, moe_sum, shared_out;
+  GrowingArray<int32_t> expert_ids;
+  Matrix<float> ffn_input;  // [T, H]: view of `normed`
+  DispatchHandle dispatch;
+  DispatchedRows received;
+
+  size_t rows() const { return residual.rows(); }
+};
+
+}  // namespace switchyard

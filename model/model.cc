@@ -1,0 +1,222 @@
+#include "model/model.h"
+
+#include <new>
+
+#include "absl/strings/str_cat.h"
+#include "common/file.h"
+#include "common/status_macros.h"
+#include "model/executor.h"
+#include "model/weight_source.h"
+#include "model/weights.h"
+#include "moe/loopback.h"
+
+namespace switchyard {
+namespace {
+
+constexpr int kMaxBatchTokensDefault = 2048, kMaxBatchTokensMax = 1 << 20;
+constexpr int kThreadsMax = 1024;
+
+class LoadedModel final : public Model {
+ public:
+  LoadedModel(ModelConfig config, ModelOptions options, KernelSet kernels)
+      : config_(std::move(config)),
+        options_(std::move(options)),
+        kernels_(std::move(kernels)),
+        context_(options_.threads),
+        rope_(config_.MakeRopeTable(options_.max_model_len)) {}
+
+  absl::Status LoadFrom(const std::string& dir);
+
+  const ModelConfig& config() const override { return config_; }
+  const ModelOptions& options() const override { return options_; }
+  const std::string& numerics_id() const override { return numerics_id_; }
+  const std::vector<std::string>& notices() const override { return notices_; }
+  absl::Status Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,
+                       Matrix<float> logits) override;
+
+ private:
+  absl::Status Validate(const ForwardBatch& batch, const KvStorage& kv,
+                        Matrix<const float> logits) const;
+  absl::Status ValidateSequence(const AttentionSequence& s, int32_t first_row,
+                                const KvStorage& kv) const;
+  void Embed(const ForwardBatch& batch);
+  void Logits(std::span<const int32_t> rows, Matrix<float> logits);
+
+  const ModelConfig config_;
+  const ModelOptions options_;
+  const KernelSet kernels_;
+  KernelContext context_;
+  const RopeTable rope_;
+  std::unique_ptr<Dispatcher> dispatcher_;
+  ModelWeights weights_;
+  std::string numerics_id_;
+  std::vector<std::string> notices_;
+  MicroBatch batch_;
+  GrowingArray<float> residual_, last_hidden_;
+};
+
+absl::Status LoadedModel::LoadFrom(const std::string& dir) {
+  std::optional<Checkpoint> checkpoint;
+  if (!options_.dummy_weights) {
+    ASSIGN_OR_RETURN(checkpoint, Checkpoint::Open(dir));
+  }
+  const auto source =
+      checkpoint ? MakeCheckpointSource(*checkpoint, config_) : MakeDummySource(config_);
+  ASSIGN_OR_RETURN(dispatcher_, LoopbackDispatcher::Create({.experts = config_.gate.experts,
+                                                            .top_k = config_.gate.top_k,
+                                                            .hidden = config_.hidden_size,
+                                                            .max_tokens = options_.max_batch_tokens,
+                                                            .dtype = options_.dtype}));
+  std::vector<int> experts;
+  for (int i = 0; i < dispatcher_->local_experts(); ++i) {
+    experts.push_back(dispatcher_->LogicalExpert(i));
+  }
+  ASSIGN_OR_RETURN(weights_, LoadWeights(*source, config_, kernels_, context_.pool,
+                                         {.dtype = options_.dtype,
+                                          .local_experts = experts,
+                                          .progress = options_.progress}));
+  notices_ = source->notices();
+
+  ASSIGN_OR_RETURN(const MappedFile config_file, MappedFile::Open(dir + "/config.json"));
+  const auto text = config_file.bytes();
+  const bool mla = config_.attention == ModelConfig::Attention::kMla;
+  numerics_id_ =
+      absl::StrCat(ModelDigest({reinterpret_cast<const char*>(text.data()), text.size()},
+                               checkpoint ? &*checkpoint : nullptr),
+                   options_.dummy_weights ? "-dummy:" : ":", std::string(Name(options_.dtype)), ":",
+                   kernels_.name, mla ? ":absorbed" : ":gqa");
+  return absl::OkStatus();
+}
+
+absl::Status LoadedModel::ValidateSequence(const AttentionSequence& s, int32_t first_row,
+                                           const KvStorage& kv) const {
+  if (s.first_row != first_row || s.count < 1 || s.first_position < 0 ||
+      s.first_position > options_.max_model_len - s.count) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "sequence of ", s.count, " rows from row ", s.first_row, " at position ", s.first_position,
+        ": wanted row ", first_row, " and positions below ", options_.max_model_len));
+  }
+  const size_t blocks = kv.layout().BlocksFor(s.first_position + s.count);
+  if (s.blocks.size() < blocks) {
+    return absl::InvalidArgumentError(absl::StrCat("sequence at row ", s.first_row, ": ",
+                                                   s.blocks.size(), " blocks, wanted ", blocks));
+  }
+  for (const int32_t b : s.blocks.first(blocks)) {
+    if (b < 0 || b >= kv.blocks()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("sequence at row ", s.first_row, ": block ", b, " of ", kv.blocks()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LoadedModel::Validate(const ForwardBatch& batch, const KvStorage& kv,
+                                   Matrix<const float> logits) const {
+  const auto refuse = [](auto... what) {
+    return absl::InvalidArgumentError(absl::StrCat(what...));
+  };
+  const size_t rows = batch.tokens.size();
+  if (rows > static_cast<size_t>(options_.max_batch_tokens)) {
+    return refuse("batch of ", rows, " rows, at most ", options_.max_batch_tokens);
+  }
+  for (const int32_t token : batch.tokens) {
+    if (token < 0 || token >= config_.vocab_size) {
+      return refuse("token ", token, " is not in the vocabulary of ", config_.vocab_size);
+    }
+  }
+  const std::string wanted =
+      config_.KvLayoutFor(options_.dtype, kv.layout().block_tokens).LayoutId();
+  if (kv.layout().LayoutId() != wanted) {
+    return refuse("KV layout ", kv.layout().LayoutId(), ", wanted ", wanted);
+  }
+  int32_t next_row = 0;
+  for (const AttentionSequence& s : batch.sequences) {
+    RETURN_IF_ERROR(ValidateSequence(s, next_row, kv));
+    next_row += s.count;
+    if (static_cast<size_t>(next_row) > rows) break;
+  }
+  if (static_cast<size_t>(next_row) != rows) {
+    return refuse("sequences cover ", next_row, " rows of ", rows);
+  }
+  int32_t last = -1;
+  for (const int32_t r : batch.logit_rows) {
+    if (r <= last || static_cast<size_t>(r) >= rows) return refuse("logit row ", r, " of ", rows);
+    last = r;
+  }
+  if (logits.rows() != batch.logit_rows.size() ||
+      (!logits.empty() && logits.cols() != static_cast<size_t>(config_.vocab_size))) {
+    return refuse("logits [", logits.rows(), ", ", logits.cols(), "], wanted [",
+                  batch.logit_rows.size(), ", ", config_.vocab_size, "]");
+  }
+  return absl::OkStatus();
+}
+
+void LoadedModel::Embed(const ForwardBatch& batch) {
+  const size_t hidden = config_.hidden_size;
+  batch_.residual = residual_.Get(batch.tokens.size(), hidden);
+  for (size_t t = 0; t < batch.tokens.size(); ++t) {
+    const size_t at = batch.tokens[t] * hidden;
+    float* row = batch_.residual.row(t);
+    if (weights_.embedding_dtype == DType::kBfloat16) {
+      const Bf16* from = reinterpret_cast<const Bf16*>(weights_.embedding.data()) + at;
+      for (size_t i = 0; i < hidden; ++i) row[i] = ToFloat(from[i]);
+    } else {
+      std::copy_n(reinterpret_cast<const float*>(weights_.embedding.data()) + at, hidden, row);
+    }
+  }
+}
+
+void LoadedModel::Logits(std::span<const int32_t> rows, Matrix<float> logits) {
+  if (rows.empty()) return;
+  const Matrix<float> x = last_hidden_.Get(rows.size(), config_.hidden_size);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    std::copy_n(batch_.residual.row(rows[i]), x.cols(), x.row(i));
+  }
+  kernels_.norm->RmsNorm(context_, x, weights_.final_norm, config_.rms_norm_eps, x);
+  kernels_.gemm->Gemm(context_, x, weights_.head, logits);
+}
+
+absl::Status LoadedModel::Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,
+                                  Matrix<float> logits) {
+  RETURN_IF_ERROR(Validate(batch, kv, logits));
+  batch_.sequences = batch.sequences;
+  batch_.positions.clear();
+  for (const AttentionSequence& s : batch.sequences) {
+    for (int32_t i = 0; i < s.count; ++i) batch_.positions.push_back(s.first_position + i);
+  }
+  Embed(batch);
+  StepContext step{config_, kernels_, context_, rope_, *dispatcher_, kv};
+  RETURN_IF_ERROR(Executor(weights_).Run(step, batch_, observer));
+  Logits(batch.logit_rows, logits);
+  return absl::OkStatus();
+}
+
+absl::Status CheckRange(const char* name, int value, int high) {
+  if (value >= 1 && value <= high) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(name, ": ", value, "; supported: 1 to ", high));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir,
+                                                   const ModelOptions& wanted) {
+  ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(dir));
+  ASSIGN_OR_RETURN(KernelSet kernels, SelectKernels(wanted.kernels));
+  ModelOptions options = wanted;
+  if (options.max_model_len == 0) options.max_model_len = config.max_position_embeddings;
+  if (options.max_batch_tokens == 0) options.max_batch_tokens = kMaxBatchTokensDefault;
+  RETURN_IF_ERROR(CheckRange("threads", options.threads, kThreadsMax));
+  RETURN_IF_ERROR(CheckRange("max_batch_tokens", options.max_batch_tokens, kMaxBatchTokensMax));
+  RETURN_IF_ERROR(
+      CheckRange("max_model_len", options.max_model_len, config.max_position_embeddings));
+  try {
+    auto model =
+        std::make_unique<LoadedModel>(std::move(config), std::move(options), std::move(kernels));
+    RETURN_IF_ERROR(model->LoadFrom(dir));
+    return model;
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError(absl::StrCat(dir, ": not enough memory for the model"));
+  }
+}
+
+}  // namespace switchyard

@@ -1,0 +1,198 @@
+#include "model/weight_source.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <optional>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/status_macros.h"
+
+namespace switchyard {
+namespace {
+
+constexpr std::string_view kDtypes[] = {"BF16", "F32"};
+
+WeightView ViewOf(const void* data, DType dtype, std::span<const uint64_t> shape) {
+  return {data, dtype, shape.size() == 1 ? 1 : shape[0], shape.back()};
+}
+
+// L of "model.layers.L.…", or nothing.
+std::optional<int> LayerOf(std::string_view name) {
+  constexpr std::string_view kPrefix = "model.layers.";
+  if (!name.starts_with(kPrefix)) return std::nullopt;
+  name.remove_prefix(kPrefix.size());
+  name = name.substr(0, name.find('.'));
+  int layer;
+  if (!absl::SimpleAtoi(absl::string_view(name.data(), name.size()), &layer)) return std::nullopt;
+  return layer;
+}
+
+class CheckpointSource final : public WeightSource {
+ public:
+  CheckpointSource(const Checkpoint& checkpoint, const ModelConfig& config)
+      : checkpoint_(checkpoint) {
+    int skipped = 0;
+    for (const auto& [name, shard] : checkpoint.tensors()) {
+      const auto layer = LayerOf(name);
+      if (layer && *layer >= config.layers) {
+        ++skipped;
+        continue;
+      }
+      const auto& tensors = checkpoint.shards()[shard].header.tensors;
+      const TensorEntry& entry = tensors.find(name)->second;
+      total_bytes_ += entry.end - entry.begin;
+    }
+    if (skipped > 0 && config.mtp_layers > 0) {
+      notices_.push_back(absl::StrCat("skipped ", skipped, " tensors of ", config.mtp_layers,
+                                      " multi-token prediction layer(s), from layer ",
+                                      config.layers, " on: not used yet"));
+    }
+  }
+
+  absl::StatusOr<LoadedTensor> Get(const std::string& name,
+                                   std::initializer_list<uint64_t> shape) const override {
+    ASSIGN_OR_RETURN(const TensorBytes tensor,
+                     checkpoint_.Get(name, {shape.begin(), shape.size()}, kDtypes));
+    const DType dtype = tensor.entry->dtype == "F32" ? DType::kFloat32 : DType::kBfloat16;
+    LoadedTensor out;
+    const void* data = tensor.bytes.data();
+    if (reinterpret_cast<uintptr_t>(data) % SizeOf(dtype) != 0) {  // the format allows any offset
+      out.owned = AlignedBuffer(tensor.bytes.size());
+      std::memcpy(out.owned.data(), data, tensor.bytes.size());
+      data = out.owned.data();
+    }
+    out.view = ViewOf(data, dtype, {shape.begin(), shape.size()});
+    return out;
+  }
+
+  size_t total_bytes() const override { return total_bytes_; }
+  std::vector<std::string> notices() const override { return notices_; }
+
+ private:
+  const Checkpoint& checkpoint_;
+  size_t total_bytes_ = 0;
+  std::vector<std::string> notices_;
+};
+
+// A bijective mix of 32 bits (two rounds of xor-shift and multiply): fast enough to be bound by
+// memory, good enough for weights that mean nothing.
+inline uint32_t Mix(uint32_t x) {
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= x >> 15;
+  x *= 0x846ca68bu;
+  return x ^ (x >> 16);
+}
+
+class DummySource final : public WeightSource {
+ public:
+  explicit DummySource(const ModelConfig& config)
+      : total_bytes_(ParameterCount(config) * sizeof(Bf16)) {}
+
+  absl::StatusOr<LoadedTensor> Get(const std::string& name,
+                                   std::initializer_list<uint64_t> shape) const override {
+    LoadedTensor out;
+    out.view = ViewOf(nullptr, DType::kBfloat16, {shape.begin(), shape.size()});
+    const size_t rows = out.view.n, columns = out.view.k;
+    out.owned = AlignedBuffer(rows * columns * sizeof(Bf16));
+    out.view.data = out.owned.data();
+    Bf16* to = reinterpret_cast<Bf16*>(out.owned.data());
+    if (shape.size() == 1) {
+      const float value = absl::EndsWith(name, "bias") ? 0.0f : 1.0f;
+      std::fill_n(to, columns, ToBf16(value));
+      return out;
+    }
+    // Uniform in ±√3/√columns. Only the upper 24 bits are used: exact in FP32.
+    const float scale = std::sqrt(3.0f / static_cast<float>(columns)) * 0x1.0p-23f;
+    const uint64_t seed = XXH3_64bits(name.data(), name.size());
+    for (size_t r = 0; r < rows; ++r, to += columns) {
+      const uint32_t row_seed = Mix(static_cast<uint32_t>(seed) + Mix(static_cast<uint32_t>(r))) ^
+                                static_cast<uint32_t>(seed >> 32);
+      for (uint32_t c = 0; c < columns; ++c) {
+        const auto centred = static_cast<int32_t>(Mix(row_seed + c * 0x9E3779B9u) >> 8) - (1 << 23);
+        to[c] = ToBf16(static_cast<float>(centred) * scale);
+      }
+    }
+    return out;
+  }
+
+  size_t total_bytes() const override { return total_bytes_; }
+
+ private:
+  const size_t total_bytes_;
+};
+
+uint64_t AttentionParameters(const ModelConfig& c) {
+  const uint64_t hidden = c.hidden_size, heads = c.heads;
+  if (c.attention == ModelConfig::Attention::kGqa) {
+    return 2 * hidden * c.head_dim * (heads + c.kv_heads);
+  }
+  const uint64_t q = heads * (c.qk_nope_head_dim + c.qk_rope_head_dim), latent = c.kv_lora_rank;
+  return (c.q_lora_rank > 0 ? (hidden + q) * c.q_lora_rank : hidden * q) +
+         hidden * (latent + c.qk_rope_head_dim) +
+         latent * heads * (c.qk_nope_head_dim + c.v_head_dim) + hidden * heads * c.v_head_dim;
+}
+
+}  // namespace
+
+std::unique_ptr<WeightSource> MakeCheckpointSource(const Checkpoint& checkpoint,
+                                                   const ModelConfig& config) {
+  return std::make_unique<CheckpointSource>(checkpoint, config);
+}
+
+std::unique_ptr<WeightSource> MakeDummySource(const ModelConfig& config) {
+  return std::make_unique<DummySource>(config);
+}
+
+uint64_t ParameterCount(const ModelConfig& c) {
+  const uint64_t hidden = c.hidden_size;
+  uint64_t count = (c.tie_word_embeddings ? 1 : 2) * hidden * c.vocab_size + hidden;
+  for (int l = 0; l < c.layers; ++l) {
+    count += AttentionParameters(c) + 2 * hidden;
+    const uint64_t experts = c.gate.experts;
+    count += c.layer_is_moe[l]
+                 ? experts * hidden + 3 * hidden * c.moe_intermediate_size *
+                                          (experts + static_cast<uint64_t>(c.shared_experts))
+                 : 3 * hidden * c.intermediate_size;
+  }
+  return count;
+}
+
+std::string ModelDigest(std::string_view config_json, const Checkpoint* checkpoint) {
+  constexpr size_t kWholeMax = 64 << 20, kSampleBytes = 4096, kSamples = 1024;
+  struct FreeState {
+    void operator()(XXH3_state_t* s) const { XXH3_freeState(s); }
+  };
+  std::unique_ptr<XXH3_state_t, FreeState> state(XXH3_createState());
+  SY_CHECK(state != nullptr && XXH3_64bits_reset(state.get()) == XXH_OK);
+  const auto add = [&](std::span<const std::byte> bytes) {
+    XXH3_64bits_update(state.get(), bytes.data(), bytes.size());
+  };
+  add(std::as_bytes(std::span(config_json)));
+  size_t total = 0;
+  if (checkpoint != nullptr) {
+    for (const auto& shard : checkpoint->shards()) total += shard.file.bytes().size();
+    for (const auto& shard : checkpoint->shards()) {
+      const auto file = shard.file.bytes();
+      if (total <= kWholeMax) {
+        add(file);
+        continue;
+      }
+      const auto data = file.subspan(shard.header.data_begin);
+      add(file.first(shard.header.data_begin));
+      const size_t stride = std::max(kSampleBytes, data.size() / kSamples);
+      for (size_t at = 0; at < data.size(); at += stride) {
+        add(data.subspan(at, std::min(kSampleBytes, data.size() - at)));
+      }
+    }
+  }
+  return absl::StrFormat("%016x", XXH3_64bits_digest(state.get()));
+}
+
+}  // namespace switchyard

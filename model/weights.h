@@ -1,0 +1,67 @@
+// model/weights.h: the weights of this rank, packed for one kernel path. Immutable once loaded.
+//
+// Letters: H hidden, V vocabulary, E experts hosted here, I intermediate width; attention: h query
+// heads, g key/value heads, D head size, C latent width, R rope width.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/kernel_set.h"
+#include "model/config.h"
+#include "model/weight_source.h"
+
+namespace switchyard {
+
+struct AttentionWeights {
+  // GQA
+  PackedWeight q, k, v;               // [h·D, H], [g·D, H], [g·D, H]
+  std::vector<float> q_norm, k_norm;  // [D] or empty
+  // MLA; q_b is q_proj, with q_a empty, where the model has no low-rank queries.
+  PackedWeight q_a, q_b;         // [Rq, H], [h·(nope + R), Rq or H]
+  std::vector<float> q_a_norm;   // [Rq]
+  PackedWeight kv_a;             // [C + R, H]
+  std::vector<float> kv_a_norm;  // [C]
+  std::vector<PackedWeight> uk;  // h × [C, nope]: queries into latent space
+  std::vector<PackedWeight> uv;  // h × [v, C]: latent values out of it
+  // The output projection by fixed groups of heads, each [H, group·v]: docs/numerics.md.
+  std::vector<PackedWeight> o;
+};
+
+struct LayerWeights {
+  std::vector<float> input_norm, post_norm;  // [H]
+  AttentionWeights attention;
+  // A dense layer is one expert without a gate.
+  PackedWeight gate;             // [experts of the model, H], always FP32
+  std::vector<float> gate_bias;  // [experts of the model] or empty
+  std::vector<PackedExpert> experts;
+  std::optional<PackedExpert> shared;
+  std::vector<const PackedExpert*> expert_table;  // `experts`, as the FFN kernel wants them
+};
+
+struct ModelWeights {
+  AlignedBuffer embedding;  // [V, H] as in the checkpoint: looked up, never multiplied
+  DType embedding_dtype = DType::kBfloat16;
+  std::vector<float> final_norm;  // [H]
+  PackedWeight head;              // [V, H]
+  std::vector<LayerWeights> layers;
+};
+
+// Heads of one group of the output projection: 8, or all where 8 does not divide them.
+inline int OutputGroupHeads(int heads) { return heads % 8 == 0 ? 8 : heads; }
+
+struct LoadWeightsOptions {
+  DType dtype = DType::kBfloat16;
+  std::span<const int> local_experts;  // logical ids of the experts that this rank hosts
+  std::function<void(size_t done, size_t total)> progress;  // may be empty
+};
+
+// Errors name the tensor that is missing or wrong.
+absl::StatusOr<ModelWeights> LoadWeights(const WeightSource& source, const ModelConfig& config,
+                                         const KernelSet& kernels, ComputePool& pool,
+                                         const LoadWeightsOptions& options);
+
+}  // namespace switchyard
