@@ -1,8 +1,11 @@
 // Throughput of every kernel set that this CPU can run:
-//   bazel run //kernels:kernels_benchmark -- --benchmark_filter=Gemm
+//   bazel run //kernels:kernels_benchmark -- --benchmark_filter=Gemm [threads]
 // Counters: flops (multiply and add count as two) and bytes of weights or cache per second.
 #include <benchmark/benchmark.h>
 
+#include <array>
+#include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <random>
 #include <string>
@@ -23,15 +26,13 @@ std::vector<float> Random(size_t n) {
   return v;
 }
 
-int Threads() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
-
 Counter PerSecond(double amount) {
   return Counter(amount, Counter::kIsIterationInvariantRate, Counter::kIs1000);
 }
 
-void Gemm(benchmark::State& state, const KernelSet& set, DType dtype, size_t m, size_t n,
-          size_t k) {
-  KernelContext ctx(Threads());
+void Gemm(benchmark::State& state, const KernelSet& set, int threads, DType dtype, size_t m,
+          size_t n, size_t k) {
+  KernelContext ctx(threads);
   const std::vector<float> x = Random(m * k), weight = Random(n * k);
   std::vector<float> y(m * n);
   const PackedWeight w = set.gemm->Pack({weight.data(), DType::kFloat32, n, k}, dtype);
@@ -44,9 +45,9 @@ void Gemm(benchmark::State& state, const KernelSet& set, DType dtype, size_t m, 
 }
 
 // `rows` rows, spread evenly over the experts; every iteration reads all experts.
-void Experts(benchmark::State& state, const KernelSet& set, size_t experts, size_t rows,
-             size_t hidden, size_t width) {
-  KernelContext ctx(Threads());
+void Experts(benchmark::State& state, const KernelSet& set, int threads, size_t experts,
+             size_t rows, size_t hidden, size_t width) {
+  KernelContext ctx(threads);
   const std::vector<float> x = Random(rows * hidden), weight = Random(hidden * width);
   std::vector<float> out(rows * hidden);
   const WeightView up{weight.data(), DType::kFloat32, width, hidden};
@@ -69,9 +70,9 @@ void Experts(benchmark::State& state, const KernelSet& set, size_t experts, size
 }
 
 // `sequences` sequences of `count` new rows that end at position `context`.
-void Attention(benchmark::State& state, const KernelSet& set, AttentionShape shape, int sequences,
-               int count, int context) {
-  KernelContext ctx(Threads());
+void Attention(benchmark::State& state, const KernelSet& set, int threads, AttentionShape shape,
+               int sequences, int count, int context) {
+  KernelContext ctx(threads);
   shape.scale = 0.1f;
   const size_t token = static_cast<size_t>(shape.kv_heads) * (shape.qk_dim + shape.v_dim);
   const KvAddressing addressing{.dtype = DType::kBfloat16,
@@ -107,7 +108,7 @@ void Attention(benchmark::State& state, const KernelSet& set, AttentionShape sha
   state.counters["bytes"] = PerSecond(2.0 * token * context * sequences);
 }
 
-void Register(const KernelSet& set) {
+void Register(const KernelSet& set, int threads) {
   const auto add = [&](const std::string& name, std::function<void(benchmark::State&)> body) {
     benchmark::RegisterBenchmark((name + "/" + set.name).c_str(), body)->UseRealTime();
   };
@@ -122,20 +123,20 @@ void Register(const KernelSet& set) {
     for (const DType dtype : {DType::kBfloat16, DType::kFloat32}) {
       const std::string name = "Gemm/" + std::string(Name(dtype)) + "/" + std::to_string(m) + "x" +
                                std::to_string(n) + "x" + std::to_string(k);
-      add(name, [=](benchmark::State& s) { Gemm(s, set, dtype, m, n, k); });
+      add(name, [=](benchmark::State& s) { Gemm(s, set, threads, dtype, m, n, k); });
     }
   }
-  add("Experts/8x1x2048x1024", [=](auto& s) { Experts(s, set, 8, 8, 2048, 1024); });
-  add("Experts/64x8x2048x1024", [=](auto& s) { Experts(s, set, 64, 512, 2048, 1024); });
-  add("Experts/64x64x2048x1024", [=](auto& s) { Experts(s, set, 64, 4096, 2048, 1024); });
+  add("Experts/8x1x2048x1024", [=](auto& s) { Experts(s, set, threads, 8, 8, 2048, 1024); });
+  add("Experts/64x8x2048x1024", [=](auto& s) { Experts(s, set, threads, 64, 512, 2048, 1024); });
+  add("Experts/64x64x2048x1024", [=](auto& s) { Experts(s, set, threads, 64, 4096, 2048, 1024); });
   const AttentionShape gqa{.heads = 32, .kv_heads = 4, .qk_dim = 128, .v_dim = 128};
   const AttentionShape mha{.heads = 16, .kv_heads = 16, .qk_dim = 128, .v_dim = 128};
   const AttentionShape mla{.heads = 16, .kv_heads = 1, .qk_dim = 576, .v_dim = 512};
   for (const auto& [name, shape] : {std::pair{"gqa", gqa}, {"mha", mha}, {"mla", mla}}) {
     const AttentionShape a = shape;
     const std::string prefix = "Attention/" + std::string(name);
-    add(prefix + "/prefill1024", [=](auto& s) { Attention(s, set, a, 1, 1024, 1024); });
-    add(prefix + "/decode8x2048", [=](auto& s) { Attention(s, set, a, 8, 1, 2048); });
+    add(prefix + "/prefill1024", [=](auto& s) { Attention(s, set, threads, a, 1, 1024, 1024); });
+    add(prefix + "/decode8x2048", [=](auto& s) { Attention(s, set, threads, a, 8, 1, 2048); });
   }
 }
 
@@ -143,10 +144,14 @@ void Register(const KernelSet& set) {
 }  // namespace switchyard
 
 int main(int argc, char** argv) {
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::Initialize(&argc, argv);  // takes its own flags out
+  const int threads = argc > 1 ? std::atoi(argv[1]) : std::thread::hardware_concurrency();
+  if (argc > 2 || threads < 1) {
+    std::fprintf(stderr, "usage: %s [--benchmark_...] [threads]\n", argv[0]);
+    return 1;
+  }
   for (const switchyard::KernelSet& set : switchyard::AvailableKernels()) {
-    if (set.name != "reference") switchyard::Register(set);
+    if (set.name != "reference") switchyard::Register(set, threads);
   }
   benchmark::RunSpecifiedBenchmarks();
   return 0;
