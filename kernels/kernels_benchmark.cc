@@ -74,16 +74,17 @@ void Attention(benchmark::State& state, const KernelSet& set, int threads, Atten
                int sequences, int count, int context) {
   KernelContext ctx(threads);
   shape.scale = 0.1f;
-  const size_t token = static_cast<size_t>(shape.kv_heads) * (shape.qk_dim + shape.v_dim);
+  // A block holds a head's 16 keys, the next head's, …, then the values in the same way.
+  const size_t heads = shape.kv_heads, k_head = 16u * shape.qk_dim, v_head = 16u * shape.v_dim;
   const KvAddressing addressing{.dtype = DType::kBfloat16,
                                 .block_tokens = 16,
-                                .block_stride = 16 * token,
+                                .block_stride = heads * (k_head + v_head),
                                 .k_offset = 0,
-                                .k_head_stride = static_cast<size_t>(shape.qk_dim),
-                                .k_token_stride = token,
-                                .v_offset = static_cast<size_t>(shape.kv_heads) * shape.qk_dim,
-                                .v_head_stride = static_cast<size_t>(shape.v_dim),
-                                .v_token_stride = token};
+                                .k_head_stride = k_head,
+                                .k_token_stride = static_cast<size_t>(shape.qk_dim),
+                                .v_offset = heads * k_head,
+                                .v_head_stride = v_head,
+                                .v_token_stride = static_cast<size_t>(shape.v_dim)};
   const int blocks_each = (context + 15) / 16;
   std::vector<uint16_t> cache(addressing.block_stride * blocks_each * sequences, 0x3f80);
   std::vector<std::vector<int32_t>> tables(sequences);
@@ -105,7 +106,7 @@ void Attention(benchmark::State& state, const KernelSet& set, int threads, Atten
   }
   const double pairs = rows * (context - (count - 1) / 2.0);
   state.counters["flops"] = PerSecond(2.0 * pairs * (q_cols + out_cols));
-  state.counters["bytes"] = PerSecond(2.0 * token * context * sequences);
+  state.counters["bytes"] = PerSecond(2.0 * cache.size());
 }
 
 void Register(const KernelSet& set, int threads) {
