@@ -1,0 +1,304 @@
+#include "common/net/http_server_connection.h"
+
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/beast/http/status.hpp>
+#include <chrono>
+#include <exception>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+
+namespace switchyard::http_internal {
+namespace {
+
+namespace asio = boost::asio;
+namespace http = boost::beast::http;
+using boost::system::error_code;
+
+// Pipelined bytes that are read ahead while an answer is made; more stay in the kernel.
+constexpr size_t kReadAheadBytes = 64 << 10;
+// After a last answer the client may still be sending: closing at once would reset the connection
+// and take the answer with it.
+constexpr absl::Duration kLinger = absl::Seconds(2);
+
+HttpResponse ParseError(error_code error, const HttpServerOptions& options) {
+  if (error == http::error::body_limit) {
+    return HttpError(413,
+                     absl::StrCat("the body has more than ", options.body_bytes_max, " bytes"));
+  }
+  if (error == http::error::header_limit) {
+    return HttpError(431,
+                     absl::StrCat("the header has more than ", options.header_bytes_max, " bytes"));
+  }
+  if (error == http::error::bad_version) return HttpError(505, "HTTP/1.1 or HTTP/1.0 is spoken");
+  return HttpError(400, absl::StrCat("not an HTTP request: ", error.message()));
+}
+
+}  // namespace
+
+Connection::Connection(std::shared_ptr<Shared> shared, Socket socket, bool refuse)
+    : shared_(std::move(shared)),
+      refuse_(refuse),
+      socket_(std::move(socket)),
+      read_timer_(socket_.get_executor()),
+      write_timer_(socket_.get_executor()) {}
+
+Connection::~Connection() {
+  MutexLock lock(shared_->mu);
+  shared_->connections.erase(this);
+  shared_->none_left.NotifyAll();
+}
+
+void Connection::Start() {
+  asio::post(socket_.get_executor(), [self = shared_from_this()] {
+    if (!self->refuse_) return self->ExpectRequest();
+    self->Reject(HttpError(
+        503,
+        absl::StrCat("more than ", self->shared_->options.connections_max, " connections are open"),
+        "server_error"));
+  });
+}
+
+void Connection::Drain() {
+  asio::post(socket_.get_executor(), [self = shared_from_this()] {
+    const bool idle = self->awaits_request_ && self->buffer_.size() == 0 &&
+                      self->parser_.has_value() && !self->parser_->got_some();
+    if (idle) self->Close();
+  });
+}
+
+void Connection::Cut() {
+  asio::post(socket_.get_executor(), [self = shared_from_this()] { self->Close(); });
+}
+
+// ---- requests
+
+void Connection::ExpectRequest() {
+  if (closed_) return;
+  const HttpServerOptions& options = shared_->options;
+  const bool first = !parser_.has_value();
+  parser_.emplace();
+  parser_->header_limit(options.header_bytes_max);
+  parser_->body_limit(options.body_bytes_max);
+  parser_->eager(true);
+  awaits_request_ = true;
+  continue_sent_ = false;
+  const bool idle = buffer_.size() == 0 && !first;
+  Arm(&read_timer_, idle ? options.idle_timeout : options.read_timeout);
+  if (buffer_.size() > 0) Parse();
+  Read();
+}
+
+void Connection::Read() {
+  if (reading_ || closed_ || (!awaits_request_ && buffer_.size() >= kReadAheadBytes)) return;
+  reading_ = true;
+  socket_.async_read_some(
+      asio::buffer(read_bytes_),
+      [self = shared_from_this()](error_code error, size_t bytes) { self->OnRead(error, bytes); });
+}
+
+void Connection::OnRead(error_code error, size_t bytes) {
+  reading_ = false;
+  if (closed_) return;
+  if (lingering_) return error ? Close() : Read();
+  if (error) return OnPeerGone();
+  if (awaits_request_ && buffer_.size() == 0 && !parser_->got_some()) {
+    Arm(&read_timer_, shared_->options.read_timeout);  // the first byte of a request
+  }
+  buffer_.commit(asio::buffer_copy(buffer_.prepare(bytes), asio::buffer(read_bytes_, bytes)));
+  if (awaits_request_) Parse();
+  Read();
+}
+
+// The client sends no more. A client that only closed its half is taken for gone, unless its answer
+// is complete and on its way.
+void Connection::OnPeerGone() {
+  {
+    MutexLock lock(mu_);
+    keep_alive_ = false;
+    if (answer_ == Answer::kComplete) return;
+  }
+  Close();
+}
+
+void Connection::Parse() {
+  error_code error;
+  while (!parser_->is_done() && buffer_.size() > 0) {
+    const size_t used = parser_->put(buffer_.data(), error);
+    buffer_.consume(used);
+    if (error == http::error::need_more) error = {};
+    if (error || used == 0) break;
+  }
+  if (!error && !parser_->is_done() && buffer_.size() > kReadAheadBytes) {
+    error = http::error::header_limit;  // a chunk's extensions without end
+  }
+  if (!error && parser_->is_header_done() && parser_->get().version() != 10 &&
+      parser_->get().version() != 11) {
+    error = http::error::bad_version;
+  }
+  if (error) return Reject(ParseError(error, shared_->options));
+  if (parser_->is_done()) return OnRequest();
+  if (!parser_->is_header_done() || continue_sent_) return;
+  if (boost::beast::iequals(parser_->get()[http::field::expect], "100-continue")) {
+    continue_sent_ = true;
+    MutexLock lock(mu_);
+    out_ += "HTTP/1.1 100 Continue\r\n\r\n";
+    PostFlush();
+  }
+}
+
+// An answer to what is not a request; then the connection closes.
+void Connection::Reject(HttpResponse response) {
+  awaits_request_ = false;
+  Disarm(&read_timer_);
+  uint64_t exchange;
+  {
+    MutexLock lock(mu_);
+    answer_ = Answer::kAwaited;
+    keep_alive_ = head_only_ = false;
+    exchange = exchange_;
+  }
+  Begin(exchange, std::move(response), /*stream=*/false);
+}
+
+void Connection::OnRequest() {
+  awaits_request_ = false;
+  Disarm(&read_timer_);
+  auto& message = parser_->get();
+  HttpRequest request;
+  const std::string method(message.method_string());
+  request.method = method == "HEAD" ? "GET" : method;
+  request.path = std::string(message.target());
+  if (const size_t mark = request.path.find('?'); mark != std::string::npos) {
+    request.query = request.path.substr(mark + 1);
+    request.path.resize(mark);
+  }
+  request.body = std::move(message.body());
+  uint64_t exchange;
+  {
+    MutexLock lock(mu_);
+    answer_ = Answer::kAwaited;
+    keep_alive_ = message.keep_alive();
+    http10_ = message.version() == 10;
+    head_only_ = method == "HEAD";
+    exchange = exchange_;
+  }
+  auto responder = MakeResponder(shared_from_this(), exchange);
+  try {
+    Route(request, method == "OPTIONS", responder);
+  } catch (const std::exception& e) {  // bad_alloc, or a library's that a handler let through
+    responder->Send(HttpError(500, e.what(), "server_error"));
+  }
+}
+
+void Connection::Route(const HttpRequest& request, bool options,
+                       std::shared_ptr<HttpResponder> responder) {
+  std::set<std::string> allowed;
+  for (const HttpRoute& route : shared_->routes) {
+    if (route.path != request.path && !(options && request.path == "*")) continue;
+    if (route.method == request.method) return route.handler(request, std::move(responder));
+    allowed.insert(route.method);
+    if (route.method == "GET") allowed.insert("HEAD");
+  }
+  if (allowed.empty()) {
+    responder->Send(HttpError(404, absl::StrCat("no such path: ", request.path)));
+    return;
+  }
+  allowed.insert("OPTIONS");
+  HttpResponse response{.status = 204, .content_type = "", .body = "", .headers = {}};
+  if (!options) {
+    response = HttpError(405, absl::StrCat(request.path, " does not take ", request.method));
+  }
+  response.headers.emplace_back("Allow", absl::StrJoin(allowed, ", "));
+  responder->Send(std::move(response));
+}
+
+// ---- writing
+
+void Connection::Flush() {
+  bool complete;
+  {
+    MutexLock lock(mu_);
+    flush_posted_ = false;
+    if (closed_ || !writing_.empty()) return;
+    writing_.swap(out_);
+    in_flight_bytes_ = writing_.size();
+    complete = writing_.empty() && answer_ == Answer::kComplete;
+  }
+  written_ = 0;
+  if (complete) return AnswerComplete();
+  if (!writing_.empty()) SendSome();
+}
+
+void Connection::SendSome() {
+  Arm(&write_timer_, shared_->options.write_timeout);
+  socket_.async_write_some(asio::buffer(writing_.data() + written_, writing_.size() - written_),
+                           [self = shared_from_this()](error_code error, size_t bytes) {
+                             if (self->closed_) return;
+                             if (error) return self->Close();
+                             self->written_ += bytes;
+                             if (self->written_ < self->writing_.size()) return self->SendSome();
+                             Disarm(&self->write_timer_);
+                             self->writing_.clear();
+                             self->Flush();
+                           });
+}
+
+void Connection::AnswerComplete() {
+  bool keep;
+  {
+    MutexLock lock(mu_);
+    ++exchange_;
+    answer_ = Answer::kNone;
+    keep = keep_alive_ && !shared_->draining;
+  }
+  if (keep) return ExpectRequest();
+  Linger();
+}
+
+// ---- the end
+
+void Connection::Linger() {
+  lingering_ = true;
+  error_code ignored;
+  socket_.shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
+  buffer_.consume(buffer_.size());
+  Arm(&read_timer_, kLinger);
+  Read();
+}
+
+void Connection::Close() {
+  if (closed_) return;
+  closed_ = true;
+  error_code ignored;
+  socket_.close(ignored);
+  Disarm(&read_timer_);
+  Disarm(&write_timer_);
+  std::function<void()> on_disconnect;
+  {
+    MutexLock lock(mu_);
+    gone_ = true;
+    out_.clear();
+    on_disconnect = std::exchange(on_disconnect_, nullptr);
+  }
+  if (on_disconnect) on_disconnect();
+  MutexLock lock(shared_->mu);
+  shared_->connections.erase(this);
+  shared_->none_left.NotifyAll();
+}
+
+void Connection::Arm(asio::steady_timer* timer, absl::Duration timeout) {
+  timer->expires_after(absl::ToChronoNanoseconds(timeout));
+  timer->async_wait([self = shared_from_this(), timer](error_code error) {
+    // A wait that had ended before the timer was moved still arrives here.
+    if (!error && timer->expiry() <= std::chrono::steady_clock::now()) self->Close();
+  });
+}
+
+void Connection::Disarm(asio::steady_timer* timer) {
+  timer->expires_at(std::chrono::steady_clock::time_point::max());
+}
+
+}  // namespace switchyard::http_internal
