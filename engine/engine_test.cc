@@ -71,7 +71,7 @@ std::vector<EngineRequest> MixedRequests() {
     const int edges[] = {1, 2, 15, 16, 17, 33};
     const int length = i < 6 ? edges[i] : 1 + static_cast<int>(rng() % 40);
     EngineRequest r =
-        MakeRequest(std::to_string(i), RandomPrompt(rng, length), 1 + static_cast<int>(rng() % 20));
+        MakeRequest(std::to_string(i), RandomPrompt(rng, length), 1 + static_cast<int>(rng() % 14));
     r.ignore_eos = i % 3 != 0;
     r.priority = static_cast<int>(rng() % 2);
     if (i % 2) {
@@ -171,7 +171,7 @@ TEST(EngineBitsTest, ChunksDoNotMatter) {
 
 TEST(EngineBitsTest, PreemptionDoesNotMatter) {
   EngineStats stats;
-  EXPECT_EQ(BitsOf(RunAll({.max_model_len = 128, .block_size = 4, .kv_blocks = 18}, &stats)),
+  EXPECT_EQ(BitsOf(RunAll({.max_model_len = 128, .block_size = 2, .kv_blocks = 34}, &stats)),
             BitsOf(Alone()));
   EXPECT_GT(stats.preemptions, 0u);
 }
