@@ -44,6 +44,7 @@ struct ClientRequest {
   int32_t prompt_logprobs = -1;
   bool skip_special_tokens = true;
   int priority = 0;
+  absl::Duration deadline = absl::InfiniteDuration();  // the limits' one, if that is shorter
 };
 
 // A generated token as the client may see it: text is held back until it is certain that no stop

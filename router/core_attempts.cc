@@ -1,0 +1,239 @@
+// The core's half that steps a request: worker events in, submits, aborts and client updates out.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "cluster/convert.h"
+#include "router/core.h"
+#include "router/core_request.h"
+
+namespace switchyard {
+namespace {
+
+namespace pb = cluster::v1;
+using End = RequestAttempts::End;
+using Phase = RequestAttempts::Phase;
+
+WorkerEvent EventFromProto(const pb::AttemptEvent& e) {
+  WorkerEvent out;
+  out.attempt = e.id().attempt();
+  out.index = e.index();
+  if (e.has_token()) out.token = FromProto(e.token());
+  switch (e.finish()) {
+    case pb::FINISH_NONE:
+      break;
+    case pb::FINISH_STOP:
+      out.finish = WorkerEvent::Finish::kStop;
+      break;
+    case pb::FINISH_LENGTH:
+      out.finish = WorkerEvent::Finish::kLength;
+      break;
+    default:
+      out.finish = WorkerEvent::Finish::kError;
+      out.error = ErrorOf(e);
+  }
+  for (const pb::ScoredToken& t : e.prompt_logprobs()) out.prompt_logprobs.push_back(FromProto(t));
+  out.handed_off = e.handed_off();
+  out.kv_bytes_moved = e.kv_bytes_moved();
+  out.kv_lane = e.kv_lane();
+  return out;
+}
+
+ClientUpdate::Finish FinishFor(End::Reason reason) {
+  switch (reason) {
+    case End::Reason::kStop:
+      return ClientUpdate::Finish::kStop;
+    case End::Reason::kLength:
+      return ClientUpdate::Finish::kLength;
+    case End::Reason::kAborted:
+      return ClientUpdate::Finish::kAbort;
+    case End::Reason::kError:
+      break;
+  }
+  return ClientUpdate::Finish::kError;
+}
+
+}  // namespace
+
+void Core::OnWorkerEvents(WorkerId worker, pb::StepEvents events) {
+  for (const pb::AttemptEvent& e : events.events()) {
+    auto it = by_wire_id_.find(e.id().request());
+    if (it == by_wire_id_.end()) continue;  // late, of a request that has ended
+    Request& r = *requests_.at(it->second);
+    if (r.assigned && r.assigned->prefill == worker && e.id().attempt() == r.attempts.attempt() &&
+        (e.handed_off() || e.finish() != pb::FINISH_NONE)) {
+      pool_->PrefillDone(r.number, *r.assigned);
+    }
+    Apply(r, r.attempts.OnEvent(clock_->Now(), worker, EventFromProto(e)));
+  }
+}
+
+void Core::OnWorkerLost(WorkerId worker, const absl::Status& why) {
+  for (auto it = requests_.begin(); it != requests_.end();) {
+    Request& r = *it++->second;  // Apply may erase it
+    Apply(r, r.attempts.OnWorkerLost(clock_->Now(), worker, why));
+  }
+}
+
+void Core::StartAttempt(Request& r, const Route& route) {
+  waiting_.erase({r.client.priority, r.number});
+  r.waiting = false;
+  if (r.attempts.Start(route) > 1) metrics_.Retry();
+  r.assigned = route;
+  r.decode_worker = pool_->Find(route.decode)->address;
+  r.prefill_worker = route.prefill ? pool_->Find(*route.prefill)->address : "";
+  pool_->Assign(r.number, route, r.tokens());
+  // D first, so that it knows the attempt when P's hand-off arrives.
+  std::optional<WorkerId> unreachable;
+  pb::ToWorker message;
+  *message.mutable_submit() = SubmitFor(r, route, /*to_prefill=*/false);
+  if (!pool_->Send(route.decode, std::move(message))) {
+    unreachable = route.decode;
+  } else if (route.prefill) {
+    pb::ToWorker prefill;
+    *prefill.mutable_submit() = SubmitFor(r, route, /*to_prefill=*/true);
+    if (!pool_->Send(*route.prefill, std::move(prefill))) unreachable = route.prefill;
+  }
+  if (!unreachable) return Settle(r);
+  Apply(r, r.attempts.OnWorkerLost(clock_->Now(), *unreachable,
+                                   absl::UnavailableError("the worker takes no messages")));
+}
+
+pb::Submit Core::SubmitFor(const Request& r, const Route& route, bool to_prefill) const {
+  pb::Submit s;
+  const std::vector<TokenId>& generated = r.attempts.generated();
+  ToProto(AttemptKey{r.wire_id, r.attempts.attempt()}, s.mutable_id());
+  s.mutable_prompt_ids()->Add(r.client.prompt_ids.begin(), r.client.prompt_ids.end());
+  s.mutable_generated_ids()->Add(generated.begin(), generated.end());
+  ToProto(r.client.sampling, s.mutable_sampling());
+  s.set_max_tokens(r.client.max_tokens);
+  s.mutable_stop_token_ids()->Add(r.client.stop_token_ids.begin(), r.client.stop_token_ids.end());
+  s.set_ignore_eos(r.client.ignore_eos);
+  s.set_priority(r.client.priority);
+  // The client has them with its first token, once.
+  s.set_prompt_logprobs(generated.empty() ? r.client.prompt_logprobs : -1);
+  s.set_deadline_ms(std::max<int64_t>(1, absl::ToInt64Milliseconds(r.deadline - clock_->Now())));
+  if (to_prefill) {
+    const pb::Registration& decode = pool_->Find(route.decode)->registration;
+    s.set_decode_address(decode.handoff_address());
+    s.set_decode_incarnation(decode.incarnation());
+  } else {
+    s.set_remote_prefill(route.prefill.has_value());
+  }
+  return s;
+}
+
+void Core::Apply(Request& r, RequestAttempts::Effects effects) {
+  ClientUpdate update;
+  if (!effects.tokens.empty()) TakeTokens(r, &effects, &update);
+  for (const RequestAttempts::Abort& abort : effects.aborts) {
+    pb::ToWorker message;
+    ToProto(AttemptKey{r.wire_id, abort.attempt}, message.mutable_abort()->mutable_id());
+    (void)pool_->Send(abort.worker, std::move(message));  // a worker that is gone has no state
+  }
+  if (effects.end) FillEnd(r, *effects.end, &update);
+  if (effects.end || !update.tokens.empty()) {
+    update.first = !std::exchange(r.first_sent, true);
+    update.seed = r.client.sampling.seed;
+    r.sink(std::move(update));
+  }
+  if (effects.end) {
+    Erase(r);
+  } else {
+    Settle(r);
+  }
+}
+
+void Core::TakeTokens(Request& r, RequestAttempts::Effects* effects, ClientUpdate* update) {
+  const absl::Time now = clock_->Now();
+  if (r.completion_tokens == 0) {
+    r.first_token = now;
+    metrics_.FirstToken(static_cast<int>(r.client.prompt_ids.size()), now - r.arrival);
+  } else {
+    metrics_.LaterTokens(static_cast<int>(effects->tokens.size()), now - r.last_token);
+  }
+  r.last_token = now;
+  if (r.assigned) pool_->FirstToken(r.number, *r.assigned);
+  update->prompt_logprobs = std::move(effects->prompt_logprobs);
+  const size_t n = effects->tokens.size();
+  for (size_t i = 0; i < n && update->stop_match.empty(); ++i) {
+    SampledToken& token = effects->tokens[i];
+    ++r.completion_tokens;
+    // As in vLLM, the token that stops has no text.
+    if (!(effects->last_token_stops && i + 1 == n)) {
+      StopMatcher::Result text = r.text.Push(token.token);
+      update->text += text.text;
+      update->stop_match = text.match.value_or("");
+    }
+    update->tokens.push_back(std::move(token));
+  }
+  metrics_.GeneratedTokens(static_cast<int>(update->tokens.size()));
+  if (update->stop_match.empty()) return;
+  const End stop{End::Reason::kStop, absl::OkStatus()};
+  RequestAttempts::Effects stopped = r.attempts.Stop(stop);
+  effects->aborts.insert(effects->aborts.end(), stopped.aborts.begin(), stopped.aborts.end());
+  effects->end = stop;
+}
+
+void Core::FillEnd(Request& r, const End& end, ClientUpdate* update) {
+  const absl::Time now = clock_->Now();
+  update->finish = FinishFor(end.reason);
+  update->error = end.error;
+  if (update->stop_match.empty()) {
+    StopMatcher::Result rest = r.text.Finish();
+    update->text += rest.text;
+    update->stop_match = rest.match.value_or("");
+    if (rest.match && end.reason == End::Reason::kLength) {
+      update->finish = ClientUpdate::Finish::kStop;
+    }
+  }
+  update->prompt_tokens = static_cast<int>(r.client.prompt_ids.size());
+  update->completion_tokens = r.completion_tokens;
+  update->attempts = r.attempts.attempt();
+  update->e2e = now - r.arrival;
+  update->ttft = std::min(r.first_token, now) - r.arrival;
+  update->kv_bytes_moved = r.attempts.kv_bytes_moved();
+  update->kv_lane = r.attempts.kv_lane();
+  update->prefill_worker = r.prefill_worker;
+  update->decode_worker = r.decode_worker;
+  metrics_.Ended(update->finish, update->e2e, update->kv_bytes_moved);
+  if (end.reason == End::Reason::kError) {
+    log_->Warning("request failed", {{"request", r.id}, {"error", end.error.ToString()}});
+  }
+}
+
+void Core::Settle(Request& r) {
+  const bool waits = r.attempts.phase() == Phase::kWaiting;
+  if (waits && r.assigned) {
+    pool_->Release(r.number, *r.assigned, r.tokens());
+    r.assigned.reset();
+  }
+  const absl::Time now = clock_->Now();
+  if (waits && !r.waiting) {
+    r.waiting = true;
+    r.waiting_since = now;
+    waiting_.insert({r.client.priority, r.number});
+  }
+  absl::Time timer = r.deadline;
+  if (waits) timer = std::min(timer, r.waiting_since + options_.outage_wait);
+  // A retry whose time has come waits for a worker, not for a timer.
+  if (!waits || r.attempts.wake() > now) timer = std::min(timer, r.attempts.wake());
+  if (timer == r.timer) return;
+  timers_.erase({r.timer, r.number});
+  timers_.insert({timer, r.number});
+  r.timer = timer;
+}
+
+void Core::Erase(Request& r) {
+  if (r.assigned) pool_->Release(r.number, *r.assigned, r.tokens());
+  waiting_.erase({r.client.priority, r.number});
+  timers_.erase({r.timer, r.number});
+  by_wire_id_.erase(r.wire_id);
+  {
+    MutexLock lock(mu_);
+    shared_.ids.erase(r.id);
+  }
+  requests_.erase(r.number);
+}
+
+}  // namespace switchyard

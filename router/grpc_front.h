@@ -1,0 +1,38 @@
+// router/grpc_front.h: switchyard.v1.Router (proto/inference.proto) over a RouterCore, with health
+// v1 (SERVING while the router is ready) and reflection. No thread per stream.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "router/router.h"
+
+namespace switchyard {
+
+struct GrpcFrontOptions {
+  std::string host = "127.0.0.1";
+  int port = 50051;  // 0: any
+  bool next_free_port = false;
+  int receive_bytes_max = 16 << 20;
+  size_t queued_updates_max = 4096;  // of one stream whose client does not read; then it is aborted
+};
+
+// Thread-safe.
+class GrpcFront {
+ public:
+  // Listens at once. `core` must outlive the front. kAlreadyExists names a taken port.
+  static absl::StatusOr<std::unique_ptr<GrpcFront>> Create(RouterCore* core,
+                                                           const GrpcFrontOptions& options);
+  ~GrpcFront();  // ends all streams, which aborts their requests
+
+  int port() const;
+  void SetServing(bool serving);  // what health says; NOT_SERVING at first
+
+ private:
+  struct Impl;
+  explicit GrpcFront(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace switchyard

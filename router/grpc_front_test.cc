@@ -1,0 +1,174 @@
+// The gRPC front, the core and a worker, over real connections.
+#include "router/grpc_front.h"
+
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "cluster/grpc_server.h"
+#include "proto/inference.grpc.pb.h"
+#include "router/core.h"
+#include "router/test_worker.h"
+
+namespace switchyard {
+namespace {
+
+class GrpcFrontTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    CoreOptions options;
+    options.model = TestModel();
+    options.decode_addresses = {worker_.address()};
+    core_ = *Core::Create(options, &clock_, &log_);
+    front_ = *GrpcFront::Create(core_.get(), {.port = 0, .queued_updates_max = 64});
+    core_->WatchReady([this](bool ready) { front_->SetServing(ready); });
+    stub_ = v1::Router::NewStub(DialChannel(HostPort("127.0.0.1", front_->port())));
+    ASSERT_TRUE(Eventually([&] { return core_->status().ready; }));
+  }
+  void TearDown() override { core_->WatchReady(nullptr); }
+
+  template <typename Condition>
+  static bool Eventually(const Condition& condition) {
+    for (int i = 0; i < 2000; ++i) {
+      if (condition()) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return false;
+  }
+  static v1::GenerateRequest Request(int max_tokens) {
+    v1::GenerateRequest r;
+    for (int id : {1, 2, 3}) r.mutable_tokens()->add_ids(id);
+    r.set_max_tokens(max_tokens);
+    return r;
+  }
+  bool Idle() {
+    return Eventually([&] {
+      const RouterStatus s = core_->status();
+      return s.running + s.waiting == 0 && worker_.held() == 0;
+    });
+  }
+  absl::Status ErrorOf(const v1::GenerateRequest& request) {
+    grpc::ClientContext context;
+    auto stream = stub_->Generate(&context, request);
+    v1::GenerateResponse response;
+    while (stream->Read(&response)) {
+    }
+    return FromGrpc(stream->Finish());
+  }
+
+  MonotonicClock clock_;
+  Logger log_{"test", LogLevel::kError, LogFormat::kText};
+  TestWorker::Peers peers_;
+  TestWorker worker_{&peers_, {}};
+  std::unique_ptr<Core> core_;
+  std::unique_ptr<GrpcFront> front_;
+  std::unique_ptr<v1::Router::Stub> stub_;
+};
+
+TEST_F(GrpcFrontTest, StreamsTokensThenUsageAndMetrics) {
+  grpc::ClientContext context;
+  v1::GenerateRequest request = Request(50);
+  request.set_request_id("mine");
+  request.set_logprobs(0);
+  auto stream = stub_->Generate(&context, request);
+  std::vector<TokenId> tokens;
+  v1::GenerateResponse response, last;
+  bool first = true;
+  while (stream->Read(&response)) {
+    EXPECT_EQ(response.request_id(), "mine");
+    EXPECT_EQ(response.seed() != 0, first);  // drawn, because the request gave none
+    first = false;
+    EXPECT_EQ(response.logprobs_size(), response.token_ids_size());
+    tokens.insert(tokens.end(), response.token_ids().begin(), response.token_ids().end());
+    last = response;
+  }
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(tokens, TestTokens({1, 2, 3}, 50));
+  EXPECT_EQ(last.finish_reason(), v1::FINISH_REASON_LENGTH);
+  EXPECT_EQ(last.usage().prompt_tokens(), 3);
+  EXPECT_EQ(last.usage().completion_tokens(), 50);
+  EXPECT_EQ(last.metrics().decode_worker(), worker_.address());
+  EXPECT_GT(last.metrics().e2e_seconds(), 0);
+}
+
+TEST_F(GrpcFrontTest, DroppedStreamFreesTheWorker) {
+  for (int tokens_read : {0, 1, 20}) {
+    grpc::ClientContext context;
+    auto stream = stub_->Generate(&context, Request(4000));
+    v1::GenerateResponse response;
+    for (int i = 0; i < tokens_read; ++i) ASSERT_TRUE(stream->Read(&response));
+    context.TryCancel();
+    stream->Finish();
+    EXPECT_TRUE(Idle()) << tokens_read;
+  }
+}
+
+TEST_F(GrpcFrontTest, AbortEndsTheStreamWithItsReason) {
+  grpc::ClientContext context;
+  v1::GenerateRequest request = Request(4000);
+  request.set_request_id("a");
+  auto stream = stub_->Generate(&context, request);
+  v1::GenerateResponse response, last;
+  ASSERT_TRUE(stream->Read(&response));
+  grpc::ClientContext abort_context;
+  v1::AbortRequest abort;
+  v1::AbortResponse found;
+  abort.set_request_id("a");
+  ASSERT_TRUE(stub_->Abort(&abort_context, abort, &found).ok());
+  EXPECT_TRUE(found.found());
+  while (stream->Read(&response)) last = response;
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(last.finish_reason(), v1::FINISH_REASON_ABORT);
+  EXPECT_TRUE(Idle());
+}
+
+TEST_F(GrpcFrontTest, BadRequestsAreRefusedByName) {
+  v1::GenerateRequest text;
+  text.set_text("hello");
+  absl::Status s = ErrorOf(text);
+  EXPECT_EQ(s.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(s.message().find("tokenizer"), absl::string_view::npos) << s;
+  EXPECT_EQ(ErrorOf({}).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ErrorOf(Request(0)).code(), absl::StatusCode::kInvalidArgument);
+  v1::GenerateRequest negative = Request(1);
+  negative.set_logprobs(-1);
+  EXPECT_EQ(ErrorOf(negative).code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(GrpcFrontTest, ClientDeadlineEndsTheRequest) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
+  auto stream = stub_->Generate(&context, Request(4000));
+  v1::GenerateResponse response;
+  while (stream->Read(&response)) {
+  }
+  EXPECT_EQ(stream->Finish().error_code(), grpc::DEADLINE_EXCEEDED);
+  EXPECT_TRUE(Idle());
+}
+
+TEST_F(GrpcFrontTest, ModelInfoLoadAndDrain) {
+  grpc::ClientContext c1, c2, c3;
+  v1::ModelInfo info;
+  ASSERT_TRUE(stub_->GetModelInfo(&c1, {}, &info).ok());
+  EXPECT_EQ(info.numerics_id(), "n");
+  EXPECT_EQ(info.vocab_size(), 1000);
+  EXPECT_FALSE(info.has_tokenizer());
+  v1::Load load;
+  ASSERT_TRUE(stub_->GetLoad(&c2, {}, &load).ok());
+  ASSERT_EQ(load.workers_size(), 1);
+  EXPECT_TRUE(load.workers(0).alive());
+  EXPECT_EQ(load.workers(0).role(), "decode");
+  v1::DrainResponse drain;
+  ASSERT_TRUE(stub_->Drain(&c3, {}, &drain).ok());
+  EXPECT_EQ(ErrorOf(Request(1)).code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(GrpcFrontTest, TakenPortIsNamed) {
+  auto second = GrpcFront::Create(core_.get(), {.port = front_->port()});
+  ASSERT_EQ(second.status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_NE(second.status().message().find(std::to_string(front_->port())),
+            absl::string_view::npos);
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,36 @@
+// router/metrics.h: what /metrics shows: vLLM's names under switchyard_, all series from the start.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <string>
+
+#include "absl/time/time.h"
+#include "router/router.h"
+
+namespace switchyard {
+
+// Thread-safe.
+class RouterMetrics {
+ public:
+  explicit RouterMetrics(const std::string& model_name);
+  ~RouterMetrics();
+
+  void SetRequests(int running, int waiting);
+  void SetWorkers(int prefill_alive, int decode_alive);
+  void SetKvUsage(double fraction);  // of the decode workers' blocks
+  void FirstToken(int prompt_tokens, absl::Duration ttft);
+  // `count` tokens that came together, `since` after the ones before.
+  void LaterTokens(int count, absl::Duration since);
+  void GeneratedTokens(int count);
+  void Ended(ClientUpdate::Finish finish, absl::Duration e2e, uint64_t kv_bytes_moved);
+  void Retry();
+  void Preemptions(uint64_t count);
+  std::string Text() const;
+
+ private:
+  struct Series;
+  std::unique_ptr<Series> series_;
+};
+
+}  // namespace switchyard

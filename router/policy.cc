@@ -1,0 +1,54 @@
+#include "router/policy.h"
+
+#include <algorithm>
+#include <tuple>
+
+namespace switchyard {
+
+int64_t BlocksFor(int64_t tokens, int block_tokens) {
+  return (tokens + 1 + block_tokens - 1) / block_tokens;
+}
+
+std::optional<WorkerId> ChoosePrefill(const std::vector<PrefillView>& views,
+                                      const std::set<WorkerId>& avoid) {
+  std::optional<std::tuple<bool, int64_t, WorkerId>> best;
+  for (const PrefillView& v : views) {
+    if (v.draining) continue;
+    const std::tuple cost(avoid.contains(v.id), v.queued_tokens, v.id);
+    if (!best || cost < *best) best = cost;
+  }
+  if (!best) return std::nullopt;
+  return std::get<WorkerId>(*best);
+}
+
+const DecodeView* ChooseDecode(const std::vector<DecodeView>& views, const RouteRequest& request) {
+  const DecodeView* best = nullptr;
+  std::tuple<bool, double, int, WorkerId> best_cost;
+  for (const DecodeView& v : views) {
+    if (v.draining) continue;
+    const int64_t free = v.kv_blocks_available - v.kv_blocks_promised;
+    if (free < BlocksFor(request.tokens, v.block_tokens) && v.running > 0) continue;
+    const double used = 1.0 - static_cast<double>(free) / std::max<int64_t>(1, v.kv_blocks_total);
+    const std::tuple cost(request.avoid->contains(v.id), used, v.running, v.id);
+    if (best == nullptr || cost < best_cost) {
+      best = &v;
+      best_cost = cost;
+    }
+  }
+  return best;
+}
+
+std::optional<Route> ChooseRoute(Disaggregate mode, const RouteRequest& request,
+                                 const std::vector<PrefillView>& prefill,
+                                 const std::vector<DecodeView>& decode) {
+  const DecodeView* d = ChooseDecode(decode, request);
+  if (d == nullptr) return std::nullopt;
+  Route route{.decode = d->id, .prefill = std::nullopt};
+  const bool hand_off = d->takes_handoffs &&
+                        (mode == Disaggregate::kAlways ||
+                         (mode == Disaggregate::kAuto && request.tokens >= kHandOffPaysFromTokens));
+  if (hand_off) route.prefill = ChoosePrefill(prefill, *request.avoid);
+  return route;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,59 @@
+// router/policy.h: where a request runs. Pure functions of what the router knows; ties go to the
+// lowest id, so that the same knowledge gives the same choice.
+#pragma once
+
+#include <optional>
+#include <set>
+#include <vector>
+
+#include "cluster/worker_id.h"
+#include "router/attempt.h"
+#include "router/router.h"
+
+namespace switchyard {
+
+// Cost rule of Disaggregate::kAuto. A prompt of n tokens delays the decode batch that it is mixed
+// into by about n token times, once; a hand-off costs a reservation, a commit and their round
+// trips, whatever n is. Below this length the delay is the cheaper one.
+inline constexpr int kHandOffPaysFromTokens = 64;
+
+// A worker as the router sees it: its last heartbeat, and what was sent to it since.
+struct PrefillView {
+  WorkerId id;
+  bool draining = false;
+  int64_t queued_tokens = 0;  // of prompts sent to it whose hand-off has not ended
+};
+struct DecodeView {
+  WorkerId id;
+  bool draining = false;
+  bool takes_handoffs = true;  // has a Handoff service
+  int running = 0;             // attempts that the router has there
+  int64_t kv_blocks_total = 0;
+  int64_t kv_blocks_available = 0;  // of the last heartbeat
+  int64_t kv_blocks_promised = 0;   // to attempts that have no token from there yet
+  int block_tokens = 16;
+};
+
+struct RouteRequest {
+  int64_t tokens = 0;                         // prompt and generated
+  const std::set<WorkerId>* avoid = nullptr;  // taken only if there is no other; never null
+};
+
+// The prefill worker with the fewest queued tokens.
+std::optional<WorkerId> ChoosePrefill(const std::vector<PrefillView>& views,
+                                      const std::set<WorkerId>& avoid);
+
+// The decode worker with the most KV headroom per its size; then the one with fewer attempts. One
+// that has no room for the tokens and the next block is not taken, unless it runs nothing: then
+// the worker itself must say that the request never fits.
+const DecodeView* ChooseDecode(const std::vector<DecodeView>& views, const RouteRequest& request);
+
+// Nothing: no worker can take it now.
+std::optional<Route> ChooseRoute(Disaggregate mode, const RouteRequest& request,
+                                 const std::vector<PrefillView>& prefill,
+                                 const std::vector<DecodeView>& decode);
+
+// Blocks of a sequence of that many tokens and its next one.
+int64_t BlocksFor(int64_t tokens, int block_tokens);
+
+}  // namespace switchyard

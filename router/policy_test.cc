@@ -1,0 +1,62 @@
+#include "router/policy.h"
+
+#include <gtest/gtest.h>
+
+namespace switchyard {
+namespace {
+
+const std::set<WorkerId> kNone;
+
+DecodeView Decode(uint64_t id, int64_t available, int running) {
+  return {.id = WorkerId(id),
+          .running = running,
+          .kv_blocks_total = 100,
+          .kv_blocks_available = available};
+}
+
+TEST(PolicyTest, PrefillWithTheShortestQueueAndThenTheLowestId) {
+  EXPECT_EQ(ChoosePrefill({{WorkerId(3), false, 50}, {WorkerId(1), false, 70}}, kNone),
+            WorkerId(3));
+  EXPECT_EQ(ChoosePrefill({{WorkerId(3), false, 50}, {WorkerId(1), false, 50}}, kNone),
+            WorkerId(1));
+  EXPECT_EQ(ChoosePrefill({{WorkerId(1), true, 0}}, kNone), std::nullopt);
+  const std::set<WorkerId> avoid = {WorkerId(1)};
+  EXPECT_EQ(ChoosePrefill({{WorkerId(1), false, 0}, {WorkerId(2), false, 99}}, avoid), WorkerId(2));
+  EXPECT_EQ(ChoosePrefill({{WorkerId(1), false, 0}}, avoid), WorkerId(1));  // there is no other
+}
+
+TEST(PolicyTest, DecodeWithTheMostHeadroom) {
+  const RouteRequest request{.tokens = 160, .avoid = &kNone};  // 11 blocks with the next token
+  std::vector<DecodeView> views = {Decode(1, 40, 1), Decode(2, 60, 9)};
+  EXPECT_EQ(ChooseDecode(views, request)->id, WorkerId(2));
+  views[1].kv_blocks_promised = 30;
+  EXPECT_EQ(ChooseDecode(views, request)->id, WorkerId(1));
+  views = {Decode(2, 40, 1), Decode(1, 40, 1)};
+  EXPECT_EQ(ChooseDecode(views, request)->id, WorkerId(1));
+}
+
+TEST(PolicyTest, DecodeWithoutRoomIsTakenOnlyWhenItRunsNothing) {
+  const RouteRequest request{.tokens = 160, .avoid = &kNone};
+  EXPECT_EQ(ChooseDecode({Decode(1, 10, 1)}, request), nullptr);
+  EXPECT_NE(ChooseDecode({Decode(1, 11, 1)}, request), nullptr);
+  EXPECT_NE(ChooseDecode({Decode(1, 10, 0)}, request), nullptr);
+}
+
+TEST(PolicyTest, ModesDecideWhoComputesThePrompt) {
+  const std::vector<PrefillView> prefill = {{WorkerId(9), false, 0}};
+  const std::vector<DecodeView> decode = {Decode(1, 100, 0)};
+  auto by_prefill = [&](Disaggregate mode, int64_t tokens, const std::vector<PrefillView>& p) {
+    return ChooseRoute(mode, {.tokens = tokens, .avoid = &kNone}, p, decode)->prefill.has_value();
+  };
+  EXPECT_TRUE(by_prefill(Disaggregate::kAuto, 64, prefill));
+  EXPECT_FALSE(by_prefill(Disaggregate::kAuto, 63, prefill));
+  EXPECT_FALSE(by_prefill(Disaggregate::kAuto, 64, {}));
+  EXPECT_TRUE(by_prefill(Disaggregate::kAlways, 1, prefill));
+  EXPECT_FALSE(by_prefill(Disaggregate::kAlways, 1, {}));
+  EXPECT_FALSE(by_prefill(Disaggregate::kNever, 1000, prefill));
+  EXPECT_EQ(ChooseRoute(Disaggregate::kAuto, {.tokens = 64, .avoid = &kNone}, prefill, {}),
+            std::nullopt);
+}
+
+}  // namespace
+}  // namespace switchyard

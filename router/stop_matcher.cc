@@ -1,0 +1,54 @@
+#include "router/stop_matcher.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace switchyard {
+namespace {
+
+size_t Advance(const std::string& text, const std::vector<size_t>& border, size_t matched, char c) {
+  while (matched > 0 && text[matched] != c) matched = border[matched - 1];
+  return text[matched] == c ? matched + 1 : 0;
+}
+
+}  // namespace
+
+StopMatcher::StopMatcher(const std::vector<std::string>& stops) {
+  for (const std::string& stop : stops) {
+    if (stop.empty()) continue;
+    Pattern p{.text = stop, .border = std::vector<size_t>(stop.size(), 0), .matched = 0};
+    for (size_t i = 1; i < stop.size(); ++i) {
+      p.border[i] = Advance(stop, p.border, p.border[i - 1], stop[i]);
+    }
+    patterns_.push_back(std::move(p));
+  }
+}
+
+StopMatcher::Result StopMatcher::Push(std::string_view piece) {
+  if (patterns_.empty()) return {.text = std::string(piece), .match = std::nullopt};
+  size_t longest = held_.size();
+  for (size_t i = 0; i < piece.size(); ++i) {
+    longest = 0;
+    const Pattern* match = nullptr;
+    for (Pattern& p : patterns_) {
+      p.matched = Advance(p.text, p.border, p.matched, piece[i]);
+      longest = std::max(longest, p.matched);
+      if (p.matched == p.text.size() && (match == nullptr || p.text.size() > match->text.size())) {
+        match = &p;
+      }
+    }
+    if (match != nullptr) {
+      held_.append(piece.substr(0, i + 1));
+      held_.resize(held_.size() - match->text.size());
+      return {.text = std::exchange(held_, {}), .match = match->text};
+    }
+  }
+  held_.append(piece);
+  Result result{.text = held_.substr(0, held_.size() - longest), .match = std::nullopt};
+  held_.erase(0, result.text.size());
+  return result;
+}
+
+std::string StopMatcher::Finish() { return std::exchange(held_, {}); }
+
+}  // namespace switchyard

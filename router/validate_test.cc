@@ -1,0 +1,72 @@
+#include "router/validate.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+
+namespace switchyard {
+namespace {
+
+class ValidateTest : public ::testing::Test {
+ protected:
+  ValidateTest() {
+    model_.vocab_size = 100;
+    model_.max_model_len = 32;
+    request_.prompt_ids = {1, 2, 3};
+  }
+  // The change makes the request bad, and the message holds each of `parts`.
+  void Refused(const std::function<void(ClientRequest&)>& change,
+               std::initializer_list<const char*> parts) {
+    ClientRequest r = request_;
+    change(r);
+    const absl::Status s = ValidateRequest(model_, limits_, has_tokenizer_, &r);
+    EXPECT_EQ(s.code(), absl::StatusCode::kInvalidArgument) << s;
+    for (const char* part : parts) {
+      EXPECT_NE(s.message().find(part), absl::string_view::npos) << s << " lacks " << part;
+    }
+  }
+  ModelDescription model_;
+  RouterLimits limits_;
+  bool has_tokenizer_ = true;
+  ClientRequest request_;
+};
+
+TEST_F(ValidateTest, ErrorsNameFieldValueAndLimit) {
+  using R = ClientRequest;
+  Refused([](R& r) { r.prompt_ids.clear(); }, {"prompt", "0", "1"});
+  Refused([](R& r) { r.prompt_ids.assign(32, 1); }, {"prompt", "32", "max_model_len"});
+  Refused([](R& r) { r.prompt_ids[1] = 100; }, {"prompt[1]", "100"});
+  Refused([](R& r) { r.prompt_ids[2] = -1; }, {"prompt[2]", "-1", "100"});
+  Refused([](R& r) { r.max_tokens = 0; }, {"max_tokens", "0", "1"});
+  Refused([](R& r) { r.sampling.temperature = -1; }, {"temperature", "-1", "100"});
+  Refused([](R& r) { r.sampling.temperature = NAN; }, {"temperature", "nan"});
+  Refused([](R& r) { r.sampling.temperature = INFINITY; }, {"temperature", "inf"});
+  Refused([](R& r) { r.sampling.top_p = 0; }, {"top_p", "0", "1"});
+  Refused([](R& r) { r.sampling.top_p = 1.5; }, {"top_p", "1.5"});
+  Refused([](R& r) { r.sampling.top_k = -2; }, {"top_k", "-2", "-1"});
+  Refused([](R& r) { r.sampling.logprobs = 21; }, {"logprobs", "21", "20"});
+  Refused([](R& r) { r.prompt_logprobs = 21; }, {"prompt_logprobs", "21", "20"});
+  Refused([](R& r) { r.stop.assign(17, "x"); }, {"stop", "17", "16"});
+  Refused([](R& r) { r.stop = {""}; }, {"stop[0]", "0"});
+  Refused([](R& r) { r.stop = {"a", std::string(1025, 'x')}; }, {"stop[1]", "1025", "1024"});
+  Refused([](R& r) { r.stop_token_ids = {100}; }, {"stop_token_ids[0]", "100"});
+  Refused([](R& r) { r.stop_token_ids.assign(257, 1); }, {"stop_token_ids", "257", "256"});
+  Refused([](R& r) { r.request_id.assign(129, 'x'); }, {"request_id", "129", "128"});
+  has_tokenizer_ = false;
+  Refused([](R& r) { r.stop = {"a"}; }, {"stop", "tokenizer"});
+}
+
+TEST_F(ValidateTest, MaxTokensIsCutToTheContext) {
+  request_.max_tokens = 1000;
+  request_.sampling.top_k = -1;
+  ASSERT_TRUE(ValidateRequest(model_, limits_, has_tokenizer_, &request_).ok());
+  EXPECT_EQ(request_.max_tokens, 29);
+  EXPECT_EQ(request_.sampling.top_k, 0);
+  request_.prompt_ids.assign(31, 1);
+  ASSERT_TRUE(ValidateRequest(model_, limits_, has_tokenizer_, &request_).ok());
+  EXPECT_EQ(request_.max_tokens, 1);
+}
+
+}  // namespace
+}  // namespace switchyard

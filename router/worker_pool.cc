@@ -1,0 +1,247 @@
+#include "router/worker_pool.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace switchyard {
+namespace pb = cluster::v1;
+
+WorkerPool::WorkerPool(WorkerPoolOptions options, WorkerPoolEvents events, const Clock* clock,
+                       Logger* log, std::function<void(std::function<void()>)> post)
+    : options_(std::move(options)),
+      events_(std::move(events)),
+      clock_(clock),
+      log_(log),
+      post_(std::move(post)),
+      membership_(options_.membership) {
+  for (const std::string& a : options_.prefill_addresses) AddSlot(a, pb::ROLE_PREFILL);
+  for (const std::string& a : options_.decode_addresses) AddSlot(a, pb::ROLE_DECODE);
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    slots_[i].client =
+        std::make_unique<WorkerClient>(slots_[i].address, options_.router_id, CallbacksFor(i));
+  }
+}
+
+void WorkerPool::AddSlot(const std::string& address, pb::Role role) {
+  Slot slot;
+  slot.address = address;
+  slot.role = role;
+  slots_.push_back(std::move(slot));
+}
+
+WorkerClientCallbacks WorkerPool::CallbacksFor(size_t slot) {
+  return {
+      .registered =
+          [this, slot](StreamId stream, pb::Registration r) {
+            post_([this, slot, stream, r = std::move(r)] { OnRegistered(slot, stream, r); });
+          },
+      .events =
+          [this, slot](StreamId stream, pb::StepEvents events) {
+            auto shared = std::make_shared<pb::StepEvents>(std::move(events));
+            post_([this, slot, stream, shared] { OnEvents(slot, stream, std::move(*shared)); });
+          },
+      .heartbeat =
+          [this, slot](StreamId stream, const pb::Heartbeat& h) {
+            post_([this, slot, stream, h] { OnHeartbeat(slot, stream, h); });
+          },
+      .lost =
+          [this, slot](StreamId stream, const absl::Status& why) {
+            post_([this, slot, stream, why] { OnLost(slot, stream, why); });
+          },
+      .away =
+          [this, slot](const absl::Status& why) {
+            log_->Info("worker is away",
+                       {{"address", slots_[slot].address}, {"why", why.message()}});
+          },
+  };
+}
+
+void WorkerPool::OnRegistered(size_t n, StreamId stream, pb::Registration registration) {
+  Slot& slot = slots_[n];
+  slot.stream = stream;
+  absl::StatusOr<WorkerId> id =
+      membership_.Register(slot.address, slot.role, registration, clock_->Now());
+  if (!id.ok()) {
+    if (slot.last_refusal != id.status().message()) {
+      slot.last_refusal = std::string(id.status().message());
+      log_->Error(slot.last_refusal);
+    }
+    slot.client->Cancel(stream);
+    return;
+  }
+  slot.last_refusal.clear();
+  slot.id = *id;
+  loads_[*id].slot = n;
+  loads_[*id].block_tokens = registration.block_tokens();
+  log_->Info("worker registered", {{"address", slot.address},
+                                   {"role", pb::Role_Name(slot.role)},
+                                   {"incarnation", registration.incarnation()},
+                                   {"numerics", registration.numerics_id()}});
+  events_.changed();
+}
+
+void WorkerPool::OnEvents(size_t n, StreamId stream, pb::StepEvents events) {
+  Slot& slot = slots_[n];
+  if (slot.stream != stream || !slot.id) return;
+  membership_.Heard(*slot.id, clock_->Now());
+  events_.events(*slot.id, std::move(events));
+}
+
+void WorkerPool::OnHeartbeat(size_t n, StreamId stream, const pb::Heartbeat& heartbeat) {
+  Slot& slot = slots_[n];
+  if (slot.stream != stream || !slot.id) return;
+  const uint64_t before = membership_.Find(*slot.id)->heartbeat.preemptions();
+  if (heartbeat.preemptions() > before) events_.preemptions(heartbeat.preemptions() - before);
+  membership_.Beat(*slot.id, heartbeat, clock_->Now());
+  Load& load = loads_[*slot.id];
+  load.freed_blocks = 0;
+  std::erase_if(load.promised, [](const auto& entry) { return entry.second.settled; });
+  events_.changed();
+}
+
+void WorkerPool::OnLost(size_t n, StreamId stream, const absl::Status& why) {
+  Slot& slot = slots_[n];
+  if (slot.stream != stream || !slot.id) return;
+  const WorkerId id = *std::exchange(slot.id, std::nullopt);
+  membership_.Remove(id);
+  loads_.erase(id);
+  log_->Warning("worker lost", {{"address", slot.address}, {"why", why.message()}});
+  events_.lost(id, why);
+  events_.changed();
+}
+
+void WorkerPool::Tick() {
+  for (const Membership::Expired& expired : membership_.Expire(clock_->Now())) {
+    auto it = loads_.find(expired.id);
+    if (it == loads_.end()) continue;
+    Slot& slot = slots_[it->second.slot];
+    slot.client->Cancel(slot.stream);
+    OnLost(it->second.slot, slot.stream,
+           absl::UnavailableError(absl::StrCat("worker ", expired.address, " ", expired.reason)));
+  }
+}
+
+bool WorkerPool::Send(WorkerId worker, pb::ToWorker message) {
+  Load* load = LoadOf(worker);
+  if (load == nullptr) return false;
+  Slot& slot = slots_[load->slot];
+  return slot.client->Send(slot.stream, std::move(message));
+}
+
+int WorkerPool::DecodeReady() const {
+  return static_cast<int>(
+      std::count_if(membership_.members().begin(), membership_.members().end(), [](const auto& m) {
+        return m.second.registration.role() == pb::ROLE_DECODE && !m.second.heartbeat.draining();
+      }));
+}
+
+double WorkerPool::KvUsage() const {
+  double total = 0, available = 0;
+  for (const auto& [id, m] : membership_.members()) {
+    if (m.registration.role() != pb::ROLE_DECODE) continue;
+    total += m.registration.kv_blocks_total();
+    available += m.kv_blocks_available();
+  }
+  return total > 0 ? 1 - available / total : 0;
+}
+
+std::vector<WorkerStatus> WorkerPool::Status() const {
+  std::vector<WorkerStatus> out;
+  for (const Slot& slot : slots_) {
+    WorkerStatus s{.address = slot.address,
+                   .role = slot.role == pb::ROLE_PREFILL ? "prefill" : "decode"};
+    const Member* m = slot.id ? membership_.Find(*slot.id) : nullptr;
+    if (m != nullptr) {
+      s.alive = true;
+      s.running = m->heartbeat.running();
+      s.waiting = m->heartbeat.waiting();
+      s.kv_blocks_free = m->heartbeat.kv_blocks_free();
+      s.kv_blocks_total = m->registration.kv_blocks_total();
+      s.kv_blocks_leased = m->heartbeat.kv_blocks_leased();
+      s.kv_blocks_quarantined = m->heartbeat.kv_blocks_quarantined();
+      s.steps = m->heartbeat.steps();
+    }
+    out.push_back(std::move(s));
+  }
+  return out;
+}
+
+std::vector<PrefillView> WorkerPool::PrefillViews() const {
+  std::vector<PrefillView> out;
+  for (const auto& [id, m] : membership_.members()) {
+    if (m.registration.role() != pb::ROLE_PREFILL) continue;
+    out.push_back({.id = id,
+                   .draining = m.heartbeat.draining(),
+                   .queued_tokens = loads_.at(id).queued_tokens});
+  }
+  return out;
+}
+
+std::vector<DecodeView> WorkerPool::DecodeViews() const {
+  std::vector<DecodeView> out;
+  for (const auto& [id, m] : membership_.members()) {
+    if (m.registration.role() != pb::ROLE_DECODE) continue;
+    const Load& load = loads_.at(id);
+    int64_t promised = -load.freed_blocks;
+    for (const auto& [request, promise] : load.promised) promised += promise.blocks;
+    out.push_back({.id = id,
+                   .draining = m.heartbeat.draining(),
+                   .takes_handoffs = !m.registration.handoff_address().empty(),
+                   .running = load.running,
+                   .kv_blocks_total = m.registration.kv_blocks_total(),
+                   .kv_blocks_available = m.kv_blocks_available(),
+                   .kv_blocks_promised = promised,
+                   .block_tokens = m.registration.block_tokens()});
+  }
+  return out;
+}
+
+std::optional<Route> WorkerPool::Choose(Disaggregate mode, const RouteRequest& request) const {
+  return ChooseRoute(mode, request, PrefillViews(), DecodeViews());
+}
+
+WorkerPool::Load* WorkerPool::LoadOf(WorkerId worker) {
+  auto it = loads_.find(worker);
+  return it == loads_.end() ? nullptr : &it->second;
+}
+
+void WorkerPool::Assign(uint64_t request, const Route& route, int64_t tokens) {
+  if (Load* load = LoadOf(route.decode)) {
+    ++load->running;
+    load->promised[request] = {BlocksFor(tokens, load->block_tokens), false};
+  }
+  if (!route.prefill) return;
+  if (Load* load = LoadOf(*route.prefill)) {
+    load->queued_tokens += tokens;
+    load->queued[request] = tokens;
+  }
+}
+
+void WorkerPool::FirstToken(uint64_t request, const Route& route) {
+  Load* load = LoadOf(route.decode);
+  if (load == nullptr) return;
+  if (auto it = load->promised.find(request); it != load->promised.end()) it->second.settled = true;
+}
+
+void WorkerPool::PrefillDone(uint64_t request, const Route& route) {
+  Load* load = route.prefill ? LoadOf(*route.prefill) : nullptr;
+  if (load == nullptr) return;
+  if (auto it = load->queued.find(request); it != load->queued.end()) {
+    load->queued_tokens -= it->second;
+    load->queued.erase(it);
+  }
+}
+
+void WorkerPool::Release(uint64_t request, const Route& route, int64_t tokens) {
+  PrefillDone(request, route);
+  Load* load = LoadOf(route.decode);
+  if (load == nullptr) return;
+  --load->running;
+  // A promise that no heartbeat has counted is simply withdrawn.
+  if (load->promised.erase(request) > 0) return;
+  load->freed_blocks += BlocksFor(tokens, load->block_tokens);
+}
+
+}  // namespace switchyard

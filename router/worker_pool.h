@@ -1,0 +1,108 @@
+// router/worker_pool.h: the workers of a router: their streams, which of them are alive, and what
+// the router has given them to do. Owned by the core's thread; streams reach it through `post`.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "cluster/membership.h"
+#include "cluster/worker_client.h"
+#include "common/clock.h"
+#include "common/telemetry/log.h"
+#include "router/policy.h"
+#include "router/router.h"
+
+namespace switchyard {
+
+struct WorkerPoolOptions {
+  std::vector<std::string> prefill_addresses, decode_addresses;
+  std::string router_id;
+  MembershipOptions membership;
+};
+
+// Called on the core's thread.
+struct WorkerPoolEvents {
+  std::function<void(WorkerId, cluster::v1::StepEvents)> events;
+  std::function<void(WorkerId, const absl::Status&)> lost;
+  std::function<void()> changed;              // a worker came, or reported its load
+  std::function<void(uint64_t)> preemptions;  // so many more
+};
+
+class WorkerPool {
+ public:
+  // `post` brings a function to the core's thread from any other; it may block, and drops the
+  // function once the core stops. Dials at once. All must outlive the pool.
+  WorkerPool(WorkerPoolOptions options, WorkerPoolEvents events, const Clock* clock, Logger* log,
+             std::function<void(std::function<void()>)> post);
+
+  // False if the worker is gone or does not read: `lost` follows, or has come.
+  bool Send(WorkerId worker, cluster::v1::ToWorker message);
+  // Ends the registrations whose time is up, and reports them lost.
+  void Tick();
+
+  const Member* Find(WorkerId worker) const { return membership_.Find(worker); }
+  const Membership& membership() const { return membership_; }
+  // Decode workers that take requests.
+  int DecodeReady() const;
+  int PrefillAlive() const { return membership_.Alive(cluster::v1::ROLE_PREFILL); }
+  double KvUsage() const;  // of the decode workers
+  std::vector<WorkerStatus> Status() const;
+
+  // What one attempt of `request` takes, from Assign until Release.
+  std::optional<Route> Choose(Disaggregate mode, const RouteRequest& request) const;
+  void Assign(uint64_t request, const Route& route, int64_t tokens);
+  void FirstToken(uint64_t request, const Route& route);   // its blocks show in the next heartbeat
+  void PrefillDone(uint64_t request, const Route& route);  // P has handed off
+  // `tokens`: prompt and generated ones, whose blocks are free now.
+  void Release(uint64_t request, const Route& route, int64_t tokens);
+
+ private:
+  struct Slot {
+    std::string address;
+    cluster::v1::Role role;
+    StreamId stream;
+    std::optional<WorkerId> id;
+    std::string last_refusal;
+    std::unique_ptr<WorkerClient> client;
+  };
+  struct Promise {
+    int64_t blocks;
+    bool settled;  // the next heartbeat counts them
+  };
+  // What the router knows of a worker beyond its heartbeat.
+  struct Load {
+    size_t slot = 0;
+    int block_tokens = 1;
+    int running = 0;
+    int64_t queued_tokens = 0;
+    std::map<uint64_t, int64_t> queued;    // by request
+    std::map<uint64_t, Promise> promised;  // by request
+    int64_t freed_blocks = 0;              // since the last heartbeat
+  };
+
+  void AddSlot(const std::string& address, cluster::v1::Role role);
+  WorkerClientCallbacks CallbacksFor(size_t slot);
+  void OnRegistered(size_t slot, StreamId stream, cluster::v1::Registration registration);
+  void OnEvents(size_t slot, StreamId stream, cluster::v1::StepEvents events);
+  void OnHeartbeat(size_t slot, StreamId stream, const cluster::v1::Heartbeat& heartbeat);
+  void OnLost(size_t slot, StreamId stream, const absl::Status& why);
+  Load* LoadOf(WorkerId worker);
+  std::vector<PrefillView> PrefillViews() const;
+  std::vector<DecodeView> DecodeViews() const;
+
+  const WorkerPoolOptions options_;
+  const WorkerPoolEvents events_;
+  const Clock* const clock_;
+  Logger* const log_;
+  const std::function<void(std::function<void()>)> post_;
+  Membership membership_;
+  std::map<WorkerId, Load> loads_;
+  std::vector<Slot> slots_;  // fixed after construction; last: its threads stop first
+};
+
+}  // namespace switchyard
