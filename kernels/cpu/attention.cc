@@ -57,8 +57,8 @@ struct Work {
   float total_max[kTileQueries], total_sum[kTileQueries];
 };
 
-// Queries [first, count) of the tile, all that a sub-block concerns; `context` of query i is the
-// number of keys that it attends to.
+// One task: sub-block after sub-block of keys over all of its queries. A query is named by its
+// index in the task.
 class TileOfQueries {
  public:
   TileOfQueries(const Call& call, const Task& task, Work& work)
@@ -89,6 +89,7 @@ class TileOfQueries {
     return static_cast<size_t>(task_.kv_head) * call_.sharing() +
            (task_.first + i) % call_.sharing();
   }
+  // Keys that query i attends to: all, and of those in the sub-block at `base`.
   int Context(int i) const { return task_.sequence->first_position + Row(i) + 1; }
   int KeysOf(int i, int base) const { return std::min(kSubBlock, Context(i) - base); }
 
