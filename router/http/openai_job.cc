@@ -1,0 +1,121 @@
+#include "router/http/openai_job.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace switchyard {
+namespace {
+
+std::vector<std::string> RequestIds(const std::string& id, size_t choices) {
+  if (choices == 1) return {id};
+  std::vector<std::string> out;
+  for (size_t i = 0; i < choices; ++i) out.push_back(absl::StrCat(id, "-", i));
+  return out;
+}
+
+HttpResponse EventStream(std::string events) {
+  return {.status = 200,
+          .content_type = "text/event-stream; charset=utf-8",
+          .body = std::move(events),
+          .headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}}};
+}
+
+}  // namespace
+
+OpenAiJob::OpenAiJob(RouterCore* core, ApiRequest request, std::string id,
+                     std::shared_ptr<HttpResponder> responder)
+    : core_(core),
+      request_ids_(RequestIds(id, request.choices.size())),
+      answer_(std::move(request), std::move(id), core->model().id, absl::ToUnixSeconds(absl::Now()),
+              core->tokenizer()),
+      responder_(std::move(responder)) {}
+
+void OpenAiJob::AbortAll() {
+  for (const std::string& id : request_ids_) core_->Abort(id);
+}
+
+void OpenAiJob::Start() {
+  std::shared_ptr<HttpResponder> responder;
+  {
+    MutexLock lock(mu_);
+    responder = responder_;
+  }
+  responder->OnDisconnect([self = shared_from_this()] {
+    self->client_gone_ = true;
+    self->AbortAll();
+  });
+  const std::vector<ClientRequest>& choices = answer_.request().choices;
+  for (size_t i = 0; i < choices.size() && !client_gone_; ++i) {
+    ClientRequest request = choices[i];
+    request.request_id = request_ids_[i];
+    const auto id =
+        core_->Submit(std::move(request), [self = shared_from_this(), i](ClientUpdate update) {
+          self->OnUpdate(i, std::move(update));
+        });
+    if (!id.ok()) {
+      for (size_t earlier = 0; earlier < i; ++earlier) core_->Abort(request_ids_[earlier]);
+      answered_ = true;
+      responder->Send(ErrorResponse(id.status()));
+      MutexLock lock(mu_);
+      responder_ = nullptr;
+      return;
+    }
+    // The client may have gone while the core did not know the request yet.
+    if (client_gone_) core_->Abort(request_ids_[i]);
+  }
+}
+
+void OpenAiJob::OnUpdate(size_t choice, ClientUpdate update) {
+  MutexLock lock(mu_);
+  if (responder_ == nullptr) return;
+  updates_.push_back({choice, std::move(update)});
+  if (work_posted_) return;
+  work_posted_ = responder_->Run([self = shared_from_this()] { self->Work(); });
+  if (!work_posted_) updates_.clear();  // nobody is there to be told
+}
+
+void OpenAiJob::Work() {
+  std::vector<Update> updates;
+  {
+    MutexLock lock(mu_);
+    work_posted_ = false;
+    updates.swap(updates_);
+  }
+  for (Update& update : updates) {
+    if (answered_) return;
+    Answer(std::move(update));
+  }
+}
+
+void OpenAiJob::Answer(Update update) {
+  std::shared_ptr<HttpResponder> responder;
+  {
+    MutexLock lock(mu_);
+    responder = responder_;
+  }
+  std::string events = answer_.Take(update.choice, std::move(update.update));
+  answered_ = answer_.done();
+  // An error before anything was sent can still be said in the status line.
+  const bool failed = answered_ && !streaming_ && !answer_.error().ok();
+  if (failed) {
+    responder->Send(ErrorResponse(answer_.error()));
+  } else if (!answer_.request().stream) {
+    if (!answered_) return;
+    responder->Send(
+        {.status = 200, .content_type = "application/json", .body = answer_.Body(), .headers = {}});
+  } else {
+    if (answered_) events += answer_.Tail();
+    if (events.empty()) return;
+    if (streaming_) {
+      responder->Write(events);
+    } else {
+      streaming_ = true;
+      responder->StartStream(EventStream(std::move(events)));
+    }
+    if (answered_) responder->End();
+  }
+  if (!answered_) return;
+  MutexLock lock(mu_);
+  responder_ = nullptr;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,57 @@
+// router/http/openai_request.h: bodies of the OpenAI API to requests of the router. Pure functions
+// of the bytes; every limit and type is checked here, the model's own limits again in the core.
+//
+// A known field with a value that cannot be honoured is an error that names field, value and limit;
+// null and neutral values are accepted; unknown fields are ignored.
+#pragma once
+
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "router/router.h"
+
+namespace switchyard {
+
+// What a body is read against. Pointees outlive the call.
+struct ApiContext {
+  const ModelDescription* model = nullptr;
+  const RouterLimits* limits = nullptr;
+  const Tokenizer* tokenizer = nullptr;  // null: text is refused
+  // The chat template, applied to {messages, add_generation_prompt, …}; empty: chat is refused.
+  std::function<absl::StatusOr<std::string>(const nlohmann::json& context)> render_chat;
+};
+
+// Prompts of one body; more make a batch.
+inline constexpr size_t kPromptsMax = 1024;
+inline constexpr size_t kRequestIdBytesMax = 128;
+
+// One /v1/completions or /v1/chat/completions.
+struct ApiRequest {
+  bool chat = false;
+  std::vector<ClientRequest> choices;   // one per prompt, in order; without request_id
+  std::vector<std::string> echo_texts;  // with `echo`: one per choice
+  std::string request_id;               // the client's own, or empty
+  bool stream = false;
+  bool include_usage = false;  // of a stream: a last chunk with the usage
+  bool echo = false;
+  bool score_only = false;  // max_tokens 0: the one token that is computed is not shown
+  bool return_token_ids = false;
+  bool tokens_as_ids = false;  // names tokens "token_id:N" in logprobs
+  int logprobs = -1;           // best tokens to list; −1: no logprobs
+  int prompt_logprobs = -1;    // as an answer of its own, apart from echo
+};
+
+// Errors: kInvalidArgument; kNotFound for another model's name.
+absl::StatusOr<ApiRequest> ParseCompletion(std::string_view body, const ApiContext& context);
+absl::StatusOr<ApiRequest> ParseChatCompletion(std::string_view body, const ApiContext& context);
+
+// {"prompt" or "text", "add_special_tokens"} to ids; {"tokens", "skip_special_tokens"} to text.
+absl::StatusOr<std::vector<TokenId>> ParseTokenize(std::string_view body,
+                                                   const ApiContext& context);
+absl::StatusOr<std::string> ParseDetokenize(std::string_view body, const ApiContext& context);
+
+}  // namespace switchyard

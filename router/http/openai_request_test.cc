@@ -1,0 +1,282 @@
+#include "router/http/openai_request.h"
+
+#include <gtest/gtest.h>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "router/http/openai_fields.h"
+
+namespace switchyard {
+namespace {
+
+class OpenAiRequestTest : public testing::Test {
+ protected:
+  OpenAiRequestTest() {
+    auto loaded = Tokenizer::Load("models/fables-7m");
+    EXPECT_TRUE(loaded.ok()) << loaded.status();
+    tokenizer_ = *std::move(loaded);
+    model_.id = "fables-7m";
+    model_.vocab_size = tokenizer_->vocab_size();
+    model_.max_model_len = 2048;
+    context_ = {.model = &model_,
+                .limits = &limits_,
+                .tokenizer = tokenizer_.get(),
+                .render_chat = [](const nlohmann::json& chat) -> absl::StatusOr<std::string> {
+                  std::string out;
+                  for (const auto& message : chat["messages"]) {
+                    if (message["content"] == "raise") {
+                      return absl::InvalidArgumentError("the template raised");
+                    }
+                    absl::StrAppend(&out, message["role"].get<std::string>(), ":",
+                                    message["content"].get<std::string>(), "\n");
+                  }
+                  if (chat["add_generation_prompt"]) out += "assistant:";
+                  return out;
+                }};
+  }
+
+  ApiRequest Good(const std::string& body) {
+    auto request = ParseCompletion(body, context_);
+    EXPECT_TRUE(request.ok()) << body << ": " << request.status();
+    return request.ok() ? *request : ApiRequest();
+  }
+  ApiRequest GoodChat(const std::string& body) {
+    auto request = ParseChatCompletion(body, context_);
+    EXPECT_TRUE(request.ok()) << body << ": " << request.status();
+    return request.ok() ? *request : ApiRequest();
+  }
+  // `more` are members beside a good prompt.
+  std::string With(const std::string& more) { return "{\"prompt\":[1,2,3]," + more + "}"; }
+  void Refused(const std::string& body, const std::string& field, const std::string& words) {
+    const absl::Status status = ParseCompletion(body, context_).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << body << status;
+    EXPECT_EQ(FieldOf(status), field) << body << status;
+    EXPECT_TRUE(absl::StrContains(status.message(), words)) << body << status;
+  }
+  void ChatRefused(const std::string& body, const std::string& field, const std::string& words) {
+    const absl::Status status = ParseChatCompletion(body, context_).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << body << status;
+    EXPECT_EQ(FieldOf(status), field) << body << status;
+    EXPECT_TRUE(absl::StrContains(status.message(), words)) << body << status;
+  }
+
+  ModelDescription model_;
+  RouterLimits limits_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  ApiContext context_;
+};
+
+TEST_F(OpenAiRequestTest, DefaultsAreTheApis) {
+  const ApiRequest request = Good(R"({"model":"fables-7m","prompt":"Once upon a time"})");
+  ASSERT_EQ(request.choices.size(), 1u);
+  const ClientRequest& choice = request.choices[0];
+  EXPECT_EQ(choice.prompt_ids, *tokenizer_->Encode("Once upon a time", true));
+  EXPECT_EQ(choice.max_tokens, 16);
+  EXPECT_EQ(choice.sampling.temperature, 1);
+  EXPECT_EQ(choice.sampling.top_p, 1);
+  EXPECT_EQ(choice.sampling.top_k, 0);
+  EXPECT_EQ(choice.sampling.logprobs, -1);
+  EXPECT_EQ(choice.prompt_logprobs, -1);
+  EXPECT_FALSE(choice.seed_given);
+  EXPECT_TRUE(choice.skip_special_tokens);
+  EXPECT_FALSE(request.stream || request.echo || request.score_only);
+}
+
+TEST_F(OpenAiRequestTest, EveryFieldArrives) {
+  const ApiRequest request = Good(
+      R"({"prompt":[5,6],"max_tokens":7.0,"temperature":0.5,"top_p":0.25,"top_k":3,
+          "seed":18446744073709551615,"stop":["a","b"],"stop_token_ids":[9],"ignore_eos":true,
+          "stream":true,"stream_options":{"include_usage":true},"logprobs":5,
+          "prompt_logprobs":2,"priority":-4,"user":"me","request_id":"r1",
+          "skip_special_tokens":false,"return_token_ids":true,"no_such_field":{"x":1}})");
+  const ClientRequest& choice = request.choices[0];
+  EXPECT_EQ(choice.prompt_ids, (std::vector<TokenId>{5, 6}));
+  EXPECT_EQ(choice.max_tokens, 7);
+  EXPECT_EQ(choice.sampling.temperature, 0.5f);
+  EXPECT_EQ(choice.sampling.top_p, 0.25f);
+  EXPECT_EQ(choice.sampling.top_k, 3);
+  EXPECT_EQ(choice.sampling.seed, ~uint64_t{0});
+  EXPECT_TRUE(choice.seed_given);
+  EXPECT_EQ(choice.stop, (std::vector<std::string>{"a", "b"}));
+  EXPECT_EQ(choice.stop_token_ids, (std::vector<TokenId>{9}));
+  EXPECT_TRUE(choice.ignore_eos);
+  EXPECT_FALSE(choice.skip_special_tokens);
+  EXPECT_EQ(choice.priority, -4);
+  EXPECT_EQ(choice.sampling.logprobs, 5);
+  EXPECT_EQ(choice.prompt_logprobs, 2);
+  EXPECT_EQ(request.request_id, "r1");
+  EXPECT_TRUE(request.stream && request.include_usage && request.return_token_ids);
+}
+
+TEST_F(OpenAiRequestTest, PromptsOfAllForms) {
+  EXPECT_EQ(Good(R"({"prompt":["a","b","c"]})").choices.size(), 3u);
+  EXPECT_EQ(Good(R"({"prompt":[1,2,3]})").choices.size(), 1u);
+  const ApiRequest lists = Good(R"({"prompt":[[1,2],[3]]})");
+  ASSERT_EQ(lists.choices.size(), 2u);
+  EXPECT_EQ(lists.choices[1].prompt_ids, (std::vector<TokenId>{3}));
+  EXPECT_EQ(Good(R"({"prompt":"a","add_special_tokens":false})").choices[0].prompt_ids,
+            *tokenizer_->Encode("a", false));
+  Refused("{}", "prompt", "is missing");
+  Refused(R"({"prompt":null})", "prompt", "is missing");
+  Refused(R"({"prompt":[]})", "prompt", "neither text nor token ids");
+  Refused(R"({"prompt":[[]]})", "prompt", "neither text nor token ids");
+  Refused(R"({"prompt":["a",[1],3]})", "prompt", "3 is neither");
+  Refused(R"({"prompt":[1,"a"]})", "prompt", "\"a\" at index 1 is not a token id from 0 to 4095");
+  Refused(R"({"prompt":[1,-1]})", "prompt", "-1 at index 1");
+  Refused(R"({"prompt":[4096]})", "prompt", "4096 at index 0");
+  Refused(R"({"prompt":[1.5]})", "prompt", "1.5 at index 0");
+  Refused(R"({"prompt":{"a":1}})", "prompt", "an object");
+  Refused(R"({"prompt":"","add_special_tokens":false})", "prompt", "has no tokens");
+  std::string many = "{\"prompt\":[[1]";
+  for (size_t i = 0; i < kPromptsMax; ++i) many += ",[1]";
+  Refused(many + "]}", "prompt", "1025 prompts are more than 1024");
+}
+
+TEST_F(OpenAiRequestTest, ValuesOutsideTheirRangeNameFieldValueAndLimit) {
+  Refused(With(R"("max_tokens":0)"), "max_tokens", "0 is not an integer from 1 to");
+  Refused(With(R"("max_tokens":-1,"echo":true)"), "max_tokens", "-1 is not an integer from 0 to");
+  Refused(With(R"("max_tokens":1e300)"), "max_tokens", "not an integer");
+  Refused(With(R"("max_tokens":3000000000)"), "max_tokens", "to 2147483647");
+  Refused(With(R"("max_tokens":true)"), "max_tokens", "true is not");
+  Refused(With(R"("max_tokens":"5")"), "max_tokens", "\"5\" is not");
+  Refused(With(R"("temperature":-0.1)"), "temperature", "-0.1 is not a number from 0 to");
+  Refused(With(R"("temperature":1e39)"), "temperature", "not a number");
+  Refused(With(R"("temperature":"hot")"), "temperature", "\"hot\"");
+  Refused(With(R"("top_p":0)"), "top_p", "0 is not a number above 0 to 1");
+  Refused(With(R"("top_p":1e-60)"), "top_p", "above 0");
+  Refused(With(R"("top_p":1.01)"), "top_p", "to 1");
+  Refused(With(R"("top_k":-2)"), "top_k", "from -1 to");
+  Refused(With(R"("logprobs":21)"), "logprobs", "21 is not an integer from 0 to 20");
+  Refused(With(R"("logprobs":-1)"), "logprobs", "-1 is not an integer from 0 to 20");
+  Refused(With(R"("prompt_logprobs":21)"), "prompt_logprobs", "to 20");
+  Refused(With(R"("seed":-2)"), "seed", "-2 is not an integer from 0");
+  Refused(With(R"("seed":1.5)"), "seed", "1.5");
+  Refused(With(R"("stream":1)"), "stream", "1 is not true or false");
+  Refused(With(R"("stream_options":{"include_usage":"yes"})"), "stream_options.include_usage",
+          "\"yes\"");
+  Refused(With(R"("stream_options":5)"), "stream_options", "5 is not an object");
+  Refused(With(R"("stop":[""])"), "stop", "1 to 1024 bytes");
+  Refused(With(R"("stop":[1])"), "stop", "1 is not a string");
+  Refused(With("\"stop\":\"" + std::string(1025, 'x') + "\""), "stop", "a string of 1025 bytes");
+  Refused(With(R"("stop":["1","2","3","4","5","6","7","8","9","10","11","12","13","14","15","16",
+                          "17"])"),
+          "stop", "more than 16");
+  Refused(With(R"("stop_token_ids":[4096])"), "stop_token_ids", "4096");
+  Refused(With(R"("stop_token_ids":7)"), "stop_token_ids", "at most 256");
+  Refused(With("\"request_id\":\"" + std::string(129, 'x') + "\""), "request_id",
+          "at most 128 bytes");
+  Refused(With(R"("model":7)"), "model", "7 is not a string");
+}
+
+TEST_F(OpenAiRequestTest, AnotherModelIsNotFound) {
+  const absl::Status status = ParseCompletion(With(R"("model":"gpt-9")"), context_).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+  EXPECT_TRUE(absl::StrContains(status.message(), "\"gpt-9\" is not served here; fables-7m is"));
+}
+
+TEST_F(OpenAiRequestTest, NeutralValuesPassAndOthersAreRefused) {
+  Good(With(R"("n":1,"best_of":1,"presence_penalty":0.0,"frequency_penalty":0,"suffix":null,
+               "logit_bias":{},"repetition_penalty":1.0,"min_p":0,"tools":[],"tool_choice":"auto",
+               "response_format":{"type":"text"},"use_beam_search":false,"top_k":-1,"seed":-1,
+               "stop":null,"stop_token_ids":null,"logprobs":null,"temperature":null,
+               "max_tokens":null,"user":null,"guided_json":null,"best_of":null)"));
+  EXPECT_FALSE(Good(With(R"("seed":-1)")).choices[0].seed_given);
+  Refused(With(R"("n":2)"), "n", "2 is not supported; null or one of [1] is");
+  Refused(With(R"("best_of":3)"), "best_of", "3 is not supported");
+  Refused(With(R"("suffix":"x")"), "suffix", "\"x\" is not supported");
+  Refused(With(R"("presence_penalty":0.5)"), "presence_penalty", "0.5");
+  Refused(With(R"("frequency_penalty":-1)"), "frequency_penalty", "-1");
+  Refused(With(R"("logit_bias":{"50":1})"), "logit_bias", "an object");
+  Refused(With(R"("tools":[{}])"), "tools", "an array of 1");
+  Refused(With(R"("response_format":{"type":"json_object"})"), "response_format", "an object");
+}
+
+TEST_F(OpenAiRequestTest, EchoScoresWithoutTokens) {
+  const ApiRequest request = Good(R"({"prompt":"Hello","echo":true,"logprobs":3,"max_tokens":0})");
+  EXPECT_TRUE(request.echo && request.score_only);
+  EXPECT_EQ(request.choices[0].max_tokens, 1);
+  EXPECT_EQ(request.choices[0].prompt_logprobs, 3);
+  EXPECT_EQ(request.echo_texts, (std::vector<std::string>{"Hello"}));
+  const ApiRequest ids = Good(absl::StrCat(
+      R"({"prompt":[)", tokenizer_->Encode("Hello", false)->front(), R"(],"echo":true})"));
+  EXPECT_EQ(ids.choices[0].prompt_logprobs, -1);
+  EXPECT_FALSE(ids.echo_texts[0].empty());
+}
+
+TEST_F(OpenAiRequestTest, WithoutATokenizerTextSaysWhy) {
+  context_.tokenizer = nullptr;
+  Refused(R"({"prompt":"text"})", "prompt", "no tokenizer: give token ids");
+  Refused(With(R"("stop":"x")"), "stop", "use stop_token_ids");
+  EXPECT_EQ(Good(With(R"("echo":true)")).echo_texts[0], "");
+  ChatRefused(R"({"messages":[{"role":"user","content":"hi"}]})", "messages", "no tokenizer");
+  EXPECT_FALSE(ParseTokenize(R"({"prompt":"x"})", context_).ok());
+  EXPECT_FALSE(ParseDetokenize(R"({"tokens":[1]})", context_).ok());
+}
+
+TEST_F(OpenAiRequestTest, BodiesThatAreNotJsonSayWhere) {
+  Refused("", "", "not JSON: byte 1");
+  Refused("[1]", "", "must be a JSON object");
+  Refused("{\"prompt\":}", "", "not JSON: byte 11");
+  Refused("{\"prompt\":\"\xff\"}", "", "ill-formed UTF-8");
+  Refused("{\"prompt\":\"\\ud800\"}", "", "not JSON");
+  Refused("{\"prompt\":1e999}", "", "not JSON");
+  Refused("{\"prompt\":[1]} x", "", "not JSON");
+  Refused("{\"a\":" + std::string(64, '['), "", "byte 68: JSON deeper than 64");
+  EXPECT_TRUE(ParseJsonObject("{\"a\":" + std::string(63, '[') + std::string(63, ']') + "}").ok());
+  EXPECT_TRUE(ParseJsonObject("{\"a\":\"" + std::string(100, '[') + "\\\"[\"}").ok());
+  std::string wide = "{\"prompt\":[1";
+  for (size_t i = 0; i < kJsonValuesMax; ++i) wide += ",1";
+  Refused(wide + "]}", "", "more than 1048576 JSON values");
+}
+
+TEST_F(OpenAiRequestTest, ChatRendersAndEncodes) {
+  const ApiRequest request = GoodChat(
+      R"({"messages":[{"role":"system","content":"S"},
+                      {"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]},
+                      {"role":"assistant","content":null}],
+          "max_completion_tokens":5,"max_tokens":9,"logprobs":true,"top_logprobs":2})");
+  EXPECT_TRUE(request.chat);
+  EXPECT_EQ(request.choices[0].prompt_ids,
+            *tokenizer_->Encode("system:S\nuser:a\nb\nassistant:\nassistant:", false));
+  EXPECT_EQ(request.choices[0].max_tokens, 5);
+  EXPECT_EQ(request.logprobs, 2);
+  const ApiRequest open = GoodChat(R"({"messages":[{"role":"user","content":"hi"}]})");
+  EXPECT_EQ(open.choices[0].max_tokens, 2048 - static_cast<int>(open.choices[0].prompt_ids.size()));
+  EXPECT_EQ(open.logprobs, -1);
+}
+
+TEST_F(OpenAiRequestTest, ChatErrorsNameTheMessage) {
+  ChatRefused("{}", "messages", "at least one message");
+  ChatRefused(R"({"messages":[]})", "messages", "at least one message");
+  ChatRefused(R"({"messages":[5]})", "messages[0]", "5 is not an object");
+  ChatRefused(R"({"messages":[{"role":"user","content":"a"},{"role":"king","content":"x"}]})",
+              "messages[1].role", "\"king\" is none of");
+  ChatRefused(R"({"messages":[{"role":"user"}]})", "messages[0].content", "null is neither");
+  ChatRefused(R"({"messages":[{"role":"user","content":[{"type":"image_url"}]}]})",
+              "messages[0].content[0]", "only parts of type text");
+  ChatRefused(R"({"messages":[{"role":"user","content":"raise"}]})", "messages", "raised");
+  const std::string good = R"({"messages":[{"role":"user","content":"x"}],)";
+  ChatRefused(good + R"("top_logprobs":2})", "top_logprobs", "needs logprobs true");
+  ChatRefused(good + R"("logprobs":true,"top_logprobs":21})", "top_logprobs", "0 to 20");
+  ChatRefused(good + R"("max_completion_tokens":0})", "max_completion_tokens", "from 1");
+  context_.render_chat = nullptr;
+  ChatRefused(good + R"("n":1})", "messages", "no chat template");
+}
+
+TEST_F(OpenAiRequestTest, TokenizeAndDetokenizeAreInverse) {
+  const std::string text = "The rabbit, “quietly”.";
+  auto ids = ParseTokenize("{\"prompt\":\"" + text + "\"}", context_);
+  ASSERT_TRUE(ids.ok()) << ids.status();
+  EXPECT_EQ(*ids, *tokenizer_->Encode(text, true));
+  EXPECT_EQ(*ParseTokenize("{\"text\":\"" + text + "\",\"add_special_tokens\":false}", context_),
+            *tokenizer_->Encode(text, false));
+  nlohmann::json body = {{"tokens", *ids}};
+  EXPECT_EQ(*ParseDetokenize(body.dump(), context_), text);
+  EXPECT_EQ(ParseTokenize("{\"prompt\":[1]}", context_).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(FieldOf(ParseDetokenize("{\"tokens\":[4096]}", context_).status()), "tokens");
+  EXPECT_EQ(FieldOf(ParseDetokenize("{\"tokens\":1}", context_).status()), "tokens");
+}
+
+}  // namespace
+}  // namespace switchyard
