@@ -16,6 +16,7 @@
 #include "absl/time/time.h"
 #include "common/clock.h"
 #include "common/ids.h"
+#include "common/telemetry/log.h"
 #include "kvcache/layout.h"
 
 namespace switchyard {
@@ -49,6 +50,8 @@ struct KvReceiverOptions {
   absl::Duration lease = absl::Seconds(10);      // of a reservation, unless renewed
   absl::Duration tombstone = absl::Seconds(60);  // how long a cancelled attempt is remembered
   uint64_t incarnation = 0;
+  std::string net_devices = "lo";  // interfaces of the TCP lane and of the doorbells
+  Logger* log = nullptr;           // must outlive the receiver
 };
 
 // A reservation as the receiver holds it: the block ids stay its owner's (the engine's pool).
@@ -88,7 +91,7 @@ class KvReceiver {
                     std::function<void(absl::StatusOr<uint64_t>)> done) = 0;
   // Waits until all blocks are there and match, `wait` at most, then hands the target back: from
   // then on the blocks are the caller's. Errors: kDataLoss, kDeadlineExceeded, kAborted, kNotFound;
-  // then OnDropped has been called.
+  // then OnDropped has been called. kAlreadyExists for a repeat: the first call has the target.
   virtual void Commit(uint64_t peer_token, uint64_t session, uint64_t digest, absl::Duration wait,
                       std::function<void(absl::StatusOr<KvTarget>)> done) = 0;
   // Drops the attempt's session if there is one and leaves a tombstone.
@@ -102,10 +105,14 @@ class KvReceiver {
 // ----------------------------------------------------------------------
 
 struct KvSenderOptions {
-  std::vector<std::string> lanes = {"shm", "tcp"};
-  size_t frame_bytes_max = 1 << 20;  // small blocks of one layer are coalesced up to this
-  size_t in_flight_bytes_max = 64 << 20;
-  absl::Duration stall = absl::Seconds(10);  // no progress for this long: the transfer fails
+  std::vector<std::string> lanes = {"shm", "tcp"};  // offered, best first
+  size_t frame_bytes_max = 1 << 20;       // small blocks of one layer are coalesced up to this
+  size_t in_flight_bytes_max = 64 << 20;  // copies on their way to one peer (tcp)
+  // No progress for this long although there is work: the transfer fails with kDeadlineExceeded,
+  // and its peer is given up: all others to it fail with kUnavailable until a new Hello.
+  absl::Duration stall = absl::Seconds(10);
+  std::string net_devices = "lo";  // as the receiver's
+  Logger* log = nullptr;           // must outlive the sender
 };
 
 struct KvSendResult {
@@ -121,7 +128,7 @@ class KvSender {
                                                           KvStorage* kv, const Clock* clock);
   virtual ~KvSender() = default;
 
-  // This end's address and lanes, for HelloRequest.
+  // This end's address, host, layout and lanes, for HelloRequest; the caller adds the rest.
   virtual KvHello MakeHello() const = 0;
   // Connects to a peer by its answer. The same peer_token again replaces nothing. Errors come with
   // the first transfer.

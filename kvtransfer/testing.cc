@@ -1,0 +1,195 @@
+#include "kvtransfer/testing.h"
+
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <random>
+
+#include "common/check.h"
+
+namespace switchyard::testing {
+
+KvLayout TinyLayout(int layers) {
+  return {.kind = KvLayout::Kind::kMla, .layers = layers, .k_dim = 80, .v_dim = 64};
+}
+
+KvLayout LargeLayout(int layers) {
+  return {.kind = KvLayout::Kind::kGqa, .layers = layers, .kv_heads = 8, .k_dim = 64, .v_dim = 64};
+}
+
+namespace {
+uint64_t Word(uint64_t seed, int layer, int index, size_t at) {
+  uint64_t x = seed * 0x9e3779b97f4a7c15 + (uint64_t(layer) << 40) + (uint64_t(index) << 20) + at;
+  x = (x ^ (x >> 31)) * 0xbf58476d1ce4e5b9;
+  return x ^ (x >> 29);
+}
+}  // namespace
+
+void FillBlock(const KvStorage& kv, int layer, BlockId block, uint64_t seed, int index) {
+  std::byte* to = kv.Block(layer, block.value());
+  for (size_t i = 0; i + 8 <= kv.layout().BlockBytes(); i += 8) {
+    uint64_t word = Word(seed, layer, index, i);
+    std::memcpy(to + i, &word, 8);
+  }
+}
+
+bool BlockHolds(const KvStorage& kv, int layer, BlockId block, uint64_t seed, int index) {
+  const std::byte* from = kv.Block(layer, block.value());
+  for (size_t i = 0; i + 8 <= kv.layout().BlockBytes(); i += 8) {
+    uint64_t word = Word(seed, layer, index, i);
+    if (std::memcmp(from + i, &word, 8) != 0) return false;
+  }
+  return true;
+}
+
+std::vector<BlockId> ShuffledBlocks(int n, uint64_t seed) {
+  std::vector<BlockId> blocks;
+  for (int i = 0; i < n; ++i) blocks.push_back(BlockId(i));
+  std::mt19937_64 rng(seed);
+  std::shuffle(blocks.begin(), blocks.end(), rng);
+  return blocks;
+}
+
+absl::StatusOr<KvHelloAnswer> Hello(KvReceiver* receiver, KvHello hello,
+                                    const std::string& numerics_id) {
+  hello.numerics_id = numerics_id;
+  return Await<absl::StatusOr<KvHelloAnswer>>(
+      [&](auto done) { receiver->Hello(hello, std::move(done)); });
+}
+
+absl::StatusOr<uint64_t> Open(KvReceiver* receiver, uint64_t peer_token, const KvTarget& target) {
+  return Await<absl::StatusOr<uint64_t>>(
+      [&](auto done) { receiver->Open(peer_token, target, std::move(done)); });
+}
+
+absl::StatusOr<KvTarget> Commit(KvReceiver* receiver, uint64_t peer_token, uint64_t session,
+                                uint64_t digest, absl::Duration wait) {
+  return Await<absl::StatusOr<KvTarget>>(
+      [&](auto done) { receiver->Commit(peer_token, session, digest, wait, std::move(done)); });
+}
+
+SendFuture Prepare(KvSender* sender, const AttemptKey& key, int blocks) {
+  auto promise = std::make_shared<std::promise<absl::StatusOr<KvSendResult>>>();
+  // A second call would throw and end the process: done comes exactly once.
+  sender->Prepare(key, blocks, [promise](absl::StatusOr<KvSendResult> result) {
+    promise->set_value(std::move(result));
+  });
+  return promise->get_future();
+}
+
+void PushAll(KvSender* sender, const AttemptKey& key, int layers,
+             const std::vector<BlockId>& blocks, int piece, uint64_t seed) {
+  std::vector<std::pair<int, int>> pieces;
+  const int n = static_cast<int>(blocks.size());
+  for (int layer = 0; layer < layers; ++layer) {
+    for (int first = 0; first < n; first += piece) pieces.push_back({layer, first});
+  }
+  std::mt19937_64 rng(seed);
+  std::shuffle(pieces.begin(), pieces.end(), rng);
+  for (auto [layer, first] : pieces) {
+    const int end = std::min(n, first + piece);
+    sender->Push(key, layer, first, {blocks.begin() + first, blocks.begin() + end});
+  }
+}
+
+absl::StatusOr<KvSendResult> Await(SendFuture future) {
+  if (future.wait_for(std::chrono::seconds(30)) == std::future_status::ready) return future.get();
+  return absl::InternalError("done was never called");
+}
+
+OtherProcess::OtherProcess(const std::string& role) {
+  int fds[2];
+  SY_CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
+  fd_ = fds[0];
+  const std::string fd = std::to_string(fds[1]), parent_fd = std::to_string(fds[0]);
+  pid_ = fork();
+  SY_CHECK(pid_ >= 0);
+  if (pid_ == 0) {
+    // Only what is safe after a fork in a process with threads.
+    close(fds[0]);
+    execl("/proc/self/exe", "other_process", "--role", role.c_str(), fd.c_str(), nullptr);
+    _exit(127);
+  }
+  close(fds[1]);
+}
+
+OtherProcess::~OtherProcess() {
+  kill(pid_, SIGKILL);
+  waitpid(pid_, nullptr, 0);
+  close(fd_);
+}
+
+void OtherProcess::Signal(int signal) const { SY_CHECK(kill(pid_, signal) == 0); }
+
+std::pair<std::string, int> RoleOf(int argc, char** argv) {
+  if (argc == 4 && std::string(argv[1]) == "--role") return {argv[2], std::atoi(argv[3])};
+  return {"", -1};
+}
+
+void SendText(int fd, const std::string& text) {
+  const uint64_t n = text.size();
+  // MSG_NOSIGNAL: the other end may have been killed.
+  (void)!send(fd, &n, sizeof n, MSG_NOSIGNAL);
+  for (size_t sent = 0; sent < n;) {
+    ssize_t k = send(fd, text.data() + sent, n - sent, MSG_NOSIGNAL);
+    if (k <= 0) return;
+    sent += static_cast<size_t>(k);
+  }
+}
+
+std::string ReceiveText(int fd) {
+  uint64_t n = 0;
+  if (recv(fd, &n, sizeof n, MSG_WAITALL) != sizeof n) return "";
+  std::string text(n, '\0');
+  if (n > 0 && recv(fd, text.data(), n, MSG_WAITALL) != static_cast<ssize_t>(n)) return "";
+  return text;
+}
+
+void SendNumber(int fd, uint64_t number) { SendText(fd, std::to_string(number)); }
+uint64_t ReceiveNumber(int fd) { return std::strtoull(ReceiveText(fd).c_str(), nullptr, 10); }
+
+void SendHello(int fd, const KvHello& hello) {
+  SendNumber(fd, hello.lanes.size());
+  for (const std::string& lane : hello.lanes) SendText(fd, lane);
+  for (const std::string* s : {&hello.layout_id, &hello.host_id, &hello.ucx_address}) {
+    SendText(fd, *s);
+  }
+}
+
+KvHello ReceiveHello(int fd) {
+  KvHello hello;
+  hello.lanes.resize(std::min<uint64_t>(ReceiveNumber(fd), 8));
+  for (std::string& lane : hello.lanes) lane = ReceiveText(fd);
+  for (std::string* s : {&hello.layout_id, &hello.host_id, &hello.ucx_address}) {
+    *s = ReceiveText(fd);
+  }
+  return hello;
+}
+
+void SendAnswer(int fd, const KvHelloAnswer& answer) {
+  for (uint64_t n : {answer.peer_token, answer.ring_address, answer.ring_bytes}) SendNumber(fd, n);
+  for (const std::string* s :
+       {&answer.lane, &answer.ucx_address, &answer.ring_ucx_address, &answer.ring_rkey}) {
+    SendText(fd, *s);
+  }
+}
+
+KvHelloAnswer ReceiveAnswer(int fd) {
+  KvHelloAnswer answer;
+  for (uint64_t* n : {&answer.peer_token, &answer.ring_address, &answer.ring_bytes}) {
+    *n = ReceiveNumber(fd);
+  }
+  for (std::string* s :
+       {&answer.lane, &answer.ucx_address, &answer.ring_ucx_address, &answer.ring_rkey}) {
+    *s = ReceiveText(fd);
+  }
+  return answer;
+}
+
+}  // namespace switchyard::testing
