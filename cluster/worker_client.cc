@@ -67,6 +67,7 @@ void WorkerClient::Run() {
   for (uint64_t n = 1;; ++n) {
     const absl::Time start = clock.Now();
     const absl::Status status = OneStream(StreamId(n));
+    if (absl::IsCancelled(status)) return;  // stopping
     if (status.code() != last_away.code()) {
       last_away = status;
       if (!status.ok()) callbacks_.away(status);

@@ -140,15 +140,25 @@ bool Core::Abort(const std::string& request_id) {
 
 RouterStatus Core::status() const {
   MutexLock lock(mu_);
-  return shared_.status;
+  RouterStatus status = shared_.status;
+  // Also those that the core's thread has not seen yet: a drain must not end before them.
+  status.waiting = std::max(status.waiting, static_cast<int>(shared_.ids.size()) - status.running);
+  return status;
 }
 
 void Core::StartDrain() {
-  {
-    MutexLock lock(mu_);
-    shared_.draining = true;
-  }
-  Post([this] { status_dirty_ = true; });
+  MutexLock lock(mu_);
+  shared_.draining = true;
+  SetReady("draining");
+}
+
+// Readiness, or why not; tells who watches.
+void Core::SetReady(std::string why_not) {
+  const bool changed = shared_.status.ready != why_not.empty();
+  shared_.status.ready = why_not.empty();
+  shared_.status.not_ready_because = std::move(why_not);
+  shared_.was_ready |= shared_.status.ready;
+  if (changed && shared_.watch) shared_.watch(shared_.status.ready);
 }
 
 void Core::AbortAll() {
@@ -280,11 +290,7 @@ void Core::PublishStatus() {
     why = absl::StrCat("none of ", options_.prefill_addresses.size(),
                        " prefill workers is registered");
   }
-  const bool changed = shared_.status.ready != why.empty();
-  shared_.status.ready = why.empty();
-  shared_.status.not_ready_because = std::move(why);
-  shared_.was_ready |= shared_.status.ready;
-  if (changed && shared_.watch) shared_.watch(shared_.status.ready);
+  SetReady(std::move(why));
 }
 
 }  // namespace switchyard

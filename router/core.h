@@ -99,6 +99,7 @@ class Core final : public RouterCore {
   void Erase(Request& r);
   void Pin();
   void PublishStatus();
+  void SetReady(std::string why_not) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const CoreOptions options_;
   const Clock* const clock_;
