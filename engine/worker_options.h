@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "common/telemetry/log.h"
 #include "engine/engine.h"
 #include "model/model.h"
 
@@ -15,7 +16,11 @@ struct WorkerOptions {
   ModelOptions model;
   EngineOptions engine;
   std::string listen = "127.0.0.1:0";  // gRPC: Worker, health, and Handoff on a decode rank
+  // Where others reach this rank, if not at the host that it listens on (0.0.0.0, [::]).
+  std::string advertise_host;
   std::vector<std::string> kv_lanes = {"shm", "tcp"};  // allowed lanes, best first
+  std::string kv_net_devices = "lo";                   // network interfaces of the KV lanes
+  Logger* log = nullptr;                               // must outlive the worker
 };
 
 }  // namespace switchyard

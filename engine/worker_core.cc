@@ -1,0 +1,212 @@
+#include "engine/worker_core.h"
+
+#include <chrono>
+#include <future>
+#include <random>
+#include <tuple>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+
+namespace switchyard {
+
+namespace pb = cluster::v1;
+
+absl::StatusOr<std::pair<std::string, int>> SplitHostPort(const std::string& address) {
+  const size_t colon = address.rfind(':');
+  int port = 0;
+  if (colon == std::string::npos || colon == 0 ||
+      !absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 0 || port > 65535) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("address \"", address, "\": host:port with a port of 0…65535 wanted"));
+  }
+  return std::pair(address.substr(0, colon), port);
+}
+
+absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(const WorkerOptions& options) {
+  std::unique_ptr<WorkerCore> core(new WorkerCore());
+  ASSIGN_OR_RETURN(auto host_port, SplitHostPort(options.listen));
+  std::tie(core->host_, core->wanted_port_) = std::move(host_port);
+  std::random_device entropy;
+  core->incarnation_ = (uint64_t{entropy()} << 32 | entropy()) | 1;  // 0 means: not known
+  ASSIGN_OR_RETURN(core->model_, Model::Load(options.model_dir, options.model));
+  if (options.log != nullptr) {
+    for (const std::string& notice : core->model_->notices()) options.log->Info(notice);
+  }
+  ASSIGN_OR_RETURN(core->engine_, Engine::Create(core->model_.get(), options.engine));
+  core->engine_options_ = core->engine_->options();
+  core->kv_ = &core->engine_->kv();
+  {
+    MutexLock lock(core->mu_);
+    core->stats_ = core->engine_->stats();
+  }
+  return core;
+}
+
+WorkerCore::~WorkerCore() {
+  Stop();
+  engine_thread_.reset();
+}
+
+absl::Status WorkerCore::Start(Hooks hooks) {
+  hooks_ = std::move(hooks);
+  server_ = std::make_unique<WorkerServer>(MakeCallbacks());
+  loop_ = std::thread([this] { RunLoop(); });
+  hooks_.on_engine(*engine_);
+  engine_thread_ = std::make_unique<EngineThread>(
+      std::move(engine_),
+      [this](std::vector<EngineOutput> outputs) {
+        Post([this, outputs = std::move(outputs)]() mutable {
+          for (EngineOutput& output : outputs) hooks_.on_output(std::move(output));
+        });
+      },
+      [this](absl::Status why) { Fail(std::move(why)); });
+  std::vector<grpc::Service*> services = hooks_.services;
+  services.push_back(server_.get());
+  GrpcServerOptions listen;
+  listen.host = host_;
+  listen.port = wanted_port_;
+  ASSIGN_OR_RETURN(grpc_, GrpcServer::Listen(listen, services));
+  MutexLock lock(mu_);
+  port_ = grpc_->port();
+  listening_.NotifyAll();
+  return absl::OkStatus();
+}
+
+void WorkerCore::Stop() {
+  if (stop_.exchange(true)) return;
+  if (grpc_ != nullptr) grpc_->Shutdown();
+  mailbox_.Close();
+  if (loop_.joinable()) loop_.join();
+}
+
+void WorkerCore::RunOnEngine(EngineThread::Task task) {
+  auto done = std::make_shared<std::promise<void>>();
+  std::future<void> future = done->get_future();
+  const bool posted = engine_thread_ != nullptr &&
+                      engine_thread_->Post([done, task = std::move(task)](Engine& engine) {
+                        task(engine);
+                        done->set_value();
+                      });
+  if (posted) future.wait();
+}
+
+int WorkerCore::port() const {
+  MutexLock lock(mu_);
+  while (port_ == 0) listening_.Wait(mu_);
+  return port_;
+}
+
+void WorkerCore::RunLoop() {
+  absl::Time next_tick = clock_.Now() + kWorkerTick;
+  while (!stop_.load(std::memory_order_relaxed)) {
+    for (auto& task : mailbox_.Take(next_tick - clock_.Now())) task();
+    if (const absl::Time now = clock_.Now(); now >= next_tick) {
+      hooks_.on_tick(now);
+      next_tick = now + kWorkerTick;
+    }
+  }
+}
+
+void WorkerCore::Post(std::function<void()> task) {
+  if (mailbox_.Post(std::move(task)) || stop_.load(std::memory_order_relaxed)) return;
+  Fail(absl::InternalError("the control loop's mailbox is full"));
+}
+
+void WorkerCore::PostEngine(EngineThread::Task task) {
+  if (engine_thread_->Post(std::move(task)) || stop_.load(std::memory_order_relaxed)) return;
+  Fail(absl::InternalError("the engine thread's mailbox is full"));
+}
+
+WorkerCallbacks WorkerCore::MakeCallbacks() {
+  WorkerCallbacks callbacks;
+  callbacks.registration = [this] { return MakeRegistration(); };
+  callbacks.heartbeat = [this] { return MakeHeartbeat(); };
+  callbacks.on_submit = [this](SessionId session, pb::Submit submit) {
+    Post([this, session, submit = std::move(submit)]() mutable {
+      if (draining()) {
+        const auto status = absl::UnavailableError("the worker is draining");
+        return Send(session, ErrorEvent(FromProto(submit.id()), status));
+      }
+      hooks_.on_submit(session, std::move(submit));
+    });
+  };
+  callbacks.on_abort = [this](SessionId, const AttemptKey& key) {
+    Post([this, key] { hooks_.on_abort(key); });
+  };
+  callbacks.on_session_end = [this](SessionId, std::vector<AttemptKey> keys) {
+    Post([this, keys = std::move(keys)] {
+      for (const AttemptKey& key : keys) hooks_.on_abort(key);
+    });
+  };
+  callbacks.on_drain = [this] { draining_ = true; };
+  return callbacks;
+}
+
+pb::Registration WorkerCore::MakeRegistration() const {
+  const KvLayout& layout = kv_->layout();
+  pb::Registration r;
+  r.set_incarnation(incarnation_);
+  r.set_numerics_id(model_->numerics_id());
+  r.set_layout_id(layout.LayoutId());
+  r.set_max_model_len(engine_options_.max_model_len);
+  r.set_block_tokens(layout.block_tokens);
+  r.set_kv_blocks_total(kv_->blocks());
+  r.set_kv_bytes_per_token(layout.BlockBytesAllLayers() / layout.block_tokens);
+  r.set_vocab_size(model_->config().vocab_size);
+  hooks_.fill_registration(&r);
+  return r;
+}
+
+pb::Heartbeat WorkerCore::MakeHeartbeat() {
+  // The next heartbeat's numbers; a stuck engine shows in `steps`, which needs no answer from it.
+  PostEngine([this](Engine& engine) {
+    EngineStats stats = engine.stats();
+    MutexLock lock(mu_);
+    stats_ = stats;
+  });
+  pb::Heartbeat h;
+  h.set_steps(engine_thread_->steps());
+  h.set_busy(engine_thread_->busy());
+  h.set_draining(draining());
+  {
+    MutexLock lock(mu_);
+    h.set_running(stats_.running);
+    h.set_waiting(stats_.waiting);
+    h.set_kv_blocks_free(stats_.blocks.free);
+    h.set_kv_blocks_owned(stats_.blocks.owned);
+    h.set_kv_blocks_leased(stats_.blocks.leased);
+    h.set_kv_blocks_quarantined(stats_.blocks.quarantined);
+    h.set_prompt_tokens(stats_.prompt_tokens);
+    h.set_generated_tokens(stats_.generated_tokens);
+    h.set_preemptions(stats_.preemptions);
+  }
+  hooks_.fill_heartbeat(&h);
+  return h;
+}
+
+void WorkerCore::Drain(absl::Duration notice) {
+  draining_ = true;
+  server_->HeartbeatNow();
+  // A submit that came before this moment has been counted when the barrier is reached.
+  auto barrier = std::make_shared<std::atomic<bool>>(false);
+  Post([barrier] { *barrier = true; });
+  const absl::Time end = clock_.Now() + notice;
+  while (clock_.Now() < end && !(*barrier && active_ == 0)) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+}
+
+absl::Status WorkerCore::health() const {
+  MutexLock lock(mu_);
+  return health_;
+}
+
+void WorkerCore::Fail(absl::Status why) {
+  MutexLock lock(mu_);
+  if (health_.ok()) health_ = std::move(why);
+}
+
+}  // namespace switchyard

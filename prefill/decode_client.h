@@ -1,0 +1,88 @@
+// prefill/decode_client.h: the hand-off's calls (handoff.proto) to one decode rank. Introduces this
+// rank when it must: before the first reservation, and again when the decode rank does not know it
+// any more or has been started anew. All methods are called on the worker's control loop, never
+// block, and answer on that loop, later, exactly once (never, after destruction).
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/mutex.h"
+#include "kvtransfer/kv_transfer.h"
+#include "proto/handoff.grpc.pb.h"
+
+namespace switchyard {
+
+class DecodeClient {
+ public:
+  template <typename T>
+  using Done = std::function<void(absl::StatusOr<T>)>;
+  // Runs a closure on the control loop; thread-safe; may drop it when the loop has ended.
+  using PostToLoop = std::function<void(std::function<void()>)>;
+
+  struct Reservation {
+    uint64_t peer_token = 0, session = 0;
+    std::vector<uint32_t> generations;
+    absl::Duration lease;
+  };
+  struct CommitCall {
+    uint64_t peer_token = 0, session = 0;
+    AttemptKey key;
+    TokenId first_token = 0;
+    int first_index = 0;
+    uint64_t digest = 0;
+  };
+
+  // `hello` is said to the rank; `sender` is told of its answers and must outlive this.
+  DecodeClient(const std::string& address, KvHello hello, KvSender* sender, PostToLoop post);
+  // Cancels what is under way and waits for it.
+  ~DecodeClient();
+
+  // `incarnation`: of the decode process that is meant; 0: any. kUnavailable if it is another one.
+  void Reserve(const AttemptKey& key, int tokens, uint64_t incarnation, Done<Reservation> done);
+  void Commit(const CommitCall& call, Done<handoff::v1::CommitResponse> done);
+  void Cancel(uint64_t peer_token, const AttemptKey& key);
+  void Renew(uint64_t peer_token, const std::vector<uint64_t>& sessions,
+             Done<handoff::v1::RenewResponse> done);
+  // The introduction is void: the rank is gone, or its lane is. The next Reserve makes a new one.
+  void GiveUp(uint64_t peer_token);
+
+ private:
+  using Stub = handoff::v1::Handoff::StubInterface::async_interface;
+  template <typename Request, typename Response>
+  void Call(void (Stub::*method)(grpc::ClientContext*, const Request*, Response*,
+                                 std::function<void(grpc::Status)>),
+            Request request, absl::Duration timeout, Done<Response> done);
+  void Introduced(uint64_t incarnation, Done<uint64_t> done);  // -> peer_token
+  void OnHello(absl::StatusOr<handoff::v1::HelloResponse> answer);
+  void TryReserve(handoff::v1::ReserveRequest request, uint64_t incarnation, bool again,
+                  Done<Reservation> done);
+
+  struct Waiter {
+    uint64_t incarnation;
+    Done<uint64_t> done;
+  };
+
+  const std::string address_;
+  const KvHello hello_;
+  KvSender* const sender_;
+  const PostToLoop post_;
+  const std::unique_ptr<handoff::v1::Handoff::Stub> stub_;
+  uint64_t peer_token_ = 0;  // 0: not introduced
+  uint64_t incarnation_ = 0;
+  bool asking_ = false;
+  std::vector<Waiter> waiting_;
+  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // the loop's
+
+  Mutex mu_;
+  CondVar idle_;
+  bool closed_ ABSL_GUARDED_BY(mu_) = false;
+  std::set<grpc::ClientContext*> calls_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace switchyard
