@@ -74,6 +74,13 @@ void ProjectGroups(StepContext& step, const LayerWeights& w, Matrix<float> heads
   for (size_t i = 0; i < out.rows() * out.cols(); ++i) out.data()[i] += right.data()[i];
 }
 
+// `bias` [N] or empty.
+void AddBias(std::span<const float> bias, Matrix<float> y) {
+  for (size_t t = 0; t < y.rows(); ++t) {
+    for (size_t i = 0; i < bias.size(); ++i) y.row(t)[i] += bias[i];
+  }
+}
+
 // residual += o_proj(heads_out), heads_out [T, h·v].
 void ProjectOutput(StepContext& step, const LayerWeights& w, Matrix<float> heads_out,
                    MicroBatch& b) {
@@ -82,13 +89,15 @@ void ProjectOutput(StepContext& step, const LayerWeights& w, Matrix<float> heads
   for (size_t n = groups; n > 1; n -= n / 2) ++levels;
   const Matrix<float> out = b.projected.Get(rows, hidden);
   ProjectGroups(step, w, heads_out, 0, groups, out, b.partial.Get(levels * rows * hidden));
+  AddBias(w.attention.o_bias, out);
   for (size_t i = 0; i < rows * hidden; ++i) b.residual.data()[i] += out.data()[i];
 }
 
 Matrix<float> Gemm(StepContext& step, Matrix<const float> x, const PackedWeight& w,
-                   GrowingArray<float>& to) {
+                   GrowingArray<float>& to, std::span<const float> bias = {}) {
   const Matrix<float> y = to.Get(x.rows(), w.n);
   step.kernels.gemm->Gemm(step.kernel_context, x, w, y);
+  AddBias(bias, y);
   return y;
 }
 
@@ -99,12 +108,17 @@ Matrix<float> InputNorm(StepContext& step, const LayerWeights& w, MicroBatch& b)
   return x;
 }
 
-// RMSNorm over each head of x [T, heads·D].
-void HeadNorm(StepContext& step, std::span<const float> weight, Matrix<float> x) {
+// RMSNorm over each part of x [T, N] that is as wide as the weight: a head, or all of them.
+void QkNorm(StepContext& step, std::span<const float> weight, Matrix<float> x) {
   if (weight.empty()) return;
-  const size_t dim = weight.size();
-  const Matrix<float> heads(x.data(), {x.rows() * x.cols() / dim, dim});
-  step.kernels.norm->RmsNorm(step.kernel_context, heads, weight, step.config.rms_norm_eps, heads);
+  const size_t width = weight.size();
+  const Matrix<float> parts(x.data(), {x.rows() * x.cols() / width, width});
+  step.kernels.norm->RmsNorm(step.kernel_context, parts, weight, step.config.rms_norm_eps, parts);
+}
+
+void Clip(std::optional<float> limit, Matrix<float> x) {
+  if (!limit) return;
+  for (float& v : std::span(x.data(), x.rows() * x.cols())) v = std::clamp(v, -*limit, *limit);
 }
 
 }  // namespace
@@ -113,10 +127,12 @@ void GqaAttention(StepContext& step, int layer, const LayerWeights& weights, Mic
   const ModelConfig& c = step.config;
   const AttentionWeights& w = weights.attention;
   const Matrix<float> x = InputNorm(step, weights, b);
-  const Matrix<float> q = Gemm(step, x, w.q, b.q), k = Gemm(step, x, w.k, b.k);
-  const Matrix<float> v = Gemm(step, x, w.v, b.v);
-  HeadNorm(step, w.q_norm, q);
-  HeadNorm(step, w.k_norm, k);
+  const Matrix<float> q = Gemm(step, x, w.q, b.q, w.q_bias);
+  const Matrix<float> k = Gemm(step, x, w.k, b.k, w.k_bias);
+  const Matrix<float> v = Gemm(step, x, w.v, b.v, w.v_bias);
+  QkNorm(step, w.q_norm, q);
+  QkNorm(step, w.k_norm, k);
+  for (const Matrix<float>& m : {q, k, v}) Clip(c.clip_qkv, m);
   ApplyRope(step.rope, c.rope_style, b.positions, c.heads, c.head_dim, q);
   ApplyRope(step.rope, c.rope_style, b.positions, c.kv_heads, c.head_dim, k);
 
@@ -150,11 +166,11 @@ void MlaAttention(StepContext& step, int layer, const LayerWeights& weights, Mic
   const Matrix<float> x = InputNorm(step, weights, b);
   Matrix<float> q_in = x;
   if (c.q_lora_rank > 0) {
-    q_in = Gemm(step, x, w.q_a, b.q_low);
+    q_in = Gemm(step, x, w.q_a, b.q_low, w.q_a_bias);
     norm.RmsNorm(ctx, q_in, w.q_a_norm, kLatentNormEps, q_in);
   }
-  const Matrix<float> q = Gemm(step, q_in, w.q_b, b.q);  // [T, h·(nope + R)]
-  const Matrix<float> kv = Gemm(step, x, w.kv_a, b.kv);  // [T, C + R]
+  const Matrix<float> q = Gemm(step, q_in, w.q_b, b.q);               // [T, h·(nope + R)]
+  const Matrix<float> kv = Gemm(step, x, w.kv_a, b.kv, w.kv_a_bias);  // [T, C + R]
   const Matrix<float> kv_latent = Columns(kv, 0, latent);
   norm.RmsNorm(ctx, kv_latent, w.kv_a_norm, kLatentNormEps, kv_latent);
   ApplyRope(step.rope, c.rope_style, b.positions, 1, key_dim, Columns(kv, latent, rope));

@@ -20,8 +20,20 @@ struct YarnScaling {  // Peng et al. 2023, section 3.4
   int original_max_position_embeddings = 0;
 };
 
+// How an architecture names the tensors of an MoE layer. Dense layers and shared experts are always
+// named as these are by default.
+struct MoeTensorNames {
+  std::string_view block = "mlp", gate = "gate_proj", up = "up_proj", down = "down_proj";
+};
+
+// Weights stored as FP8 E4M3, with one scale per block of rows × columns.
+struct Fp8Blocks {
+  int rows = 0, columns = 0;
+};
+
 struct ModelConfig {
   enum class Attention { kGqa, kMla };
+  enum class QkNorm { kNone, kPerHead, kFullWidth };  // RMSNorm of q and k before RoPE
 
   std::string architecture;  // architectures[0]
   int vocab_size = 0, hidden_size = 0, layers = 0, max_position_embeddings = 0;
@@ -32,9 +44,11 @@ struct ModelConfig {
 
   Attention attention = Attention::kGqa;
   int heads = 0, kv_heads = 0;
-  int head_dim = 0;      // GQA: of q, k and v
-  bool qk_norm = false;  // GQA: RMSNorm over each head of q and k
-  int q_lora_rank = 0;   // MLA: 0 = q_proj directly
+  int head_dim = 0;                // GQA: of q, k and v
+  QkNorm qk_norm = QkNorm::kNone;  // GQA
+  std::optional<float> clip_qkv;   // GQA: bounds |q|, |k| and |v| before RoPE
+  bool attention_bias = false;     // GQA: of q, k, v and o; MLA: of q_a, kv_a and o
+  int q_lora_rank = 0;             // MLA: 0 = q_proj directly
   int kv_lora_rank = 0, qk_nope_head_dim = 0, qk_rope_head_dim = 0, v_head_dim = 0;
   float attention_scale = 0;  // of q·k; YaRN's mscale² included
 
@@ -48,7 +62,11 @@ struct ModelConfig {
   GateConfig gate;
   bool gate_bias = false;          // e_score_correction_bias
   std::vector<bool> layer_is_moe;  // [layers]
-  int mtp_layers = 0;              // num_nextn_predict_layers: their tensors are skipped
+  MoeTensorNames moe_names;
+  std::optional<Fp8Blocks> fp8;  // absent: BF16 and F32 tensors only
+  int mtp_layers = 0;            // num_nextn_predict_layers: their tensors are skipped
+  // What the file asks for and is honoured otherwise, one sentence each.
+  std::vector<std::string> notices;
 
   KvLayout KvLayoutFor(DType dtype, int block_tokens) const;
   int RopeDim() const { return attention == Attention::kMla ? qk_rope_head_dim : head_dim; }

@@ -50,7 +50,8 @@ TEST(ConfigTest, ReadsQwen3Moe) {
   const auto c = Parse(Golden("qwen3_moe"));
   ASSERT_TRUE(c.ok()) << c.status();
   EXPECT_EQ(c->attention, ModelConfig::Attention::kGqa);
-  EXPECT_TRUE(c->qk_norm && c->gate.normalize);
+  EXPECT_EQ(c->qk_norm, ModelConfig::QkNorm::kPerHead);
+  EXPECT_TRUE(c->gate.normalize);
   EXPECT_EQ(c->head_dim, 32);
   EXPECT_EQ(c->gate.scoring, GateScoring::kSoftmax);
   EXPECT_EQ(c->layer_is_moe, (std::vector<bool>{true, true, true}));
@@ -58,6 +59,96 @@ TEST(ConfigTest, ReadsQwen3Moe) {
             (std::vector<bool>{true, false, true}));
   EXPECT_EQ(With("qwen3_moe", "decoder_sparse_step", 2)->layer_is_moe,
             (std::vector<bool>{false, true, false}));
+}
+
+TEST(ConfigTest, ReadsDeepseekV2) {
+  const auto c = Parse(Golden("deepseek_v2"));
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->attention, ModelConfig::Attention::kMla);
+  EXPECT_EQ(c->q_lora_rank, 0);
+  EXPECT_EQ(c->shared_experts, 2);
+  EXPECT_EQ(c->gate.scoring, GateScoring::kSoftmax);
+  EXPECT_FALSE(c->gate.normalize || c->gate_bias || c->gate.group_score_top2);
+  EXPECT_EQ(c->rope_style, RopeStyle::kInterleaved);
+  EXPECT_TRUE(c->notices.empty());
+  json config = Golden("deepseek_v2");
+  config["n_group"] = 4;
+  config["topk_group"] = 2;
+  config["norm_topk_prob"] = true;
+  EXPECT_EQ(Parse(config)->gate.groups, 1);  // greedy knows no groups
+  EXPECT_EQ(Parse(config)->notices.size(), 1u);
+  config["topk_method"] = "group_limited_greedy";
+  EXPECT_EQ(Parse(config)->gate.groups, 4);
+  EXPECT_EQ(Parse(config)->gate.groups_chosen, 2);
+}
+
+TEST(ConfigTest, ReadsOlmoe) {
+  const auto c = Parse(Golden("olmoe"));
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->qk_norm, ModelConfig::QkNorm::kFullWidth);
+  EXPECT_EQ(c->head_dim, 32);
+  EXPECT_EQ(c->moe_intermediate_size, 64);
+  EXPECT_FALSE(c->clip_qkv.has_value() || c->gate.normalize);
+  EXPECT_EQ(With("olmoe", "clip_qkv", 8.0)->clip_qkv, 8.0f);
+  EXPECT_TRUE(With("olmoe", "norm_topk_prob", true)->gate.normalize);
+  EXPECT_TRUE(With("olmoe", "attention_bias", true)->attention_bias);
+}
+
+TEST(ConfigTest, ReadsMixtral) {
+  const auto c = Parse(Golden("mixtral"));
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->moe_names.block, "block_sparse_moe");
+  EXPECT_EQ(c->gate.experts, 8);
+  EXPECT_TRUE(c->gate.normalize);
+  json bare = Golden("mixtral");
+  bare.erase("rms_norm_eps");
+  bare.erase("rope_theta");
+  EXPECT_EQ(Parse(bare)->rms_norm_eps, 1e-5f);
+  EXPECT_EQ(Parse(bare)->rope_theta, 1e6);
+}
+
+// A window that never slides is no window; one that would limits the length instead.
+TEST(ConfigTest, SlidingWindowLimitsTheLength) {
+  for (const json& window : {json(), json(4096), json(1 << 30)}) {
+    const auto c = With("mixtral", "sliding_window", window);
+    ASSERT_TRUE(c.ok()) << c.status();
+    EXPECT_EQ(c->max_position_embeddings, 4096);
+    EXPECT_TRUE(c->notices.empty());
+  }
+  const auto c = With("mixtral", "sliding_window", 4095);
+  EXPECT_EQ(c->max_position_embeddings, 4095);
+  ASSERT_EQ(c->notices.size(), 1u);
+  EXPECT_NE(c->notices[0].find("4095"), std::string::npos);
+
+  json qwen3 = Golden("qwen3_moe");
+  qwen3["sliding_window"] = 100;  // not used
+  EXPECT_EQ(Parse(qwen3)->max_position_embeddings, 4096);
+  qwen3["use_sliding_window"] = true;
+  EXPECT_EQ(Parse(qwen3)->max_position_embeddings, 100);
+}
+
+TEST(ConfigTest, ReadsFp8) {
+  const auto c = Parse(Golden("deepseek_v3_fp8"));
+  ASSERT_TRUE(c.ok()) << c.status();
+  ASSERT_TRUE(c->fp8.has_value());
+  EXPECT_EQ(c->fp8->rows, 128);
+  EXPECT_EQ(c->fp8->columns, 128);
+  EXPECT_EQ(c->notices.size(), 1u);
+  const std::pair<const char*, json> bad[] = {{"quant_method", "gptq"},
+                                              {"quant_method", nullptr},
+                                              {"fmt", "e5m2"},
+                                              {"weight_block_size", {128}},
+                                              {"weight_block_size", {0, 128}},
+                                              {"weight_block_size", nullptr}};
+  for (const auto& [field, value] : bad) {
+    json config = Golden("deepseek_v3_fp8");
+    config["quantization_config"][field] = value;
+    const auto status = Parse(config).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << field;
+    EXPECT_NE(status.message().find(std::string("config.json: quantization_config: ") + field),
+              std::string::npos)
+        << status;
+  }
 }
 
 // Errors name file, field, value and what is supported.
@@ -71,10 +162,17 @@ TEST(ConfigTest, RefusesWhatItCannotHonour) {
       {"deepseek_v3", "architectures", {"GPT2LMHeadModel"}},
       {"deepseek_v3", "architectures", json::array()},
       {"deepseek_v3", "hidden_act", "gelu"},
-      {"deepseek_v3", "attention_bias", true},
-      {"qwen3_moe", "attention_bias", true},
-      {"deepseek_v3", "quantization_config", {{"quant_method", "fp8"}}},
-      {"qwen3_moe", "use_sliding_window", true},
+      {"mixtral", "attention_bias", true},
+      {"deepseek_v3", "attention_bias", "yes"},
+      {"deepseek_v3", "quantization_config", "fp8"},
+      {"mixtral", "sliding_window", 0},
+      {"olmoe", "clip_qkv", 0},
+      {"olmoe", "clip_qkv", -2},
+      {"olmoe", "num_experts_per_tok", 17},
+      {"mixtral", "num_local_experts", nullptr},
+      {"deepseek_v2", "scoring_func", "sigmoid"},
+      {"deepseek_v2", "topk_method", "noaux_tc"},
+      {"deepseek_v2", "mlp_bias", true},
       {"qwen3_moe", "layer_types", {"full_attention", "sliding_attention"}},
       {"deepseek_v3", "scoring_func", "softmax"},
       {"deepseek_v3", "topk_method", "greedy"},
@@ -232,7 +330,9 @@ TEST(ConfigTest, SurvivesRandomFields) {
                          json::array({1, "x"}),
                          json::object()};
   for (int round = 0; round < 3000; ++round) {
-    json config = Golden(round % 2 ? "deepseek_v3_yarn" : "qwen3_moe");
+    constexpr const char* kGoldens[] = {"deepseek_v3_yarn", "qwen3_moe", "deepseek_v2",
+                                        "deepseek_v3_fp8",  "mixtral",   "olmoe"};
+    json config = Golden(kGoldens[round % std::size(kGoldens)]);
     for (int n = 0; n < 2; ++n) {
       json& object =
           config.contains("rope_scaling") && config["rope_scaling"].is_object() && rng() % 4 == 0

@@ -75,7 +75,8 @@ absl::Status LoadedModel::LoadFrom(const std::string& dir) {
                                          {.dtype = options_.dtype,
                                           .local_experts = experts,
                                           .progress = options_.progress}));
-  notices_ = source->notices();
+  notices_ = config_.notices;
+  for (std::string& notice : source->notices()) notices_.push_back(std::move(notice));
 
   ASSIGN_OR_RETURN(const MappedFile config_file, MappedFile::Open(dir + "/config.json"));
   const auto text = config_file.bytes();

@@ -22,7 +22,9 @@ TEST_P(GoldenTest, AgreesWithTheReference) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GoldenTest,
-                         testing::ValuesIn(AllKernels({kV3, kV3Yarn, kQwen3, kFables})), CaseName);
+                         testing::ValuesIn(AllKernels({kV3, kV3Yarn, kV3Fp8, kV2, kMixtral, kOlmoe,
+                                                       kQwen3, kFables})),
+                         CaseName);
 
 class BitsTest : public testing::TestWithParam<Case> {};
 

@@ -36,6 +36,10 @@ inline std::vector<Case> AllKernels(std::initializer_list<const char*> dirs) {
 
 inline constexpr const char* kV3 = "tests/data/goldens/deepseek_v3";
 inline constexpr const char* kV3Yarn = "tests/data/goldens/deepseek_v3_yarn";
+inline constexpr const char* kV3Fp8 = "tests/data/goldens/deepseek_v3_fp8";
+inline constexpr const char* kV2 = "tests/data/goldens/deepseek_v2";
+inline constexpr const char* kMixtral = "tests/data/goldens/mixtral";
+inline constexpr const char* kOlmoe = "tests/data/goldens/olmoe";
 inline constexpr const char* kQwen3 = "tests/data/goldens/qwen3_moe";
 inline constexpr const char* kFables = "models/fables-7m";
 

@@ -12,11 +12,15 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/status_macros.h"
+#include "model/fp8.h"
 
 namespace switchyard {
 namespace {
 
 constexpr std::string_view kDtypes[] = {"BF16", "F32"};
+constexpr std::string_view kDtypesWithFp8[] = {"BF16", "F32", "F8_E4M3"};
+// What a tensor's FP8 scales are called. They multiply the values; "inv" is of the quantiser's own.
+constexpr std::string_view kScaleSuffix = "_scale_inv";
 
 WeightView ViewOf(const void* data, DType dtype, std::span<const uint64_t> shape) {
   return {data, dtype, shape.size() == 1 ? 1 : shape[0], shape.back()};
@@ -36,7 +40,7 @@ std::optional<int> LayerOf(std::string_view name) {
 class CheckpointSource final : public WeightSource {
  public:
   CheckpointSource(const Checkpoint& checkpoint, const ModelConfig& config)
-      : checkpoint_(checkpoint) {
+      : checkpoint_(checkpoint), fp8_(config.fp8) {
     int skipped = 0;
     for (const auto& [name, shard] : checkpoint.tensors()) {
       const auto layer = LayerOf(name);
@@ -46,7 +50,8 @@ class CheckpointSource final : public WeightSource {
       }
       const auto& tensors = checkpoint.shards()[shard].header.tensors;
       const TensorEntry& entry = tensors.find(name)->second;
-      total_bytes_ += entry.end - entry.begin;
+      if (name.ends_with(kScaleSuffix)) continue;
+      total_bytes_ += (entry.end - entry.begin) * (entry.dtype == "F8_E4M3" ? sizeof(Bf16) : 1);
     }
     if (skipped > 0 && config.mtp_layers > 0) {
       notices_.push_back(absl::StrCat("skipped ", skipped, " tensors of ", config.mtp_layers,
@@ -57,8 +62,12 @@ class CheckpointSource final : public WeightSource {
 
   absl::StatusOr<LoadedTensor> Get(const std::string& name,
                                    std::initializer_list<uint64_t> shape) const override {
-    ASSIGN_OR_RETURN(const TensorBytes tensor,
-                     checkpoint_.Get(name, {shape.begin(), shape.size()}, kDtypes));
+    const bool may_be_fp8 = fp8_ && shape.size() == 2;
+    ASSIGN_OR_RETURN(
+        const TensorBytes tensor,
+        checkpoint_.Get(name, {shape.begin(), shape.size()},
+                        may_be_fp8 ? std::span<const std::string_view>(kDtypesWithFp8) : kDtypes));
+    if (tensor.entry->dtype == "F8_E4M3") return Dequantized(name, tensor);
     const DType dtype = tensor.entry->dtype == "F32" ? DType::kFloat32 : DType::kBfloat16;
     LoadedTensor out;
     const void* data = tensor.bytes.data();
@@ -75,7 +84,31 @@ class CheckpointSource final : public WeightSource {
   std::vector<std::string> notices() const override { return notices_; }
 
  private:
+  absl::StatusOr<LoadedTensor> Dequantized(const std::string& name,
+                                           const TensorBytes& tensor) const {
+    const std::vector<uint64_t>& shape = tensor.entry->shape;
+    const uint64_t blocks[] = {(shape[0] + fp8_->rows - 1) / fp8_->rows,
+                               (shape[1] + fp8_->columns - 1) / fp8_->columns};
+    ASSIGN_OR_RETURN(
+        const TensorBytes stored,
+        checkpoint_.Get(absl::StrCat(name, std::string(kScaleSuffix)), blocks, kDtypes));
+    std::vector<float> scales(blocks[0] * blocks[1]);
+    if (stored.entry->dtype == "F32") {
+      std::memcpy(scales.data(), stored.bytes.data(), stored.bytes.size());
+    } else {
+      std::vector<Bf16> narrow(scales.size());
+      std::memcpy(narrow.data(), stored.bytes.data(), stored.bytes.size());
+      std::transform(narrow.begin(), narrow.end(), scales.begin(),
+                     [](Bf16 s) { return ToFloat(s); });
+    }
+    LoadedTensor out;
+    out.owned = DequantizeFp8(tensor.bytes, shape[0], shape[1], scales, *fp8_);
+    out.view = ViewOf(out.owned.data(), DType::kBfloat16, shape);
+    return out;
+  }
+
   const Checkpoint& checkpoint_;
+  const std::optional<Fp8Blocks> fp8_;
   size_t total_bytes_ = 0;
   std::vector<std::string> notices_;
 };

@@ -24,8 +24,8 @@ struct LoadedTensor {
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
-  // `shape` has one or two dimensions. Elements are BF16 or FP32, aligned for their type. Errors
-  // name tensor, wanted, found and file.
+  // `shape` has one or two dimensions. Elements are BF16 or FP32, aligned for their type;
+  // FP8 is dequantised to BF16. Errors name tensor, wanted, found and file.
   virtual absl::StatusOr<LoadedTensor> Get(const std::string& name,
                                            std::initializer_list<uint64_t> shape) const = 0;
   // All that a whole model takes from here, for the progress report.
@@ -39,7 +39,7 @@ std::unique_ptr<WeightSource> MakeCheckpointSource(const Checkpoint& checkpoint,
                                                    const ModelConfig& config);
 
 // Every tensor is a pure function of its name and shape: BF16, uniform with variance 1/columns;
-// norms are 1, the gate's bias 0.
+// norms are 1, biases 0.
 std::unique_ptr<WeightSource> MakeDummySource(const ModelConfig& config);
 
 // Weights of the model, embeddings and head included.

@@ -107,11 +107,21 @@ class Loader {
     return kernels_.gemm->Pack(t.view, options_.dtype);
   }
 
-  absl::StatusOr<PackedExpert> Expert(const std::string& prefix, uint64_t width) {
+  // The bias of `layer`, empty if the model has none.
+  absl::StatusOr<std::vector<float>> Bias(const std::string& layer, uint64_t size) {
+    if (!c_.attention_bias) return std::vector<float>();
+    return Vector(layer + ".bias", size);
+  }
+
+  absl::StatusOr<PackedExpert> Expert(const std::string& prefix, uint64_t width,
+                                      const MoeTensorNames& names = {}) {
     const uint64_t hidden = c_.hidden_size;
-    ASSIGN_OR_RETURN(const LoadedTensor gate, Get(prefix + "gate_proj.weight", {width, hidden}));
-    ASSIGN_OR_RETURN(const LoadedTensor up, Get(prefix + "up_proj.weight", {width, hidden}));
-    ASSIGN_OR_RETURN(const LoadedTensor down, Get(prefix + "down_proj.weight", {hidden, width}));
+    const auto matrix = [&](std::string_view name, uint64_t n, uint64_t k) {
+      return Get(absl::StrCat(prefix, std::string(name), ".weight"), {n, k});
+    };
+    ASSIGN_OR_RETURN(const LoadedTensor gate, matrix(names.gate, width, hidden));
+    ASSIGN_OR_RETURN(const LoadedTensor up, matrix(names.up, width, hidden));
+    ASSIGN_OR_RETURN(const LoadedTensor down, matrix(names.down, hidden, width));
     return kernels_.grouped_gemm->PackExpert(gate.view, up.view, down.view, options_.dtype);
   }
 
@@ -124,7 +134,9 @@ class Loader {
     const bool mla = c_.attention == ModelConfig::Attention::kMla;
     RETURN_IF_ERROR(
         (mla ? Mla(prefix + "self_attn.", w.attention) : Gqa(prefix + "self_attn.", w.attention)));
-    RETURN_IF_ERROR(c_.layer_is_moe[l] ? Moe(prefix + "mlp.", w) : Dense(prefix + "mlp.", w));
+    RETURN_IF_ERROR(c_.layer_is_moe[l]
+                        ? Moe(absl::StrCat(prefix, std::string(c_.moe_names.block), "."), w)
+                        : Dense(prefix + "mlp.", w));
     for (const PackedExpert& e : w.experts) w.expert_table.push_back(&e);
     return w;
   }
@@ -135,9 +147,13 @@ class Loader {
     ASSIGN_OR_RETURN(w.q, Packed(prefix + "q_proj.weight", q, hidden));
     ASSIGN_OR_RETURN(w.k, Packed(prefix + "k_proj.weight", kv, hidden));
     ASSIGN_OR_RETURN(w.v, Packed(prefix + "v_proj.weight", kv, hidden));
-    if (c_.qk_norm) {
-      ASSIGN_OR_RETURN(w.q_norm, Vector(prefix + "q_norm.weight", dim));
-      ASSIGN_OR_RETURN(w.k_norm, Vector(prefix + "k_norm.weight", dim));
+    ASSIGN_OR_RETURN(w.q_bias, Bias(prefix + "q_proj", q));
+    ASSIGN_OR_RETURN(w.k_bias, Bias(prefix + "k_proj", kv));
+    ASSIGN_OR_RETURN(w.v_bias, Bias(prefix + "v_proj", kv));
+    if (c_.qk_norm != ModelConfig::QkNorm::kNone) {
+      const bool full = c_.qk_norm == ModelConfig::QkNorm::kFullWidth;
+      ASSIGN_OR_RETURN(w.q_norm, Vector(prefix + "q_norm.weight", full ? q : dim));
+      ASSIGN_OR_RETURN(w.k_norm, Vector(prefix + "k_norm.weight", full ? kv : dim));
     }
     return Output(prefix, c_.head_dim, w);
   }
@@ -148,12 +164,14 @@ class Loader {
     const uint64_t rank = c_.q_lora_rank;
     if (rank > 0) {
       ASSIGN_OR_RETURN(w.q_a, Packed(prefix + "q_a_proj.weight", rank, hidden));
+      ASSIGN_OR_RETURN(w.q_a_bias, Bias(prefix + "q_a_proj", rank));
       ASSIGN_OR_RETURN(w.q_a_norm, Vector(prefix + "q_a_layernorm.weight", rank));
       ASSIGN_OR_RETURN(w.q_b, Packed(prefix + "q_b_proj.weight", heads * (nope + rope), rank));
     } else {
       ASSIGN_OR_RETURN(w.q_b, Packed(prefix + "q_proj.weight", heads * (nope + rope), hidden));
     }
     ASSIGN_OR_RETURN(w.kv_a, Packed(prefix + "kv_a_proj_with_mqa.weight", latent + rope, hidden));
+    ASSIGN_OR_RETURN(w.kv_a_bias, Bias(prefix + "kv_a_proj_with_mqa", latent + rope));
     ASSIGN_OR_RETURN(w.kv_a_norm, Vector(prefix + "kv_a_layernorm.weight", latent));
     // Rows of a head: nope of W_uk [nope, C], then v of W_uv [v, C].
     ASSIGN_OR_RETURN(const LoadedTensor kv_b,
@@ -169,6 +187,7 @@ class Loader {
 
   absl::Status Output(const std::string& prefix, uint64_t v_dim, AttentionWeights& w) {
     const uint64_t hidden = c_.hidden_size, width = v_dim * c_.heads;
+    ASSIGN_OR_RETURN(w.o_bias, Bias(prefix + "o_proj", hidden));
     ASSIGN_OR_RETURN(const LoadedTensor o, Get(prefix + "o_proj.weight", {hidden, width}));
     const uint64_t group = v_dim * OutputGroupHeads(c_.heads);
     for (uint64_t begin = 0; begin < width; begin += group) {
@@ -198,7 +217,7 @@ class Loader {
     w.experts.resize(local.size());
     std::vector<absl::Status> statuses(local.size());
     pool_.ParallelFor(local.size(), [&](size_t i, int) {
-      auto expert = Expert(absl::StrCat(prefix, "experts.", local[i], "."), width);
+      auto expert = Expert(absl::StrCat(prefix, "experts.", local[i], "."), width, c_.moe_names);
       statuses[i] = expert.status();
       if (expert.ok()) w.experts[i] = *std::move(expert);
     });

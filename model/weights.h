@@ -18,17 +18,20 @@ namespace switchyard {
 
 struct AttentionWeights {
   // GQA
-  PackedWeight q, k, v;               // [h·D, H], [g·D, H], [g·D, H]
-  std::vector<float> q_norm, k_norm;  // [D] or empty
+  PackedWeight q, k, v;                       // [h·D, H], [g·D, H], [g·D, H]
+  std::vector<float> q_norm, k_norm;          // [D], [h·D] and [g·D], or empty
+  std::vector<float> q_bias, k_bias, v_bias;  // [h·D], [g·D], [g·D] or empty
   // MLA; q_b is q_proj, with q_a empty, where the model has no low-rank queries.
-  PackedWeight q_a, q_b;         // [Rq, H], [h·(nope + R), Rq or H]
-  std::vector<float> q_a_norm;   // [Rq]
-  PackedWeight kv_a;             // [C + R, H]
-  std::vector<float> kv_a_norm;  // [C]
-  std::vector<PackedWeight> uk;  // h × [C, nope]: queries into latent space
-  std::vector<PackedWeight> uv;  // h × [v, C]: latent values out of it
+  PackedWeight q_a, q_b;                   // [Rq, H], [h·(nope + R), Rq or H]
+  std::vector<float> q_a_norm;             // [Rq]
+  std::vector<float> q_a_bias, kv_a_bias;  // [Rq], [C + R] or empty
+  PackedWeight kv_a;                       // [C + R, H]
+  std::vector<float> kv_a_norm;            // [C]
+  std::vector<PackedWeight> uk;            // h × [C, nope]: queries into latent space
+  std::vector<PackedWeight> uv;            // h × [v, C]: latent values out of it
   // The output projection by fixed groups of heads, each [H, group·v]: docs/numerics.md.
   std::vector<PackedWeight> o;
+  std::vector<float> o_bias;  // [H] or empty
 };
 
 struct LayerWeights {
