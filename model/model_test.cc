@@ -22,8 +22,9 @@ TEST_P(GoldenTest, AgreesWithTheReference) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GoldenTest,
-                         testing::ValuesIn(AllKernels({kV3, kV3Yarn, kV3Fp8, kV2, kMixtral, kOlmoe,
-                                                       kQwen3, kFables})),
+                         testing::ValuesIn(AllKernels({kV3, kV3Yarn, kV3Fp8, kV2, kV2Groups,
+                                                       kMixtral, kOlmoe, kOlmoeClip, kQwen3,
+                                                       kQwen3Bias, kFables})),
                          CaseName);
 
 class BitsTest : public testing::TestWithParam<Case> {};
@@ -71,7 +72,8 @@ TEST_P(BitsTest, BatchEqualsEachAlone) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, BitsTest, testing::ValuesIn(AllKernels({kV3Yarn, kQwen3})), CaseName);
+INSTANTIATE_TEST_SUITE_P(All, BitsTest,
+                         testing::ValuesIn(AllKernels({kV3Yarn, kQwen3, kOlmoeClip})), CaseName);
 
 TEST(ModelTest, ObserverSeesEveryLayerOnceWithFinalBytes) {
   struct Observer : LayerObserver {

@@ -41,6 +41,9 @@ inline constexpr const char* kV2 = "tests/data/goldens/deepseek_v2";
 inline constexpr const char* kMixtral = "tests/data/goldens/mixtral";
 inline constexpr const char* kOlmoe = "tests/data/goldens/olmoe";
 inline constexpr const char* kQwen3 = "tests/data/goldens/qwen3_moe";
+inline constexpr const char* kV2Groups = "model/testdata/deepseek_v2_groups";
+inline constexpr const char* kOlmoeClip = "model/testdata/olmoe_clip";
+inline constexpr const char* kQwen3Bias = "model/testdata/qwen3_moe_bias";
 inline constexpr const char* kFables = "models/fables-7m";
 
 inline std::string CaseName(const testing::TestParamInfo<Case>& info) {
