@@ -103,6 +103,26 @@ TEST_F(GrpcFrontTest, DroppedStreamFreesTheWorker) {
   }
 }
 
+TEST_F(GrpcFrontTest, ClientThatDoesNotReadIsAborted) {
+  // A window that does not grow, or gRPC's own buffers would take the whole answer.
+  grpc::ChannelArguments args;
+  args.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  args.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 16 << 10);
+  auto stub = v1::Router::NewStub(grpc::CreateCustomChannel(
+      HostPort("127.0.0.1", front_->port()), grpc::InsecureChannelCredentials(), args));
+  grpc::ClientContext context;
+  v1::GenerateRequest request = Request(4000);
+  request.set_logprobs(0);
+  auto stream = stub->Generate(&context, request);
+  ASSERT_TRUE(Eventually([&] { return worker_.tokens_sent() > 0; }));
+  EXPECT_TRUE(Idle());
+  EXPECT_LT(worker_.tokens_sent(), 4000);
+  v1::GenerateResponse response;
+  while (stream->Read(&response)) {
+  }
+  EXPECT_EQ(stream->Finish().error_code(), grpc::RESOURCE_EXHAUSTED);
+}
+
 TEST_F(GrpcFrontTest, AbortEndsTheStreamWithItsReason) {
   grpc::ClientContext context;
   v1::GenerateRequest request = Request(4000);
