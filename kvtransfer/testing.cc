@@ -24,28 +24,26 @@ KvLayout LargeLayout(int layers) {
 }
 
 namespace {
-uint64_t Word(uint64_t seed, int layer, int index, size_t at) {
-  uint64_t x = seed * 0x9e3779b97f4a7c15 + (uint64_t(layer) << 40) + (uint64_t(index) << 20) + at;
-  x = (x ^ (x >> 31)) * 0xbf58476d1ce4e5b9;
-  return x ^ (x >> 29);
+// A word that no other block has, then it and its repetitions: cheap even under a sanitizer.
+std::vector<std::byte> BlockBytes(size_t bytes, int layer, uint64_t seed, int index) {
+  std::vector<std::byte> out(bytes);
+  const uint64_t word = (seed << 48) ^ (uint64_t(layer) << 32) ^ static_cast<uint32_t>(index);
+  std::memcpy(out.data(), &word, sizeof word);
+  for (size_t n = sizeof word; n < bytes; n *= 2) {
+    std::memcpy(out.data() + n, out.data(), std::min(n, bytes - n));
+  }
+  return out;
 }
 }  // namespace
 
 void FillBlock(const KvStorage& kv, int layer, BlockId block, uint64_t seed, int index) {
-  std::byte* to = kv.Block(layer, block.value());
-  for (size_t i = 0; i + 8 <= kv.layout().BlockBytes(); i += 8) {
-    uint64_t word = Word(seed, layer, index, i);
-    std::memcpy(to + i, &word, 8);
-  }
+  const auto bytes = BlockBytes(kv.layout().BlockBytes(), layer, seed, index);
+  std::memcpy(kv.Block(layer, block.value()), bytes.data(), bytes.size());
 }
 
 bool BlockHolds(const KvStorage& kv, int layer, BlockId block, uint64_t seed, int index) {
-  const std::byte* from = kv.Block(layer, block.value());
-  for (size_t i = 0; i + 8 <= kv.layout().BlockBytes(); i += 8) {
-    uint64_t word = Word(seed, layer, index, i);
-    if (std::memcmp(from + i, &word, 8) != 0) return false;
-  }
-  return true;
+  const auto bytes = BlockBytes(kv.layout().BlockBytes(), layer, seed, index);
+  return std::memcmp(kv.Block(layer, block.value()), bytes.data(), bytes.size()) == 0;
 }
 
 std::vector<BlockId> ShuffledBlocks(int n, uint64_t seed) {

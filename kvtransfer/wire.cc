@@ -8,6 +8,12 @@
 #include "kvtransfer/kv_transfer.h"
 #include "xxhash.h"
 
+#ifdef __x86_64__
+// The library's default XXH3 is SSE2; this one picks AVX2 or AVX-512, three times as fast.
+#define XXH_DISPATCH_DISABLE_REPLACE
+#include "xxh_x86dispatch.h"
+#endif
+
 namespace switchyard {
 namespace {
 
@@ -143,7 +149,11 @@ absl::StatusOr<Credit> ParseCredit(std::span<const std::byte> bytes) {
 }
 
 uint64_t BlockChecksum(std::span<const std::byte> block) {
+#ifdef __x86_64__
+  return XXH3_64bits_dispatch(block.data(), block.size());
+#else
   return XXH3_64bits(block.data(), block.size());
+#endif
 }
 
 uint64_t TransferDigest(std::span<const uint64_t> checksums) {

@@ -5,6 +5,8 @@
 #include <random>
 #include <string>
 
+#include "xxhash.h"
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 
 namespace switchyard {
@@ -71,6 +73,15 @@ TEST(WireTest, EveryFlippedBitOfHeaderAndEntriesIsRefused) {
     auto& where = byte < b.header.size() ? b.header[byte] : b.payload[byte - b.header.size()];
     where ^= std::byte(1 << bit % 8);
     EXPECT_FALSE(ParseFrame(b.header, b.payload).ok()) << "bit " << bit;
+  }
+}
+
+TEST(WireTest, BlockChecksumIsXxh3WhateverTheProcessor) {
+  // From the xxHash specification's reference: XXH3 64 bits, seed 0.
+  EXPECT_EQ(BlockChecksum({}), 0x2d06800538d394c2u);
+  for (size_t n : {1, 17, 200, 241, 2560, 5000}) {
+    const std::vector<std::byte> bytes(n, std::byte{0x5a});
+    EXPECT_EQ(BlockChecksum(bytes), XXH3_64bits(bytes.data(), n)) << n;
   }
 }
 
