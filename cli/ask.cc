@@ -1,0 +1,97 @@
+// switchyard ask: one request to a running router, by gRPC.
+#include <cstdio>
+#include <iostream>
+
+#include "absl/strings/str_format.h"
+#include "cli/command.h"
+#include "cli/flags.h"
+#include "cluster/grpc_server.h"
+#include "common/clock.h"
+#include "common/status_macros.h"
+#include "proto/inference.grpc.pb.h"
+
+namespace switchyard {
+namespace {
+
+class AskCommand final : public Command {
+ public:
+  std::string name() const override { return "ask"; }
+  std::string help() const override { return "sends one prompt to a running router by gRPC"; }
+
+  void AddFlags(CLI::App& app) override {
+    app.add_option("--grpc", address_, "the router's host:port")->capture_default_str();
+    app.add_option("--timeout", timeout_seconds_, "seconds")
+        ->check(CLI::Range(0.001, 86400.0))
+        ->capture_default_str();
+    sampling_.AddTo(app);
+  }
+  absl::Status CheckFlags() const override {
+    if (sampling_.prompt.empty() != sampling_.prompt_ids.empty()) return absl::OkStatus();
+    return absl::InvalidArgumentError("one of --prompt and --prompt-ids is wanted");
+  }
+
+  absl::StatusOr<int> Run(const CLI::App& app) override {
+    const auto stub = v1::Router::NewStub(DialChannel(address_));
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() +
+                         absl::ToChronoMilliseconds(absl::Seconds(timeout_seconds_)));
+    context.set_wait_for_ready(false);
+    const MonotonicClock clock;
+    const auto stream = stub->Generate(&context, Request(app));
+    v1::GenerateResponse response;
+    absl::Time first, last;
+    int tokens = 0;
+    std::cout << sampling_.prompt << std::flush;
+    while (stream->Read(&response)) {
+      last = clock.Now();
+      if (tokens == 0) first = last;
+      tokens += response.token_ids_size();
+      std::cout << response.text() << std::flush;
+      if (sampling_.prompt.empty() && response.text().empty()) {
+        for (const int id : response.token_ids()) std::cout << id << ' ';
+      }
+    }
+    std::cout << std::endl;
+    RETURN_IF_ERROR(FromGrpc(stream->Finish()));
+    Report(response, tokens, last - first);
+    return 0;
+  }
+
+ private:
+  v1::GenerateRequest Request(const CLI::App& app) const {
+    v1::GenerateRequest request;
+    if (!sampling_.prompt_ids.empty()) {
+      request.mutable_tokens()->mutable_ids()->Add(sampling_.prompt_ids.begin(),
+                                                   sampling_.prompt_ids.end());
+    } else {
+      request.set_text(sampling_.prompt);
+    }
+    request.set_max_tokens(sampling_.max_tokens);
+    request.mutable_sampling()->set_temperature(sampling_.sampling.temperature);
+    request.mutable_sampling()->set_top_k(sampling_.sampling.top_k);
+    request.mutable_sampling()->set_top_p(sampling_.sampling.top_p);
+    if (app.count("--seed") > 0) request.mutable_sampling()->set_seed(sampling_.sampling.seed);
+    request.set_ignore_eos(sampling_.ignore_eos);
+    return request;
+  }
+
+  // `response`: the last one.
+  static void Report(const v1::GenerateResponse& response, int tokens, absl::Duration decoding) {
+    const v1::RequestMetrics& m = response.metrics();
+    const double tpot_ms = tokens > 1 ? absl::ToDoubleMilliseconds(decoding) / (tokens - 1) : 0;
+    std::cerr << absl::StrFormat(
+        "\nTTFT %.1f ms, TPOT %.2f ms, %d tokens, KV moved %d bytes over the %s lane\n",
+        m.ttft_seconds() * 1e3, tpot_ms, tokens, m.kv_bytes_moved(),
+        m.kv_lane().empty() ? "(none)" : m.kv_lane());
+  }
+
+  std::string address_ = "127.0.0.1:50051";
+  double timeout_seconds_ = 600;
+  SamplingFlags sampling_;
+};
+
+}  // namespace
+
+std::unique_ptr<Command> MakeAsk() { return std::make_unique<AskCommand>(); }
+
+}  // namespace switchyard

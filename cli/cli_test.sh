@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# The real binary: help, wrong usage, tokenizing, generating, verifying, checking configurations.
+# usage: cli_test.sh BINARY
+set -uo pipefail
+
+switchyard=$1
+model=models/fables-7m
+golden=tests/data/goldens/deepseek_v3
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failures=0
+
+fail() {
+  echo "FAILED: $1" >&2
+  echo "  stdout: $(head -c 2000 "$work/out")" >&2
+  echo "  stderr: $(head -c 2000 "$work/err")" >&2
+  failures=$((failures + 1))
+}
+
+# expect CODE ARGUMENT…: runs the binary on $work/in; its output is in $work/out and $work/err.
+expect() {
+  local want=$1 got=0
+  shift
+  "$switchyard" "$@" <"$work/in" >"$work/out" 2>"$work/err" || got=$?
+  [[ $got == "$want" ]] || fail "switchyard $*: exit code $got, not $want"
+}
+says() { grep -qF -- "$2" "$work/$1" || fail "no \"$2\" in $1"; }
+
+: >"$work/in"
+for command in serve router prefill decode ask generate verify tokenize detokenize check; do
+  expect 0 "$command" --help
+  says out "--help"
+done
+expect 0 --help
+says out serve
+
+# Wrong usage says what, and exits with 2.
+expect 2
+expect 2 serv
+says err 'did you mean "serve"'
+expect 2 generate "$model" --prompt x --no-such-flag
+says err no-such-flag
+expect 2 generate "$work/nowhere" --prompt x
+says err nowhere
+expect 2 generate "$model" --prompt x --block-size 0
+says err block-size
+expect 2 generate "$model"
+expect 2 serve
+says err model
+expect 2 serve "$model" --prefill 0 --disaggregate always
+expect 2 router "$model"
+says err decode-address
+
+# An explicit port that is taken is an error that names it.
+python3 -c '
+import socket, time
+s = socket.socket(); s.bind(("127.0.0.1", 0)); s.listen()
+print(s.getsockname()[1], flush=True); time.sleep(60)' >"$work/port" &
+holder=$!
+while [[ ! -s $work/port ]]; do sleep 0.05; done
+port=$(<"$work/port")
+expect 1 serve "$model" --port "$port"
+says err "$port"
+kill "$holder"
+wait "$holder" 2>/dev/null
+
+# Text to ids and back.
+printf '%s\n' '{"text": "Once upon a time, a naïve fox 🦊 sang."}' '{"text": "", "add_special_tokens": false}' >"$work/in"
+expect 0 tokenize "$model"
+cp "$work/out" "$work/in"
+expect 0 detokenize "$model"
+says out 'Once upon a time, a naïve fox 🦊 sang.'
+printf '%s\n' '{"txet": 1}' 'nonsense' '{"text": "a"}' >"$work/in"
+expect 1 tokenize "$model"
+[[ $(grep -c error "$work/out") == 2 && $(grep -c ids "$work/out") == 1 ]] || fail "errors by line"
+: >"$work/in"
+
+# Greedy is greedy, alone, with other settings, and among other requests.
+expect 0 generate "$model" --prompt "Once upon a time" --max-tokens 24 --temperature 0
+cp "$work/out" "$work/greedy"
+[[ $(wc -w <"$work/greedy") -gt 5 ]] || fail "generate wrote little"
+expect 0 generate "$model" --prompt "Once upon a time" --max-tokens 24 --temperature 0 --threads 2 --prefill-chunk 1
+cmp -s "$work/out" "$work/greedy" || fail "greedy differs with other settings"
+python3 - >"$work/in" <<'END'
+import json
+for i in range(5):
+    print(json.dumps({"id": f"r{i}", "prompt": "Once upon a time", "max_tokens": 24, "temperature": 0}))
+print(json.dumps({"id": "bad", "prompt_ids": [4] * 5000}))
+END
+expect 0 generate "$model" --requests - --output "$work/results"
+python3 - "$work/results" <<'END' || fail "results of --requests"
+import json, sys
+results = [json.loads(line) for line in open(sys.argv[1])]
+assert [r["id"] for r in results] == ["r0", "r1", "r2", "r3", "r4", "bad"], results
+assert len({tuple(r["token_ids"]) for r in results[:5]}) == 1, results
+assert results[5]["finish_reason"] == "error" and results[5]["error"], results[5]
+END
+echo '{"prompt": "x", "max_tokns": 3}' >"$work/in"
+expect 1 generate "$model" --requests -
+says err max_tokns
+: >"$work/in"
+
+# A golden file decides the exit code.
+expect 0 verify "$golden" "$golden/golden.safetensors" --dtype float32
+expect 0 verify "$golden" "$golden/golden.safetensors" --json
+python3 -c 'import json, sys; json.load(open(sys.argv[1]))' "$work/out" || fail "verify --json is JSON"
+expect 1 verify "$golden" "$golden/golden.safetensors" --dtype float32 --load-format dummy
+expect 1 verify "$golden" "$golden/config.json"
+
+# Configuration files.
+printf 'role: decode\nmodel: %s\nport: 7001\nkv-lane: tcp\nblock-size: 16\n' "$model" >"$work/good.yaml"
+expect 0 check "$work/good.yaml"
+printf 'role: router\nmodel: %s\ndecode-adress: a:1\nport: 70000\n' "$model" >"$work/bad.yaml"
+expect 1 check "$work/bad.yaml"
+says out 'line 3: unknown key "decode-adress"; did you mean "decode-address"?'
+says out 'line 4'
+expect 2 decode --config "$work/bad.yaml"
+says err 'is for the role'
+printf 'role: router\nmodel: %s\n' "$model" >"$work/lacking.yaml"
+expect 1 check "$work/lacking.yaml"
+says out decode-address
+printf 'role: prefill\nmodel: %s\n' "$work" >"$work/nomodel.yaml"
+expect 1 check "$work/nomodel.yaml"
+says out config.json
+expect 1 check "$work/none.yaml"
+
+echo "$failures failures"
+[[ $failures == 0 ]]

@@ -1,0 +1,167 @@
+#include "cli/flags.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+
+namespace switchyard {
+namespace {
+constexpr int kThreadsMax = 1024;
+}
+
+void AddModelFlag(CLI::App& app, std::string* model) {
+  app.add_option("model,--model", *model, "the checkpoint's directory")
+      ->check(CLI::ExistingDirectory)
+      ->option_text("MODEL");
+}
+
+void AddConfigFlag(CLI::App& app) {
+  static_cast<void>(app.add_option("--config",
+                                   "a YAML file whose keys are flags without dashes; the "
+                                   "command line goes before it")
+                        ->expected(1)
+                        ->option_text("FILE"));
+}
+
+absl::Status CheckModelGiven(const std::string& model) {
+  if (!model.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError("model: a checkpoint's directory is wanted");
+}
+
+void EngineFlags::AddTo(CLI::App& app) {
+  const std::string group = "Engine";
+  app.add_option("--max-model-len", engine.max_model_len,
+                 "prompt and answer at most; 0: the model's")
+      ->check(CLI::Range(0, 1 << 24))
+      ->group(group);
+  app.add_option("--max-num-batched-tokens", engine.max_num_batched_tokens, "rows of one step")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--prefill-chunk", engine.prefill_chunk, "prompt rows of a request in one step")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--block-size", engine.block_size, "tokens of a KV block")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--kv-blocks", engine.kv_blocks,
+                 "KV blocks of a rank; 0: as needed, 1 GiB at most")
+      ->check(CLI::Range(0, 1 << 30))
+      ->group(group);
+  app.add_option("--max-num-seqs", engine.max_num_seqs, "sequences that run at once")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--threads", threads, "compute threads of a rank; 0: one per core")
+      ->check(CLI::Range(0, kThreadsMax))
+      ->group(group);
+  app.add_option("--dtype", dtype, "of weights, activations and KV")
+      ->check(CLI::IsMember({"bfloat16", "float32"}))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--kernels", kernels, "")
+      ->check(CLI::IsMember({"auto", "reference", "avx2", "avx512", "avx512_bf16"}))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--load-format", load_format,
+                 "dummy: weights from a fixed seed, no checkpoint read")
+      ->check(CLI::IsMember({"auto", "dummy"}))
+      ->capture_default_str()
+      ->group(group);
+}
+
+std::vector<std::string> EngineFlags::Names() {
+  return {"max-model-len", "max-num-batched-tokens",
+          "prefill-chunk", "block-size",
+          "kv-blocks",     "max-num-seqs",
+          "threads",       "dtype",
+          "kernels",       "load-format"};
+}
+
+ModelOptions EngineFlags::Model() const {
+  ModelOptions options;
+  options.kernels = kernels;
+  options.dtype = dtype == "float32" ? DType::kFloat32 : DType::kBfloat16;
+  options.threads =
+      threads > 0 ? threads : std::clamp<int>(std::thread::hardware_concurrency(), 1, kThreadsMax);
+  options.max_model_len = engine.max_model_len;
+  options.max_batch_tokens = engine.max_num_batched_tokens;
+  options.dummy_weights = load_format == "dummy";
+  return options;
+}
+
+void LogFlags::AddTo(CLI::App& app) {
+  app.add_option("--log-level", level, "")
+      ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
+      ->capture_default_str()
+      ->group("Logging");
+  app.add_flag("--json-logs", json, "log lines as JSON")->group("Logging");
+}
+
+std::vector<std::string> LogFlags::Names() { return {"log-level", "json-logs"}; }
+
+std::unique_ptr<Logger> LogFlags::Make(const std::string& name) const {
+  return std::make_unique<Logger>(name, ParseLogLevel(level).value_or(LogLevel::kInfo),
+                                  json ? LogFormat::kJson : LogFormat::kText);
+}
+
+void AddKvLaneFlag(CLI::App& app, std::string* lane) {
+  app.add_option("--kv-lane", *lane, "how KV goes from prefill to decode")
+      ->check(CLI::IsMember({"auto", "shm", "tcp"}))
+      ->capture_default_str();
+}
+
+std::vector<std::string> KvLanes(const std::string& lane) {
+  if (lane == "auto") return {"shm", "tcp"};
+  return {lane};
+}
+
+void SamplingFlags::AddTo(CLI::App& app) {
+  app.add_option("--prompt", prompt, "text");
+  app.add_option("--prompt-ids", prompt_ids, "token ids instead: 1,2,3")->delimiter(',');
+  app.add_option("--max-tokens", max_tokens, "")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--temperature", sampling.temperature, "0: greedy")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--top-k", sampling.top_k, "0: off")->check(CLI::Range(0, 1 << 30));
+  app.add_option("--top-p", sampling.top_p, "1: off")->check(CLI::Range(0.0, 1.0));
+  app.add_option("--seed", sampling.seed, "")->capture_default_str();
+  app.add_flag("--ignore-eos", ignore_eos, "go on past the end of the text");
+}
+
+std::function<void(size_t, size_t)> LoadProgress(const std::string& what) {
+  struct State {
+    MonotonicClock clock;
+    absl::Time next = clock.Now() + absl::Milliseconds(200);  // a small model needs no bar
+    bool shown = false;
+  };
+  auto state = std::make_shared<State>();
+  const bool terminal = isatty(STDERR_FILENO) != 0;
+  return [=](size_t done, size_t total) {
+    const absl::Time now = state->clock.Now();
+    if (total == 0 || (now < state->next && !(state->shown && done == total))) return;
+    state->next = now + (terminal ? absl::Milliseconds(100) : absl::Seconds(2));
+    state->shown = true;
+    const int percent =
+        static_cast<int>(100.0 * static_cast<double>(done) / static_cast<double>(total));
+    const double mib = static_cast<double>(total) / (1 << 20);
+    if (!terminal) {
+      std::fprintf(stderr, "%s: weights %d%% of %.0f MiB\n", what.c_str(), percent, mib);
+      return;
+    }
+    const std::string bar(percent / 4, '#');
+    std::fprintf(stderr, "\r%s: weights [%-25s] %3d%% of %.0f MiB%s", what.c_str(), bar.c_str(),
+                 percent, mib, done == total ? "\n" : "");
+  };
+}
+
+}  // namespace switchyard

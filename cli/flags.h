@@ -1,0 +1,61 @@
+// cli/flags.h: flags that several commands share. Each group adds its flags to a command and turns
+// what was given into the options of the library behind it.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/telemetry/log.h"
+#include "engine/worker_options.h"
+#include "kernels/sample.h"
+
+namespace switchyard {
+
+// MODEL: a checkpoint's directory.
+void AddModelFlag(CLI::App& app, std::string* model);
+// --config FILE; RunCommand reads the file.
+void AddConfigFlag(CLI::App& app);
+absl::Status CheckModelGiven(const std::string& model);
+
+struct EngineFlags {
+  EngineOptions engine;
+  int threads = 0;  // 0: all of this machine's
+  std::string dtype = "bfloat16", kernels = "auto", load_format = "auto";
+
+  void AddTo(CLI::App& app);
+  ModelOptions Model() const;
+  // Names of the flags above, without dashes: `serve` hands them on.
+  static std::vector<std::string> Names();
+};
+
+struct LogFlags {
+  std::string level = "info";
+  bool json = false;
+
+  void AddTo(CLI::App& app);
+  std::unique_ptr<Logger> Make(const std::string& name) const;
+  static std::vector<std::string> Names();
+};
+
+// auto, shm or tcp -> allowed lanes, best first.
+void AddKvLaneFlag(CLI::App& app, std::string* lane);
+std::vector<std::string> KvLanes(const std::string& lane);
+
+struct SamplingFlags {
+  int max_tokens = 128;
+  SamplingParams sampling;
+  bool ignore_eos = false;
+  std::string prompt;
+  std::vector<int> prompt_ids;
+
+  void AddTo(CLI::App& app);
+};
+
+// Reports how far weights have loaded: a bar on a terminal, else a line every 2 s.
+std::function<void(size_t done, size_t total)> LoadProgress(const std::string& what);
+
+}  // namespace switchyard

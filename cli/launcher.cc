@@ -1,0 +1,219 @@
+#include "cli/launcher.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "cluster/grpc_server.h"
+#include "common/file.h"
+#include "common/status_macros.h"
+
+namespace switchyard {
+namespace {
+
+constexpr char kWorkerHost[] = "127.0.0.1";
+constexpr absl::Duration kTurn = absl::Milliseconds(20);
+constexpr int kFailedStartsMax = 10;  // in a row
+constexpr absl::Duration kBackoffMin = absl::Milliseconds(100), kBackoffMax = absl::Seconds(5);
+// A child that has drained still has to end: then it is killed.
+constexpr absl::Duration kEndGrace = absl::Seconds(10);
+
+void Say(const std::string& line) { std::fprintf(stderr, "serve: %s\n", line.c_str()); }
+
+}  // namespace
+
+absl::StatusOr<int> Launcher::Run() {
+  sigemptyset(&signals_);
+  for (const int s : {SIGINT, SIGTERM}) sigaddset(&signals_, s);
+  pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
+
+  // A file of an earlier run would tell of processes that are no more.
+  if (!options_.ready_file.empty()) unlink(options_.ready_file.c_str());
+  absl::Status up = StartWorkers();
+  if (up.ok()) up = AwaitReady();
+  if (up.ok()) up = StartRouter();
+  if (up.ok()) up = AwaitReady();
+  if (absl::IsCancelled(up)) return Stop();
+  RETURN_IF_ERROR(up);
+  RETURN_IF_ERROR(Announce());
+  while (NextSignal(kTurn) == 0) RETURN_IF_ERROR(Watch());
+  return Stop();
+}
+
+int Launcher::NextSignal(absl::Duration timeout) const {
+  const timespec t = absl::ToTimespec(timeout);
+  return std::max(0, sigtimedwait(&signals_, nullptr, &t));
+}
+
+std::vector<std::string> Launcher::WorkerArguments(int port) const {
+  std::vector<std::string> arguments = {options_.model, absl::StrCat("--port=", port)};
+  arguments.insert(arguments.end(), options_.worker_arguments.begin(),
+                   options_.worker_arguments.end());
+  return arguments;
+}
+
+std::vector<std::string> Launcher::RouterArguments() const {
+  std::vector<std::string> arguments = {
+      options_.model, absl::StrCat("--host=", options_.host),
+      absl::StrCat("--port=", http_port_ != 0 ? http_port_ : options_.port),
+      absl::StrCat("--grpc-port=", grpc_port_ != 0 ? grpc_port_ : options_.grpc_port)};
+  for (const Member& m : members_) {
+    if (m.child->role() == "router") continue;
+    arguments.push_back(
+        absl::StrCat("--", m.child->role(), "-address=127.0.0.1:", m.child->ready()->port));
+  }
+  arguments.insert(arguments.end(), options_.router_arguments.begin(),
+                   options_.router_arguments.end());
+  return arguments;
+}
+
+absl::Status Launcher::StartWorkers() {
+  const auto start = [&](const std::string& role, int count) -> absl::Status {
+    for (int rank = 0; rank < count; ++rank) {
+      members_.push_back(
+          {.child = std::make_unique<Child>(role, rank, kWorkerHost, WorkerArguments(0))});
+      RETURN_IF_ERROR(members_.back().child->Start());
+    }
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(start("prefill", options_.prefill));
+  return start("decode", options_.decode);
+}
+
+absl::Status Launcher::StartRouter() {
+  auto router = std::make_unique<Child>("router", 0, options_.host, RouterArguments());
+  members_.push_back({.child = std::move(router)});
+  return members_.back().child->Start();
+}
+
+absl::Status Launcher::AwaitReady() {
+  for (;;) {
+    bool all = true;
+    for (Member& m : members_) {
+      RETURN_IF_ERROR(m.child->PollReady(clock_.Now()).status());
+      all = all && m.child->ready().has_value();
+      if (const auto how = m.child->PollExit()) {
+        return absl::UnavailableError(absl::StrCat(m.child->name(), " ", *how, " at its start"));
+      }
+    }
+    if (all) return absl::OkStatus();
+    if (NextSignal(kTurn) != 0) return absl::CancelledError("interrupted");
+  }
+}
+
+absl::Status Launcher::Announce() {
+  for (Member& m : members_) {
+    const ChildReady& ready = *m.child->ready();
+    if (m.child->role() == "router") {
+      http_port_ = ready.port;
+      grpc_port_ = ready.grpc_port;
+      m.child->set_arguments(RouterArguments());  // a new one takes the same ports
+    } else {
+      m.child->set_arguments(WorkerArguments(ready.port));
+    }
+  }
+  const std::string url = absl::StrCat("http://", HostPort(options_.host, http_port_));
+  std::printf("Switchyard serves %s: %d prefill, %d decode, KV lane %s\n", options_.model.c_str(),
+              options_.prefill, options_.decode, options_.kv_lane.c_str());
+  std::printf("  HTTP  %s\n  gRPC  %s\n", url.c_str(), HostPort(options_.host, grpc_port_).c_str());
+  std::printf(
+      "  curl -N %s/v1/completions -H 'Content-Type: application/json' -d '{\"prompt\": \"Once "
+      "upon "
+      "a time\", \"max_tokens\": 64, \"stream\": true}'\n",
+      url.c_str());
+  std::fflush(stdout);
+  return WriteReadyFile();
+}
+
+absl::Status Launcher::WriteReadyFile() const {
+  if (options_.ready_file.empty()) return absl::OkStatus();
+  nlohmann::ordered_json file;
+  file["http_url"] = absl::StrCat("http://", HostPort(options_.host, http_port_));
+  file["grpc_address"] = HostPort(options_.host, grpc_port_);
+  file["processes"] = nlohmann::ordered_json::array();
+  for (const Member& m : members_) {
+    nlohmann::ordered_json process = {
+        {"role", m.child->role()}, {"rank", m.child->rank()}, {"pid", m.child->pid()}};
+    if (m.child->role() == "router") {
+      process["url"] = file["http_url"];
+    } else if (m.child->ready().has_value()) {
+      process["address"] = absl::StrCat("127.0.0.1:", m.child->ready()->port);
+    }
+    file["processes"].push_back(std::move(process));
+  }
+  return WriteFileAtomically(options_.ready_file, file.dump(2) + "\n");
+}
+
+absl::Status Launcher::Watch() {
+  bool changed = false;
+  for (Member& m : members_) {
+    const absl::Time now = clock_.Now();
+    if (now >= m.restart_at) {
+      m.restart_at = absl::InfiniteFuture();
+      m.killed = false;
+      RETURN_IF_ERROR(m.child->Start());
+    }
+    const absl::StatusOr<bool> ready = m.child->PollReady(now);
+    if (ready.ok() && *ready) {
+      Say(absl::StrCat(m.child->name(), " is back as process ", m.child->pid()));
+      changed = true;
+    }
+    const bool hangs = options_.hang > absl::ZeroDuration() && !m.child->Alive(now, options_.hang);
+    if ((!ready.ok() || hangs) && m.child->pid() != 0 && !std::exchange(m.killed, true)) {
+      Say(absl::StrCat(m.child->name(), " does not answer: killed"));
+      m.child->Signal(SIGKILL);
+    }
+    if (const auto how = m.child->PollExit()) OnEnded(m, *how, now);
+    if (m.failed_starts > kFailedStartsMax) {
+      return absl::UnavailableError(
+          absl::StrCat(m.child->name(), " ended ", m.failed_starts, " times before it was ready"));
+    }
+  }
+  return changed ? WriteReadyFile() : absl::OkStatus();
+}
+
+void Launcher::OnEnded(Member& m, const std::string& how, absl::Time now) {
+  // At once if it was up, else later and later.
+  m.failed_starts = m.child->ready().has_value() ? 0 : m.failed_starts + 1;
+  const int doublings = std::clamp(m.failed_starts - 1, 0, 6);
+  const absl::Duration wait = m.failed_starts == 0
+                                  ? absl::ZeroDuration()
+                                  : std::min(kBackoffMax, kBackoffMin * (int64_t{1} << doublings));
+  m.restart_at = now + wait;
+  Say(absl::StrCat(m.child->name(), " ", how, ": starting it again in ",
+                   absl::FormatDuration(wait)));
+}
+
+bool Launcher::AnyLeft(const std::string& role) {
+  bool left = false;
+  for (Member& m : members_) {
+    m.child->PollExit();
+    left = left || (m.child->pid() != 0 && (role.empty() || m.child->role() == role));
+  }
+  return left;
+}
+
+// The router first: it lets running requests finish, which needs the workers.
+int Launcher::Stop() {
+  if (!options_.ready_file.empty()) unlink(options_.ready_file.c_str());
+  const absl::Time end = clock_.Now() + options_.drain + kEndGrace;
+  for (const std::string role : {"router", ""}) {
+    for (Member& m : members_) {
+      if (role.empty() || m.child->role() == role) m.child->Signal(SIGTERM);
+    }
+    while (AnyLeft(role)) {
+      if (NextSignal(kTurn) == 0 && clock_.Now() < end) continue;
+      Say("stopping at once");
+      members_.clear();  // kills
+      return 0;
+    }
+  }
+  return 0;
+}
+
+}  // namespace switchyard

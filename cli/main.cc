@@ -1,0 +1,59 @@
+// The one binary: `switchyard COMMAND …`.
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "cli/command.h"
+#include "cli/config_file.h"
+
+namespace switchyard {
+namespace {
+
+constexpr CommandFactory kCommands[] = {
+    MakeServe,  MakeRouter,   MakePrefill,    MakeDecode, MakeAsk,         MakeGenerate,
+    MakeVerify, MakeTokenize, MakeDetokenize, MakeCheck,  MakeBenchEngine, MakeBenchServe};
+
+void PrintHelp(FILE* out) {
+  std::fputs(
+      "Serves mixture-of-experts models on prefill and decode pools.\n\n"
+      "usage: switchyard COMMAND [flags]\n\n",
+      out);
+  for (const CommandFactory make : kCommands) {
+    const auto command = make();
+    std::fprintf(out, "  %-12s %s\n", command->name().c_str(), command->help().c_str());
+  }
+  std::fputs("\nswitchyard COMMAND --help lists a command's flags.\n", out);
+}
+
+int Main(int argc, char** argv) {
+  std::string name = argc > 1 ? argv[1] : "";
+  int used = 2;
+  if (name == "bench" && argc > 2 &&
+      argv[2][0] != '-') {  // its measurements are commands of two words
+    name += std::string(" ") + argv[2];
+    used = 3;
+  }
+  if (name == "--help" || name == "-h" || name == "help") {
+    PrintHelp(stdout);
+    return 0;
+  }
+  std::vector<std::string> names;
+  for (const CommandFactory make : kCommands) {
+    names.push_back(make()->name());
+    if (names.back() == name) return RunCommand(make, {argv + used, argv + argc});
+  }
+  if (name.empty()) {
+    PrintHelp(stderr);
+  } else {
+    const std::string nearest = Nearest(name, names);
+    std::fprintf(stderr, "switchyard: unknown command \"%s\"%s%s%s\n", name.c_str(),
+                 nearest.empty() ? "" : "; did you mean \"", nearest.c_str(),
+                 nearest.empty() ? "" : "\"?");
+  }
+  return 2;
+}
+
+}  // namespace
+}  // namespace switchyard
+
+int main(int argc, char** argv) { return switchyard::Main(argc, argv); }

@@ -1,0 +1,23 @@
+// cli/ports.h: the flags of the cluster's front, which `router` and `serve` share, and the choice
+// of its ports: a default port that is taken moves to the next free one, an explicit one is an
+// error.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+
+namespace switchyard {
+
+struct FrontFlags {
+  std::string host = "127.0.0.1", served_model_name, disaggregate = "auto";
+  int port = 8000, grpc_port = 50051;
+};
+
+void AddRouterFlags(CLI::App& app, FrontFlags* flags);
+// Replaces ports that were not given by free ones. kAlreadyExists names a taken one.
+absl::Status ChoosePorts(const CLI::App& app, FrontFlags* flags);
+
+}  // namespace switchyard

@@ -1,0 +1,85 @@
+// switchyard router: the cluster's front: gRPC and OpenAI HTTP.
+#include "router/router.h"
+
+#include <thread>
+
+#include "cli/command.h"
+#include "cli/flags.h"
+#include "cli/ports.h"
+#include "cli/role_process.h"
+#include "common/status_macros.h"
+
+namespace switchyard {
+namespace {
+
+class RouterCommand final : public Command {
+ public:
+  std::string name() const override { return "router"; }
+  std::string help() const override { return "the cluster's front: gRPC and OpenAI HTTP"; }
+
+  void AddFlags(CLI::App& app) override {
+    AddModelFlag(app, &options_.model_dir);
+    AddConfigFlag(app);
+    AddRouterFlags(app, &front_);
+    app.add_option("--prefill-address", options_.prefill_addresses, "host:port of a prefill rank")
+        ->delimiter(',');
+    app.add_option("--decode-address", options_.decode_addresses, "host:port of a decode rank")
+        ->delimiter(',');
+    app.add_option("--max-model-len", options_.max_model_len, "0: the model's")
+        ->check(CLI::Range(0, 1 << 24));
+    log_.AddTo(app);
+    child_.AddTo(app);
+  }
+  absl::Status CheckFlags() const override {
+    RETURN_IF_ERROR(CheckModelGiven(options_.model_dir));
+    if (options_.decode_addresses.empty()) {
+      return absl::InvalidArgumentError("decode-address: at least one is wanted");
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<int> Run(const CLI::App& app) override {
+    RETURN_IF_ERROR(PrepareRole(child_));
+    const std::unique_ptr<Logger> log = log_.Make("router");
+    RETURN_IF_ERROR(ChoosePorts(app, &front_));
+    options_.host = front_.host;
+    options_.http_port = front_.port;
+    options_.grpc_port = front_.grpc_port;
+    options_.served_model_name = front_.served_model_name;
+    options_.disaggregate = ParseDisaggregate(front_.disaggregate);
+    ASSIGN_OR_RETURN(const std::unique_ptr<RouterProcess> router, RouterProcess::Create(options_));
+    if (child_.ready_fd >= 0) AwaitWorkers(router->core());
+    log->Info("ready", {{"http_port", router->http_port()}, {"grpc_port", router->grpc_port()}});
+    return RunRole(child_,
+                   {.role = "router",
+                    .port = router->http_port(),
+                    .grpc_port = router->grpc_port(),
+                    .drain = [&](absl::Duration notice) { router->Drain(notice); },
+                    .health = [] { return absl::OkStatus(); }},
+                   *log);
+  }
+
+ private:
+  // The launcher's users want to be answered as soon as it says "ready". Its workers are up, so
+  // this takes milliseconds; if one has just died, the router still answers, with a reason.
+  static void AwaitWorkers(const RouterCore& core) {
+    for (int i = 0; i < 1000 && !core.status().ready; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+  }
+  static Disaggregate ParseDisaggregate(const std::string& name) {
+    if (name == "always") return Disaggregate::kAlways;
+    return name == "never" ? Disaggregate::kNever : Disaggregate::kAuto;
+  }
+
+  RouterOptions options_;
+  FrontFlags front_;
+  LogFlags log_;
+  ChildFlags child_;
+};
+
+}  // namespace
+
+std::unique_ptr<Command> MakeRouter() { return std::make_unique<RouterCommand>(); }
+
+}  // namespace switchyard

@@ -1,0 +1,92 @@
+// switchyard serve: a whole cluster on this machine.
+#include "cli/command.h"
+#include "cli/flags.h"
+#include "cli/launcher.h"
+#include "cli/ports.h"
+#include "common/status_macros.h"
+
+namespace switchyard {
+namespace {
+
+class ServeCommand final : public Command {
+ public:
+  std::string name() const override { return "serve"; }
+  std::string help() const override {
+    return "a local cluster: router, prefill and decode processes";
+  }
+
+  void AddFlags(CLI::App& app) override {
+    AddModelFlag(app, &options_.model);
+    AddConfigFlag(app);
+    app.add_option("--prefill", options_.prefill, "prefill processes")
+        ->check(CLI::Range(0, 64))
+        ->capture_default_str();
+    app.add_option("--decode", options_.decode, "decode processes")
+        ->check(CLI::Range(1, 64))
+        ->capture_default_str();
+    AddRouterFlags(app, &front_);
+    AddKvLaneFlag(app, &lane_);
+    app.add_option("--ready-file", options_.ready_file,
+                   "written when the cluster is ready: addresses and processes as JSON");
+    app.add_option("--hang-seconds", hang_seconds_,
+                   "a process that does not answer for so long is killed; 0: never")
+        ->check(CLI::Range(0.0, 3600.0))
+        ->capture_default_str();
+    app.add_option("--drain-seconds", drain_seconds_,
+                   "how long running requests may go on at the end")
+        ->check(CLI::Range(0.0, 86400.0))
+        ->capture_default_str();
+    engine_.AddTo(app);
+    log_.AddTo(app);
+  }
+  absl::Status CheckFlags() const override {
+    RETURN_IF_ERROR(CheckModelGiven(options_.model));
+    if (front_.disaggregate == "always" && options_.prefill == 0) {
+      return absl::InvalidArgumentError("disaggregate: always needs --prefill of at least 1");
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<int> Run(const CLI::App& app) override {
+    RETURN_IF_ERROR(ChoosePorts(app, &front_));
+    options_.host = front_.host;
+    options_.port = front_.port;
+    options_.grpc_port = front_.grpc_port;
+    options_.kv_lane = lane_;
+    options_.hang = absl::Seconds(hang_seconds_);
+    options_.drain = absl::Seconds(drain_seconds_);
+    HandOn(app, EngineFlags::Names(), &options_.worker_arguments);
+    HandOn(app, {"kv-lane"}, &options_.worker_arguments);
+    HandOn(app, {"max-model-len", "served-model-name", "disaggregate"}, &options_.router_arguments);
+    for (auto* arguments : {&options_.worker_arguments, &options_.router_arguments}) {
+      HandOn(app, {"drain-seconds"}, arguments);
+      HandOn(app, LogFlags::Names(), arguments);
+    }
+    return Launcher(options_).Run();
+  }
+
+ private:
+  // Flags that were given, as they were given.
+  static void HandOn(const CLI::App& app, const std::vector<std::string>& names,
+                     std::vector<std::string>* out) {
+    for (const std::string& name : names) {
+      const CLI::Option* option = app.get_option("--" + name);
+      for (const std::string& value : option->results()) {
+        out->push_back(absl::StrCat("--", name, "=", value));
+      }
+    }
+  }
+
+  LauncherOptions options_;
+  FrontFlags front_;
+  std::string lane_ = "auto";
+  double hang_seconds_ = 3, drain_seconds_ = 30;
+  EngineFlags engine_;
+  LogFlags log_;
+};
+
+}  // namespace
+
+std::unique_ptr<Command> MakeServe() { return std::make_unique<ServeCommand>(); }
+
+}  // namespace switchyard

@@ -1,0 +1,82 @@
+// switchyard prefill, switchyard decode: one rank of a pool.
+#include "cli/command.h"
+#include "cli/flags.h"
+#include "cli/role_process.h"
+#include "cluster/grpc_server.h"
+#include "common/status_macros.h"
+#include "decode/decode_worker.h"
+#include "prefill/prefill_worker.h"
+
+namespace switchyard {
+namespace {
+
+// `Worker`: PrefillWorker or DecodeWorker.
+template <typename Worker>
+class WorkerCommand final : public Command {
+ public:
+  WorkerCommand(std::string name, std::string help)
+      : name_(std::move(name)), help_(std::move(help)) {}
+  std::string name() const override { return name_; }
+  std::string help() const override { return help_; }
+
+  void AddFlags(CLI::App& app) override {
+    AddModelFlag(app, &model_);
+    AddConfigFlag(app);
+    app.add_option("--host", host_, "address to listen on")->capture_default_str();
+    app.add_option("--port", port_, "gRPC; 0: any")
+        ->check(CLI::Range(0, 65535))
+        ->capture_default_str();
+    app.add_option("--advertise-host", options_.advertise_host,
+                   "where other ranks reach this one, if not at --host");
+    app.add_option("--kv-net-devices", options_.kv_net_devices, "interfaces of the KV's tcp lane")
+        ->capture_default_str();
+    AddKvLaneFlag(app, &lane_);
+    engine_.AddTo(app);
+    log_.AddTo(app);
+    child_.AddTo(app);
+  }
+  absl::Status CheckFlags() const override { return CheckModelGiven(model_); }
+
+  absl::StatusOr<int> Run(const CLI::App&) override {
+    RETURN_IF_ERROR(PrepareRole(child_));
+    options_.name = absl::StrCat(name_, "-", child_.rank);
+    const std::unique_ptr<Logger> log = log_.Make(options_.name);
+    options_.model_dir = model_;
+    options_.model = engine_.Model();
+    options_.model.progress = LoadProgress(options_.name);
+    options_.engine = engine_.engine;
+    options_.listen = HostPort(host_, port_);
+    options_.kv_lanes = KvLanes(lane_);
+    options_.log = log.get();
+    ASSIGN_OR_RETURN(const std::unique_ptr<Worker> worker, Worker::Create(options_));
+    log->Info("ready", {{"port", worker->port()}, {"model", model_}});
+    return RunRole(child_,
+                   {.role = name_,
+                    .port = worker->port(),
+                    .drain = [&](absl::Duration notice) { worker->Drain(notice); },
+                    .health = [&] { return worker->health(); }},
+                   *log);
+  }
+
+ private:
+  const std::string name_, help_;
+  std::string model_, host_ = "127.0.0.1", lane_ = "auto";
+  int port_ = 0;
+  WorkerOptions options_;
+  EngineFlags engine_;
+  LogFlags log_;
+  ChildFlags child_;
+};
+
+}  // namespace
+
+std::unique_ptr<Command> MakePrefill() {
+  return std::make_unique<WorkerCommand<PrefillWorker>>(
+      "prefill", "one prefill rank: computes prompts and sends their KV away");
+}
+std::unique_ptr<Command> MakeDecode() {
+  return std::make_unique<WorkerCommand<DecodeWorker>>(
+      "decode", "one decode rank: takes KV in and generates");
+}
+
+}  // namespace switchyard
