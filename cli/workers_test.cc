@@ -240,8 +240,11 @@ TEST_P(WorkersTest, TokensAndLogprobsAreThePlainEnginesToTheLastBit) {
       EXPECT_TRUE(got.back().handed_off()) << got.back().ShortDebugString();
       EXPECT_GT(got.back().kv_bytes_moved(), 0u);
       EXPECT_EQ(got.back().kv_lane(), GetParam());
+      const uint64_t bytes = got.back().kv_bytes_moved();
       got.pop_back();
       for (auto& e : pair.decode->Events(r.key)) got.push_back(std::move(e));
+      EXPECT_EQ(got.back().kv_bytes_moved(), bytes) << "both ranks tell, and tell the same";
+      EXPECT_EQ(got.back().kv_lane(), GetParam());
     }
     EXPECT_EQ(got.back().finish(), pb::FINISH_LENGTH) << got.back().ShortDebugString();
     ExpectSame(want, got, static_cast<int>(r.generated_ids.size()));

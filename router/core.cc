@@ -280,6 +280,7 @@ void Core::PublishStatus() {
   metrics_.SetWorkers(prefill, pool_->membership().Alive(pb::ROLE_DECODE));
   metrics_.SetKvUsage(pool_->KvUsage());
   shared_.status.workers = pool_->Status();
+  metrics_.SetKvBlocks(shared_.status.workers);
   std::string why;
   if (shared_.draining) {
     why = "draining";

@@ -6,6 +6,8 @@
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
 
+#include <map>
+
 namespace switchyard {
 namespace {
 
@@ -30,7 +32,19 @@ constexpr const char* kReasons[] = {"stop", "length", "abort", "error"};
 }  // namespace
 
 struct RouterMetrics::Series {
+  // Blocks of one role by what they are; they add up to the total.
+  struct KvBlocks {
+    prometheus::Gauge *free, *owned, *leased, *quarantined;
+  };
+
   explicit Series(const std::string& model) : labels{{"model_name", model}} {
+    for (const std::string role : {"prefill", "decode"}) {
+      const auto gauge = [&](const std::string& state) {
+        return &GaugeOf("kv_blocks", "KV blocks of live workers by role and state",
+                        {{"role", role}, {"state", state}});
+      };
+      kv_blocks[role] = {gauge("free"), gauge("owned"), gauge("leased"), gauge("quarantined")};
+    }
     for (size_t i = 0; i < success.size(); ++i) {
       success[i] = &CounterOf("request_success_total", "Ended requests by reason",
                               {{"finished_reason", kReasons[i]}});
@@ -90,6 +104,7 @@ struct RouterMetrics::Series {
                                 "Between one token and the next of a request", TpotBuckets());
   Histogram& e2e = HistogramOf("e2e_request_latency_seconds", "Arrival to the end", E2eBuckets());
   std::array<prometheus::Counter*, std::size(kReasons)> success;
+  std::map<std::string, KvBlocks> kv_blocks;  // by role
 };
 
 RouterMetrics::RouterMetrics(const std::string& model_name)
@@ -105,6 +120,22 @@ void RouterMetrics::SetWorkers(int prefill_alive, int decode_alive) {
   series_->decode_alive.Set(decode_alive);
 }
 void RouterMetrics::SetKvUsage(double fraction) { series_->kv_usage.Set(fraction); }
+void RouterMetrics::SetKvBlocks(const std::vector<WorkerStatus>& workers) {
+  for (auto& [role, gauges] : series_->kv_blocks) {
+    int free = 0, leased = 0, quarantined = 0, total = 0;
+    for (const WorkerStatus& w : workers) {
+      if (w.role != role || !w.alive) continue;
+      free += w.kv_blocks_free;
+      leased += w.kv_blocks_leased;
+      quarantined += w.kv_blocks_quarantined;
+      total += w.kv_blocks_total;
+    }
+    gauges.free->Set(free);
+    gauges.owned->Set(total - free - leased - quarantined);
+    gauges.leased->Set(leased);
+    gauges.quarantined->Set(quarantined);
+  }
+}
 void RouterMetrics::FirstToken(int prompt_tokens, absl::Duration ttft) {
   series_->prompt_tokens.Increment(prompt_tokens);
   series_->ttft.Observe(absl::ToDoubleSeconds(ttft));

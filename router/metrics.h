@@ -4,6 +4,7 @@
 #include <array>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "router/router.h"
@@ -19,6 +20,7 @@ class RouterMetrics {
   void SetRequests(int running, int waiting);
   void SetWorkers(int prefill_alive, int decode_alive);
   void SetKvUsage(double fraction);  // of the decode workers' blocks
+  void SetKvBlocks(const std::vector<WorkerStatus>& workers);
   void FirstToken(int prompt_tokens, absl::Duration ttft);
   // `count` tokens that came together, `since` after the ones before.
   void LaterTokens(int count, absl::Duration since);

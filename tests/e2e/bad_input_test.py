@@ -115,8 +115,8 @@ def wait_for_rest(cluster, what):
     while time.monotonic() < deadline:
         metrics = cluster.metrics()
         busy = {k: v for k, v in metrics.items()
-                if v and ("num_requests_running" in k or "num_requests_waiting" in k or "blocks_owned" in k
-                          or "blocks_leased" in k or "blocks_quarantined" in k)}
+                if v and ("num_requests" in k or "kv_blocks" in k and 'state="free"' not in k)}
+        assert any("kv_blocks" in k for k in metrics)
         if not busy:
             return
         time.sleep(0.1)

@@ -7,12 +7,15 @@ import random
 import struct
 import subprocess
 import sys
+import time
 
 from cluster import Cluster, generate
 
 LENGTH_MAX = 900
-# Room for the longest request and little else, so that requests are preempted.
-SMALL_POOL = ("--kv-blocks", "80")
+# Room for the longest request and little else.
+SMALL_POOL = ("--kv-blocks", "62")
+# Short prompts with long answers outgrow this one, so that requests are preempted.
+TINY_POOL = ("--kv-blocks", "24")
 
 ALWAYS = ("--disaggregate", "always")
 P1D1 = ("--prefill", "1", "--decode", "1", *ALWAYS)
@@ -25,7 +28,7 @@ ONE_PROCESS = {
     "prefill chunk 64": ("--prefill-chunk", "64"),
     "prefill chunk 512": ("--prefill-chunk", "512", "--max-num-batched-tokens", "1024"),
     "two threads or more": ("--threads", "3"),
-    "small pool, preempted": SMALL_POOL,
+    "small pool": SMALL_POOL,
 }
 # name: (concurrency, KV must have moved, flags)
 SERVED = {
@@ -41,14 +44,14 @@ SERVED = {
 }
 
 
-def make_requests(count, length_max=LENGTH_MAX, vocabulary=4096, seed=20):
+def make_requests(count, length_max=LENGTH_MAX, output=(2, 40), vocabulary=4096, seed=20):
     """Lengths from 1 to length_max; every other one sampled, with truncation of all kinds."""
     rng = random.Random(seed)
     lengths = [1, 2, 15, 16, 17, length_max] + [rng.randint(1, length_max) for _ in range(count - 6)]
     requests = []
     for i, length in enumerate(lengths):
         request = {"prompt": [rng.randrange(4, vocabulary) for _ in range(length)],
-                   "max_tokens": rng.randint(2, 40), "logprobs": 3, "ignore_eos": True, "temperature": 0}
+                   "max_tokens": rng.randint(*output), "logprobs": 3, "ignore_eos": True, "temperature": 0}
         if i % 2:
             request.update(temperature=rng.choice([0.7, 1.0, 1.5]), seed=rng.getrandbits(60),
                            top_k=rng.choice([0, 5, 50]), top_p=rng.choice([1.0, 0.9, 0.5]))
@@ -70,7 +73,6 @@ def one_process(binary, model, requests, *flags):
 
 
 def served(binary, model, requests, concurrency, expect_moved, *flags):
-    """The answers, and how often requests were preempted."""
     with Cluster(binary, model, *flags) as cluster:
         def run(request):
             answer = cluster.complete(**request, return_token_ids=True)
@@ -79,7 +81,13 @@ def served(binary, model, requests, concurrency, expect_moved, *flags):
             assert (moved > 0) == expect_moved, f"KV bytes moved: {moved}"
             return choice["token_ids"], [bits(x) for x in choice["logprobs"]["token_logprobs"]]
         with concurrent.futures.ThreadPoolExecutor(concurrency) as pool:
-            return list(pool.map(run, requests))
+            answers = list(pool.map(run, requests))
+        if TINY_POOL[1] in flags:
+            time.sleep(0.5)  # a heartbeat
+            preempted = sum(v for k, v in cluster.metrics().items() if "num_preemptions_total" in k)
+            assert preempted > 0, "nothing was preempted: the pool is not small enough to test it"
+            print(f"preempted {preempted:.0f} times:", end=" ")
+        return answers
 
 
 def compare(name, want, got):
@@ -89,11 +97,18 @@ def compare(name, want, got):
     print(f"{name}: {len(got)} requests, {sum(len(t) for t, _ in got)} tokens, equal to the last bit", flush=True)
 
 
-def kernel_paths(binary):
-    """The paths that this machine can run: the binary names them when it is asked for one that does not exist."""
-    text = subprocess.run([binary, "generate", "/nowhere", "--prompt", "x", "--kernels", "?"],
-                          capture_output=True, text=True).stderr
-    return [k for k in ("reference", "avx2", "avx512", "avx512_bf16") if k in text.replace(",", " ").split()]
+def kernel_paths(binary, model):
+    """The paths that this machine can run; the others are refused by name."""
+    paths = []
+    for path in ("reference", "avx2", "avx512", "avx512_bf16"):
+        done = subprocess.run([binary, "generate", model, "--prompt-ids", "5", "--max-tokens", "1", "--kernels", path],
+                              capture_output=True, text=True)
+        if done.returncode == 0:
+            paths.append(path)
+        else:
+            print(f"skipped: {done.stderr.strip()}")
+    assert "reference" in paths
+    return paths
 
 
 def main():
@@ -106,12 +121,17 @@ def main():
         compare(f"one process, {name}", want, one_process(binary, model, requests, *flags, *extra))
     for name, (concurrency, moved, extra) in SERVED.items():
         compare(name, want, served(binary, model, requests, concurrency, moved, *flags, *extra))
-    few = requests[:16]
-    for path in kernel_paths(binary):
+    growing = make_requests(24, length_max=60, output=(100, 200))
+    want = one_process(binary, model, growing, *alone, *flags)
+    for name, layout in {"P1D1": P1D1, "no prefill rank": NO_PREFILL}.items():
+        compare(f"{name}, tiny pool", want,
+                served(binary, model, growing, 24, layout is P1D1, *layout, *TINY_POOL, *flags))
+    few = requests[:10]
+    for path in kernel_paths(binary, model):
         for dtype in ("bfloat16", "float32"):
             path_flags = ("--kernels", path, "--dtype", dtype)
             want = one_process(binary, model, few, *alone, *path_flags)
-            compare(f"{path} {dtype}, P1D1", want, served(binary, model, few, 16, True, *P1D1, *path_flags))
+            compare(f"{path} {dtype}, P1D1", want, served(binary, model, few, 10, True, *P1D1, *path_flags))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def main():
     binary, model, seconds, *rest = sys.argv[1:]
     seconds, streams = float(seconds), int(rest[0]) if rest else 200
     with Cluster(binary, model, "--prefill", "1", "--decode", "1", "--disaggregate", "always") as cluster:
+        cluster.complete(prompt="Once", max_tokens=2, ignore_eos=True)  # the ranks connect at the first hand-off
         files = {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in cluster.pids()}
         errors, counts = [], {"dropped": 0, "whole": 0}
         deadline = time.monotonic() + seconds
