@@ -19,8 +19,8 @@ namespace {
 
 TEST(Bf16Test, RoundsToNearestEvenAndKeepsSpecials) {
   EXPECT_EQ(ToBf16(1.0f).bits, 0x3f80);
-  EXPECT_EQ(ToBf16(1.00390625f).bits, 0x3f80);           // halfway: to even
-  EXPECT_EQ(ToBf16(1.01171875f).bits, 0x3f82);           // halfway: to even, upwards
+  EXPECT_EQ(ToBf16(1.00390625f).bits, 0x3f80);  // halfway: to even
+  EXPECT_EQ(ToBf16(1.01171875f).bits, 0x3f82);  // halfway: to even, upwards
   EXPECT_EQ(ToBf16(std::nextafter(1.00390625f, 2.f)).bits, 0x3f81);
   EXPECT_TRUE(std::isnan(ToFloat(ToBf16(std::numeric_limits<float>::quiet_NaN()))));
   EXPECT_EQ(ToFloat(ToBf16(-INFINITY)), -INFINITY);

@@ -14,8 +14,8 @@ constexpr std::chrono::microseconds kSpin{30};
 struct ComputePool::Job {
   FunctionRef<void(size_t, int)> task;
   size_t count;
-  std::atomic<size_t> next{0};    // first task that nobody has taken
-  std::atomic<size_t> done{0};    // tasks that are finished
+  std::atomic<size_t> next{0};   // first task that nobody has taken
+  std::atomic<size_t> done{0};   // tasks that are finished
   std::atomic<int> visitors{0};  // workers that have not yet left this job
 };
 
