@@ -1,0 +1,235 @@
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "decode/decode_worker_impl.h"
+#include "engine/wire_conversion.h"
+
+namespace switchyard {
+namespace {
+
+constexpr size_t kAttemptsMax = 1 << 16;  // tombstones included
+constexpr absl::Duration kCommitWaitMax = absl::Minutes(1);
+
+}  // namespace
+
+namespace cpb = cluster::v1;
+namespace hpb = handoff::v1;
+using Do = AttemptJoin::Do;
+
+void DecodeWorkerImpl::OnSubmit(SessionId session, cpb::Submit submit) {
+  const AttemptKey key = FromProto(submit.id());
+  absl::StatusOr<EngineRequest> request = RequestFromProto(submit);
+  if (!request.ok()) return core_->Send(session, ErrorEvent(key, request.status()));
+  absl::StatusOr<Attempt*> attempt = FindOrMake(key);
+  if (attempt.ok() && (*attempt)->session != SessionId()) {
+    attempt = absl::AlreadyExistsError("the attempt has been submitted before");
+  }
+  if (!attempt.ok()) return core_->Send(session, ErrorEvent(key, attempt.status()));
+  (*attempt)->session = session;
+  (*attempt)->request = *std::move(request);
+  const absl::Duration life =
+      submit.deadline_ms() > 0 ? absl::Milliseconds(submit.deadline_ms()) : kAttemptLifeMax;
+  Feed(key,
+       AttemptJoin::Submitted{.remote_prefill = submit.remote_prefill(),
+                              .deadline = core_->clock().Now() + std::min(life, kAttemptLifeMax)});
+}
+
+void DecodeWorkerImpl::OnReserve(ReserveCall call) {
+  const AttemptKey key{call.request.request(), call.request.attempt()};
+  if (core_->draining() && !attempts_.contains(key)) {
+    return call.answer(absl::UnavailableError("the decode rank is draining"));
+  }
+  if (const absl::Status s = FindOrMake(key).status(); !s.ok()) return call.answer(s);
+  const AttemptJoin::WaiterId waiter = next_waiter_++;
+  const AttemptJoin::ReserveCalled event{waiter, call.request.peer_token(), call.request.tokens()};
+  reserve_calls_.emplace(waiter, std::move(call));
+  Feed(key, event);
+}
+
+void DecodeWorkerImpl::OnCommit(CommitCall call) {
+  const AttemptKey key{call.request.request(), call.request.attempt()};
+  const auto it = attempts_.find(key);
+  if (it == attempts_.end() || it->second.kv_session != call.request.session()) {
+    return call.answer(absl::NotFoundError(
+        absl::StrCat("no session ", call.request.session(), " of this attempt")));
+  }
+  const AttemptJoin::WaiterId waiter = next_waiter_++;
+  const AttemptJoin::CommitCalled event{waiter, call.request.peer_token()};
+  commit_calls_.emplace(waiter, std::move(call));
+  Feed(key, event);
+}
+
+void DecodeWorkerImpl::OnCancel(const hpb::CancelRequest& request) {
+  const AttemptKey key{request.request(), request.attempt()};
+  if (!FindOrMake(key).ok()) return;
+  Feed(key, AttemptJoin::CancelCalled{request.peer_token()});
+}
+
+void DecodeWorkerImpl::OnDropped(const KvTarget& target, bool peer_may_write, absl::Status why) {
+  Free({target.blocks, target.generations}, peer_may_write);
+  Feed(target.key, AttemptJoin::Dropped{std::move(why)});
+}
+
+void DecodeWorkerImpl::OnOutput(EngineOutput output) {
+  const auto it = attempts_.find(output.key);
+  if (it == attempts_.end() || it->second.join.ended()) return;
+  cpb::AttemptEvent event = ToEvent(output);
+  if (output.finish != FinishReason::kNone && !it->second.lane.empty()) {
+    // The prefill rank says so too, but its word may come after this one.
+    const size_t blocks = it->second.reservation.blocks.size();
+    event.set_kv_bytes_moved(blocks * core_->kv().layout().BlockBytesAllLayers());
+    event.set_kv_lane(it->second.lane);
+  }
+  core_->Send(it->second.session, std::move(event));
+  if (output.finish != FinishReason::kNone) Feed(output.key, AttemptJoin::Finished{});
+}
+
+void DecodeWorkerImpl::OnTick(absl::Time now) {
+  std::vector<AttemptKey> live;
+  for (const auto& [key, attempt] : attempts_) {
+    if (!attempt.join.ended()) live.push_back(key);
+  }
+  for (const AttemptKey& key : live) Feed(key, AttemptJoin::Tick{});
+  std::erase_if(attempts_, [&](const auto& a) { return a.second.join.forgettable(now); });
+}
+
+absl::StatusOr<DecodeWorkerImpl::Attempt*> DecodeWorkerImpl::FindOrMake(const AttemptKey& key) {
+  if (const auto it = attempts_.find(key); it != attempts_.end()) return &it->second;
+  if (key.request.empty() || key.request.size() > kRequestIdBytesMax || key.attempt < 1) {
+    return absl::InvalidArgumentError(absl::StrCat("attempt id: 1…", kRequestIdBytesMax,
+                                                   " bytes and an attempt >= 1, not ",
+                                                   key.request.size(), " bytes and ", key.attempt));
+  }
+  if (attempts_.size() >= kAttemptsMax) {
+    return absl::ResourceExhaustedError(absl::StrCat("attempts known: limit ", kAttemptsMax));
+  }
+  core_->SetActive(++live_);
+  return &attempts_[key];
+}
+
+void DecodeWorkerImpl::Feed(const AttemptKey& key, const AttemptJoin::Event& event) {
+  const auto it = attempts_.find(key);
+  if (it == attempts_.end()) return;
+  Attempt& attempt = it->second;
+  const bool had_ended = attempt.join.ended();
+  for (const auto& effect : attempt.join.Step(event, core_->clock().Now())) {
+    Execute(key, attempt, effect);
+  }
+  if (had_ended || !attempt.join.ended()) return;
+  attempt.request = {};  // a tombstone needs little
+  core_->SetActive(--live_);
+}
+
+void DecodeWorkerImpl::Execute(const AttemptKey& key, Attempt& attempt,
+                               const AttemptJoin::Effect& effect) {
+  switch (effect.what) {
+    case Do::kLease:
+      attempt.peer_token = reserve_calls_.at(effect.waiter).request.peer_token();
+      return Lease(key, attempt);
+    case Do::kOpen:
+      return Open(key, attempt);
+    case Do::kAnswerReserve:
+      return AnswerReserve(attempt, effect.waiter, effect.status);
+    case Do::kCommitKv:
+      return CommitKv(key, attempt, commit_calls_.at(effect.waiter).request);
+    case Do::kAdopt:
+      return Adopt(key, attempt);
+    case Do::kAddToEngine:
+      return AddToEngine(key, attempt);
+    case Do::kAnswerCommit: {
+      auto call = commit_calls_.extract(effect.waiter);
+      if (effect.status.ok()) return call.mapped().answer(hpb::CommitResponse());
+      return call.mapped().answer(effect.status);
+    }
+    case Do::kSendError:
+      return core_->Send(attempt.session, ErrorEvent(key, effect.status));
+    case Do::kCancelKv:
+      return receiver_->Cancel(key);
+    case Do::kFreeBlocks:
+      return Free(std::exchange(attempt.reservation, {}), false);
+    case Do::kAbortEngine:
+      return core_->PostEngine([key](Engine& engine) { engine.Abort(key); });
+  }
+}
+
+void DecodeWorkerImpl::Lease(const AttemptKey& key, const Attempt& attempt) {
+  core_->PostEngine([this, key, tokens = attempt.join.tokens()](Engine& engine) {
+    core_->Post([this, key, reservation = engine.Reserve(tokens)] {
+      const auto it = attempts_.find(key);
+      if (it != attempts_.end() && reservation.ok()) it->second.reservation = *reservation;
+      Feed(key, AttemptJoin::Leased{reservation.status()});
+    });
+  });
+}
+
+void DecodeWorkerImpl::Open(const AttemptKey& key, const Attempt& attempt) {
+  receiver_->Open(attempt.peer_token,
+                  {.key = key,
+                   .tokens = attempt.join.tokens(),
+                   .blocks = attempt.reservation.blocks,
+                   .generations = attempt.reservation.generations},
+                  [this, key](absl::StatusOr<uint64_t> session) {
+                    core_->Post([=, this] {
+                      const auto it = attempts_.find(key);
+                      if (it != attempts_.end() && session.ok()) it->second.kv_session = *session;
+                      Feed(key, AttemptJoin::Opened{session.status()});
+                    });
+                  });
+}
+
+void DecodeWorkerImpl::CommitKv(const AttemptKey& key, Attempt& attempt,
+                                const hpb::CommitRequest& request) {
+  const auto lane = lanes_.find(request.peer_token());
+  attempt.lane = lane == lanes_.end() ? "unknown" : lane->second;
+  attempt.first_token = request.first_token();
+  attempt.first_index = request.first_index();
+  const absl::Duration wait =
+      std::clamp(absl::Milliseconds(request.wait_ms()), absl::ZeroDuration(), kCommitWaitMax);
+  receiver_->Commit(request.peer_token(), request.session(), request.digest(), wait,
+                    [this, key](absl::StatusOr<KvTarget> target) {
+                      PostEvent(key, AttemptJoin::KvCommitted{target.status()});
+                    });
+}
+
+void DecodeWorkerImpl::Adopt(const AttemptKey& key, Attempt& attempt) {
+  const size_t tokens = attempt.request.prompt_ids.size() + attempt.request.generated_ids.size();
+  if (static_cast<size_t>(attempt.join.tokens()) != tokens ||
+      static_cast<size_t>(attempt.first_index) != attempt.request.generated_ids.size()) {
+    return PostEvent(key, AttemptJoin::Adopted{absl::InvalidArgumentError(absl::StrCat(
+                              "the hand-off has ", attempt.join.tokens(), " tokens and index ",
+                              attempt.first_index, ", the request ", tokens, " and ",
+                              attempt.request.generated_ids.size()))});
+  }
+  core_->PostEngine([this, key, request = std::move(attempt.request),
+                     reservation = attempt.reservation,
+                     first = attempt.first_token](Engine& engine) mutable {
+    PostEvent(key, AttemptJoin::Adopted{engine.Adopt(std::move(request), reservation, first)});
+  });
+}
+
+void DecodeWorkerImpl::AddToEngine(const AttemptKey& key, Attempt& attempt) {
+  core_->PostEngine([this, key, request = std::move(attempt.request)](Engine& engine) mutable {
+    PostEvent(key, AttemptJoin::Adopted{engine.Add(std::move(request))});
+  });
+}
+
+void DecodeWorkerImpl::AnswerReserve(const Attempt& attempt, AttemptJoin::WaiterId waiter,
+                                     const absl::Status& status) {
+  auto call = reserve_calls_.extract(waiter);
+  if (!status.ok()) return call.mapped().answer(status);
+  hpb::ReserveResponse response;
+  response.set_session(attempt.kv_session);
+  response.mutable_generations()->Add(attempt.reservation.generations.begin(),
+                                      attempt.reservation.generations.end());
+  response.set_lease_ms(absl::ToInt64Milliseconds(KvReceiverOptions().lease));
+  call.mapped().answer(std::move(response));
+}
+
+void DecodeWorkerImpl::Free(KvReservation reservation, bool quarantine) {
+  core_->PostEngine([reservation = std::move(reservation), quarantine](Engine& engine) {
+    engine.ReleaseReservation(reservation, quarantine);
+  });
+}
+
+}  // namespace switchyard
