@@ -37,6 +37,7 @@ std::unique_ptr<Command> MakeVerify();
 std::unique_ptr<Command> MakeTokenize();
 std::unique_ptr<Command> MakeDetokenize();
 std::unique_ptr<Command> MakeCheck();
+std::unique_ptr<Command> MakeBalance();
 std::unique_ptr<Command> MakeBenchEngine();
 std::unique_ptr<Command> MakeBenchServe();
 

@@ -9,9 +9,10 @@
 namespace switchyard {
 namespace {
 
-constexpr CommandFactory kCommands[] = {
-    MakeServe,  MakeRouter,   MakePrefill,    MakeDecode, MakeAsk,         MakeGenerate,
-    MakeVerify, MakeTokenize, MakeDetokenize, MakeCheck,  MakeBenchEngine, MakeBenchServe};
+constexpr CommandFactory kCommands[] = {MakeServe,      MakeRouter,   MakePrefill, MakeDecode,
+                                        MakeAsk,        MakeGenerate, MakeVerify,  MakeTokenize,
+                                        MakeDetokenize, MakeCheck,    MakeBalance, MakeBenchEngine,
+                                        MakeBenchServe};
 
 void PrintHelp(FILE* out) {
   std::fputs(
