@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what is missing (Debian packages), builds, and runs every test: optimised, then with AddressSanitizer and
-# UndefinedBehaviorSanitizer, then with ThreadSanitizer what does not link gRPC. The last line says how many passed.
-# usage: run_tests.sh [--fast]     --fast: no sanitizers
+# UndefinedBehaviorSanitizer, then with ThreadSanitizer what does not link gRPC, then fuzzers for some seconds each. The last line
+# says how many passed.
+# usage: run_tests.sh [--fast]     --fast: no sanitizers, no fuzzers
 set -uo pipefail
 cd "$(dirname "$0")" || exit 1
 
@@ -48,6 +49,7 @@ suite optimised
 if [[ "${1:-}" != "--fast" ]]; then
   suite "address and undefined-behaviour sanitizers" --config=asan
   suite "thread sanitizer" --config=tsan
+  count "fuzz" tests/fuzz.sh 15
 fi
 
 echo "$passed passed, $failed failed"

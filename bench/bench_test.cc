@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "bench/report.h"
@@ -49,6 +50,19 @@ TEST(WorkloadTest, ArrivalsHaveTheAskedRateAndBurstiness) {
   }
 }
 
+TEST(WorkloadTest, OnlyWhatDoesNotFitIsCut) {
+  WorkloadOptions o = Options();
+  o.prompts = 1;
+  o.input_len = 200;
+  o.output_len = 100;
+  o.tokens_max = 300;
+  EXPECT_FALSE(MakeWorkload(o)->front().cut);
+  o.prefix_len = 1;
+  const WorkItem item = MakeWorkload(o)->front();
+  EXPECT_TRUE(item.cut);
+  EXPECT_EQ(item.prompt_ids.size(), 200u);
+}
+
 TEST(WorkloadTest, RespectsLengthsAndLimits) {
   WorkloadOptions o = Options();
   o.lengths = WorkloadOptions::Lengths::kShareGpt;
@@ -60,7 +74,9 @@ TEST(WorkloadTest, RespectsLengthsAndLimits) {
     ASSERT_GE(item.output_len, 1);
     ASSERT_LE(item.prompt_ids.size() + item.output_len, 300u);
     for (TokenId t : item.prompt_ids) ASSERT_LT(t, 100);
+    ASSERT_TRUE(!item.cut || item.prompt_ids.size() + item.output_len == 300u);
   }
+  EXPECT_TRUE(std::any_of(items.begin(), items.end(), [](const WorkItem& i) { return i.cut; }));
   o.prompts = 0;
   EXPECT_EQ(MakeWorkload(o).status().code(), absl::StatusCode::kInvalidArgument);
   o = Options();
@@ -84,11 +100,15 @@ TEST(ReportTest, CountsAndKeysAreThoseOfVllm) {
   good.itls = {absl::Milliseconds(10), absl::Milliseconds(30)};
   RequestRecord bad;
   bad.error = "14: gone";
+  RequestRecord dropped = good;
+  dropped.dropped = dropped.cut = true;
   ReportOptions options;
   options.detailed = true;
-  const auto r = MakeReport(options, {good, bad}, absl::Seconds(2));
+  const auto r = MakeReport(options, {good, bad, dropped}, absl::Seconds(2));
   EXPECT_EQ(r["completed"], 1);
   EXPECT_EQ(r["failed"], 1);
+  EXPECT_EQ(r["dropped"], 1);
+  EXPECT_EQ(r["cut"], 1);
   EXPECT_EQ(r["mean_ttft_ms"], 20.0);
   EXPECT_EQ(r["median_tpot_ms"], 20.0);
   EXPECT_EQ(r["mean_itl_ms"], 20.0);
@@ -96,7 +116,11 @@ TEST(ReportTest, CountsAndKeysAreThoseOfVllm) {
   EXPECT_EQ(r["output_throughput"], 1.5);
   EXPECT_EQ(r["request_rate"], "inf");
   EXPECT_EQ(r["errors"][1], "14: gone");
-  EXPECT_NE(ReportText(r).find("ttft"), std::string::npos);
+  for (const char* said : {"completed 1 of 3", "1 failed", "1 dropped", "1 cut", "ttft"}) {
+    EXPECT_NE(ReportText(r).find(said), std::string::npos) << said << "\n" << ReportText(r);
+  }
+  const std::string calm = ReportText(MakeReport(options, {good}, absl::Seconds(2)));
+  EXPECT_EQ(calm.find("dropped"), std::string::npos) << calm;
 }
 
 }  // namespace

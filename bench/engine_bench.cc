@@ -73,11 +73,33 @@ ordered_json Row(const Spread& s) {
   return {{"tokens_per_second", s.median}, {"lowest", s.low}, {"highest", s.high}};
 }
 
+absl::Status CheckAll(const char* flag, const std::vector<int>& values, int most, const char* why) {
+  for (const int value : values) {
+    if (value >= 1 && value <= most) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(flag, " is ", value, ", must be in [1, ", most, "]: ", why));
+  }
+  return absl::OkStatus();
+}
+
+// Of what the engine takes: a longer context or a larger batch would measure something else.
+absl::Status CheckLimits(const BenchEngineOptions& o, const EngineOptions& engine) {
+  RETURN_IF_ERROR(CheckAll("--prefill-tokens", o.prefill_tokens, engine.max_model_len - 1,
+                           "the model's length with a token of answer"));
+  RETURN_IF_ERROR(CheckAll("--decode-batches", o.decode_batches, engine.max_num_seqs,
+                           "the engine's --max-num-seqs"));
+  RETURN_IF_ERROR(CheckAll("--decode-steps", {o.decode_steps}, engine.max_model_len - 2,
+                           "the model's length with a prompt and a first token"));
+  return CheckAll("--decode-context", {o.decode_context}, engine.max_model_len - o.decode_steps - 1,
+                  "the model's length with --decode-steps and a first token");
+}
+
 }  // namespace
 
 absl::StatusOr<ordered_json> RunBenchEngine(const BenchEngineOptions& o) {
   ASSIGN_OR_RETURN(std::unique_ptr<Model> model, Model::Load(o.model_dir, o.model));
   ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(model.get(), o.engine));
+  RETURN_IF_ERROR(CheckLimits(o, engine->options()));
   const auto say = [&](const std::string& line) {
     if (o.progress) o.progress(line);
   };

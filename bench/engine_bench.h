@@ -25,6 +25,7 @@ struct BenchEngineOptions {
   std::function<void(const std::string&)> progress;  // a line per measurement; may be empty
 };
 
+// kInvalidArgument before anything is measured: a length or batch that the engine does not take.
 // {"prefill": [{"tokens", "tokens_per_second", "spread"}], "decode": [{"batch", "context", …}], …}
 absl::StatusOr<nlohmann::ordered_json> RunBenchEngine(const BenchEngineOptions& options);
 

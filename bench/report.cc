@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -58,11 +59,13 @@ double Percentile(const std::vector<double>& sorted, double percent) {
 ordered_json MakeReport(const ReportOptions& o, const std::vector<RequestRecord>& records,
                         absl::Duration duration) {
   std::vector<double> ttft, tpot, itl, e2e, late;
-  int64_t input = 0, output = 0, completed = 0;
+  int64_t input = 0, output = 0, completed = 0, dropped = 0, cut = 0;
   uint64_t kv_bytes = 0;
   for (const RequestRecord& r : records) {
     late.push_back(Ms(r.sent_late));
-    if (!r.error.empty()) continue;
+    dropped += r.dropped;
+    cut += r.cut;
+    if (r.dropped || !r.error.empty()) continue;
     ++completed;
     input += r.prompt_tokens;
     output += r.output_tokens;
@@ -84,7 +87,9 @@ ordered_json MakeReport(const ReportOptions& o, const std::vector<RequestRecord>
   out["max_concurrency"] = o.max_concurrency > 0 ? ordered_json(o.max_concurrency) : nullptr;
   out["duration"] = seconds;
   out["completed"] = completed;
-  out["failed"] = static_cast<int64_t>(records.size()) - completed;
+  out["failed"] = static_cast<int64_t>(records.size()) - completed - dropped;
+  out["dropped"] = dropped;
+  out["cut"] = cut;
   out["total_input_tokens"] = input;
   out["total_output_tokens"] = output;
   out["request_throughput"] = static_cast<double>(completed) / seconds;
@@ -106,6 +111,16 @@ std::string ReportText(const ordered_json& r) {
       r["completed"].get<int64_t>(), r["num_prompts"].get<int64_t>(), r["duration"].get<double>(),
       r["request_throughput"].get<double>(), r["output_throughput"].get<double>(),
       r["total_token_throughput"].get<double>());
+  const std::pair<const char*, const char*> counts[] = {
+      {"failed", "failed"},
+      {"dropped", "dropped midway on purpose"},
+      {"cut", "cut to the model's context"},
+  };
+  for (const auto& [key, what] : counts) {
+    if (const int64_t n = r[key].get<int64_t>(); n > 0) {
+      absl::StrAppendFormat(&text, "%d %s\n", n, what);
+    }
+  }
   absl::StrAppendFormat(&text, "%-12s", "ms");
   const char* metrics[] = {"ttft", "tpot", "itl", "e2el", "sent_late"};
   std::vector<std::string> columns;

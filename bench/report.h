@@ -18,7 +18,9 @@ struct RequestRecord {
   absl::Duration ttft, e2e;          // zero if it failed before
   std::vector<absl::Duration> itls;  // gaps between responses
   uint64_t kv_bytes_moved = 0;
-  std::string error;  // empty: completed
+  std::string error;     // empty: completed or dropped
+  bool dropped = false;  // cancelled midway by the driver, on purpose
+  bool cut = false;      // drawn longer than the model's context, sent shorter
 };
 
 struct ReportOptions {

@@ -36,6 +36,7 @@ class Stream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
     request_.mutable_sampling()->set_temperature(o.temperature);
     request_.mutable_sampling()->set_seed(index);
     record_.prompt_tokens = static_cast<int>(item.prompt_ids.size());
+    record_.cut = item.cut;
     context_.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(o.timeout));
   }
 
@@ -62,18 +63,22 @@ class Stream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
       finished_ = true;
       record_.kv_bytes_moved = response_.metrics().kv_bytes_moved();
     }
-    if (drop_after_ > 0 && record_.output_tokens >= drop_after_) context_.TryCancel();
+    if (drop_after_ > 0 && record_.output_tokens >= drop_after_) {
+      cancelled_ = true;
+      context_.TryCancel();
+    }
     response_.Clear();
     StartRead(&response_);
   }
 
   void OnDone(const grpc::Status& status) override {
     record_.e2e = (record_.output_tokens > 0 ? last_ : clock_->Now()) - intended_;
-    const bool dropped = drop_after_ > 0 && status.error_code() == grpc::StatusCode::CANCELLED;
-    if (!status.ok() && !dropped) {
+    // A short answer may have ended before its cancellation came through: that one completed.
+    record_.dropped = cancelled_ && status.error_code() == grpc::StatusCode::CANCELLED;
+    if (!status.ok() && !record_.dropped) {
       record_.error = absl::StrCat(static_cast<int>(status.error_code()), ": ",
                                    std::string(status.error_message()));
-    } else if (!finished_ && !dropped) {
+    } else if (!finished_ && !record_.dropped) {
       record_.error = "the stream ended without a finish reason";
     }
     done_(index_, std::move(record_));
@@ -91,7 +96,7 @@ class Stream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
   v1::GenerateResponse response_;
   RequestRecord record_;
   absl::Time last_;
-  bool finished_ = false;
+  bool finished_ = false, cancelled_ = false;
 };
 
 struct Completion {
@@ -100,8 +105,12 @@ struct Completion {
 };
 
 absl::Status FromGrpc(const grpc::Status& s, const std::string& address) {
-  return absl::Status(static_cast<absl::StatusCode>(s.error_code()),
-                      absl::StrCat("router at ", address, ": ", s.error_message()));
+  const auto code = static_cast<absl::StatusCode>(s.error_code());
+  if (code == absl::StatusCode::kDeadlineExceeded || code == absl::StatusCode::kUnavailable) {
+    return absl::Status(code, absl::StrCat("the router at ", address, " does not answer (waited ",
+                                           absl::FormatDuration(kReadyTimeout), ")"));
+  }
+  return absl::Status(code, absl::StrCat("router at ", address, ": ", s.error_message()));
 }
 
 class Driver {

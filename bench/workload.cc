@@ -68,9 +68,11 @@ absl::StatusOr<std::vector<WorkItem>> MakeWorkload(const WorkloadOptions& o) {
       std::gamma_distribution<double> gap(o.burstiness, 1 / (o.request_rate * o.burstiness));
       at += absl::Seconds(gap(rng));
     }
-    item.output_len = std::min(DrawLength(o, false, rng), o.tokens_max - 1);
-    const int input = std::min(DrawLength(o, true, rng) + o.prefix_len,  //
-                               o.tokens_max - item.output_len);
+    const int output = DrawLength(o, false, rng);
+    item.output_len = std::min(output, o.tokens_max - 1);
+    const int64_t drawn = int64_t{DrawLength(o, true, rng)} + o.prefix_len;
+    const int input = static_cast<int>(std::min<int64_t>(drawn, o.tokens_max - item.output_len));
+    item.cut = drawn + output > o.tokens_max;
     item.prompt_ids = prefix;
     item.prompt_ids.resize(input);
     for (int i = std::min(o.prefix_len, input); i < input; ++i) item.prompt_ids[i] = token(rng);

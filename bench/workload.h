@@ -32,6 +32,7 @@ struct WorkItem {
   absl::Duration send_at;  // from the start of the test, ascending
   std::vector<TokenId> prompt_ids;
   int output_len = 1;
+  bool cut = false;  // drawn longer than tokens_max
 };
 
 // kInvalidArgument names option, value and limit.

@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <iostream>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "cli/command.h"
 #include "cli/flags.h"
@@ -19,7 +20,7 @@ class AskCommand final : public Command {
   std::string help() const override { return "sends one prompt to a running router by gRPC"; }
 
   void AddFlags(CLI::App& app) override {
-    app.add_option("--grpc", address_, "the router's host:port")->capture_default_str();
+    app.add_option("--grpc", address_, "the router")->check(IsAddress())->capture_default_str();
     app.add_option("--timeout", timeout_seconds_, "seconds")
         ->check(CLI::Range(0.001, 86400.0))
         ->capture_default_str();
@@ -41,8 +42,10 @@ class AskCommand final : public Command {
     v1::GenerateResponse response;
     absl::Time first, last;
     int tokens = 0;
-    std::cout << sampling_.prompt << std::flush;
+    bool answered = false;
     while (stream->Read(&response)) {
+      if (!answered) std::cout << sampling_.prompt;
+      answered = true;
       last = clock.Now();
       if (tokens == 0) first = last;
       tokens += response.token_ids_size();
@@ -51,13 +54,19 @@ class AskCommand final : public Command {
         for (const int id : response.token_ids()) std::cout << id << ' ';
       }
     }
-    std::cout << std::endl;
-    RETURN_IF_ERROR(FromGrpc(stream->Finish()));
+    if (answered) std::cout << std::endl;
+    RETURN_IF_ERROR(Outcome(stream->Finish()));
     Report(response, tokens, last - first);
     return 0;
   }
 
  private:
+  absl::Status Outcome(const grpc::Status& status) const {
+    if (status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED) return FromGrpc(status);
+    return absl::DeadlineExceededError(
+        absl::StrCat("no whole answer within the --timeout of ", timeout_seconds_, " s"));
+  }
+
   v1::GenerateRequest Request(const CLI::App& app) const {
     v1::GenerateRequest request;
     if (!sampling_.prompt_ids.empty()) {
@@ -79,10 +88,12 @@ class AskCommand final : public Command {
   static void Report(const v1::GenerateResponse& response, int tokens, absl::Duration decoding) {
     const v1::RequestMetrics& m = response.metrics();
     const double tpot_ms = tokens > 1 ? absl::ToDoubleMilliseconds(decoding) / (tokens - 1) : 0;
-    std::cerr << absl::StrFormat(
-        "\nTTFT %.1f ms, TPOT %.2f ms, %d tokens, KV moved %d bytes over the %s lane\n",
-        m.ttft_seconds() * 1e3, tpot_ms, tokens, m.kv_bytes_moved(),
-        m.kv_lane().empty() ? "(none)" : m.kv_lane());
+    const std::string kv = m.kv_lane().empty()
+                               ? "no KV moved"
+                               : absl::StrCat("KV moved ", m.kv_bytes_moved(), " bytes over the ",
+                                              m.kv_lane(), " lane");
+    std::cerr << absl::StrFormat("\nTTFT %.1f ms, TPOT %.2f ms, %d tokens, %s\n",
+                                 m.ttft_seconds() * 1e3, tpot_ms, tokens, kv);
   }
 
   std::string address_ = "127.0.0.1:50051";

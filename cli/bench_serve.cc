@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "bench/serve.h"
 #include "cli/command.h"
+#include "cli/flags.h"
 #include "common/file.h"
 
 namespace switchyard {
@@ -52,7 +53,9 @@ class BenchServe final : public Command {
 
   void AddFlags(CLI::App& app) override {
     WorkloadOptions& w = f_.bench.workload;
-    app.add_option("--grpc", f_.bench.address, "The router's gRPC address")->capture_default_str();
+    app.add_option("--grpc", f_.bench.address, "The router's gRPC address")
+        ->check(IsAddress())
+        ->capture_default_str();
     app.add_option("--dataset-name", f_.dataset, "Lengths: random or sharegpt (log-normal)")
         ->capture_default_str();
     app.add_option("--num-prompts", w.prompts, "Requests to send")->capture_default_str();
@@ -70,14 +73,17 @@ class BenchServe final : public Command {
     app.add_option("--max-concurrency", f_.bench.max_concurrency, "Streams at once; 0: no limit")
         ->capture_default_str();
     app.add_option("--seed", w.seed, "Of lengths, tokens and arrivals")->capture_default_str();
-    app.add_option("--temperature", f_.bench.temperature, "0 is greedy")->capture_default_str();
+    app.add_option("--temperature", f_.bench.temperature, "0 is greedy")
+        ->check(CLI::Range(0.0, kTemperatureMax))
+        ->capture_default_str();
     app.add_option("--drop-share", f_.bench.drop_share, "Streams cancelled midway, [0, 1]")
         ->capture_default_str();
     app.add_option("--timeout", f_.timeout_seconds, "Seconds a request may take")
         ->capture_default_str();
     app.add_flag("--json", f_.json, "Print JSON, with the keys of `vllm bench serve`");
     app.add_flag("--save-detailed", f_.bench.report.detailed, "Each request's figures too");
-    app.add_option("--result-filename", f_.result_file, "Write the JSON to this file as well");
+    app.add_option("--result-filename", f_.result_file, "Write the JSON to this file as well")
+        ->check(IsWritableFile());
   }
 
   absl::StatusOr<int> Run(const CLI::App&) override {

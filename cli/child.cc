@@ -5,40 +5,24 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
-#include "cluster/grpc_server.h"
 
 namespace switchyard {
 namespace {
 
 constexpr size_t kReadyLineMax = 4096;
-constexpr absl::Duration kProbeEvery = absl::Milliseconds(500);
-constexpr auto kProbeTimeout = std::chrono::seconds(2);
 
 absl::Status Errno(const std::string& what) { return absl::ErrnoToStatus(errno, what); }
 
 }  // namespace
 
-// grpc.health.v1.Health/Check with an empty request, whose bytes are none. Any answer,
-// UNIMPLEMENTED too, says that the process takes calls.
-struct Child::Probe {
-  explicit Probe(const std::shared_ptr<grpc::Channel>& channel) : stub(channel) {}
-  grpc::GenericStub stub;
-  grpc::ClientContext context;
-  grpc::ByteBuffer request, response;
-  std::atomic<bool> done{false}, answered{false};
-};
-
-Child::Child(std::string role, int rank, const std::string& host,
-             std::vector<std::string> arguments)
-    : role_(std::move(role)),
-      rank_(rank),
-      host_(host == "0.0.0.0" || host == "::" ? "127.0.0.1" : host),
-      arguments_(std::move(arguments)) {}
+Child::Child(std::string role, int rank, std::vector<std::string> arguments)
+    : role_(std::move(role)), rank_(rank), arguments_(std::move(arguments)) {}
 
 Child::~Child() {
   CloseReadyPipe();
@@ -73,8 +57,6 @@ absl::Status Child::Start() {
   fcntl(ready_fd_, F_SETFL, O_NONBLOCK);
   ready_.reset();
   ready_line_.clear();
-  probe_.reset();
-  channel_.reset();
   if (pid_ > 0) return absl::OkStatus();
   pid_ = 0;
   CloseReadyPipe();
@@ -91,23 +73,23 @@ absl::StatusOr<bool> Child::PollReady(absl::Time now) {
   char buffer[512];
   ssize_t n;
   while ((n = read(ready_fd_, buffer, sizeof buffer)) > 0) {
+    last_alive_ = now;
+    if (ready_.has_value()) continue;  // a beat
     ready_line_.append(buffer, n);
     if (ready_line_.size() > kReadyLineMax) {
       return absl::InternalError(name() + ": its ready line is too long");
     }
   }
-  if (n == 0) CloseReadyPipe();  // it has ended, or said all
-  if (ready_line_.empty() || ready_line_.back() != '\n') return false;
-  CloseReadyPipe();
-  const auto line = nlohmann::json::parse(ready_line_, nullptr, /*allow_exceptions=*/false);
+  if (n == 0) CloseReadyPipe();  // it has ended
+  const size_t end = ready_line_.find('\n');
+  if (ready_.has_value() || end == std::string::npos) return false;
+  const auto line = nlohmann::json::parse(ready_line_.substr(0, end), nullptr,
+                                          /*allow_exceptions=*/false);
   if (!line.is_object() || !line.contains("port") || !line["port"].is_number_integer()) {
     return absl::InternalError(absl::StrCat(name(), ": its ready line is ", ready_line_));
   }
   ready_ = ChildReady{.port = line["port"].get<int>()};
   if (line.contains("grpc_port")) ready_->grpc_port = line["grpc_port"].get<int>();
-  const int port = ready_->grpc_port != 0 ? ready_->grpc_port : ready_->port;
-  channel_ = DialChannel(HostPort(host_, port));
-  last_alive_ = next_probe_ = now;
   return true;
 }
 
@@ -123,27 +105,9 @@ std::optional<std::string> Child::PollExit() {
 }
 
 bool Child::Alive(absl::Time now, absl::Duration limit) {
-  if (!ready_.has_value()) return true;  // it may load for long
-  if (probe_ != nullptr && probe_->done) {
-    if (probe_->answered) last_alive_ = now;
-    probe_.reset();
-  }
-  if (probe_ == nullptr && now >= next_probe_) StartProbe(now);
-  return now - last_alive_ <= limit;
-}
-
-void Child::StartProbe(absl::Time now) {
-  next_probe_ = now + kProbeEvery;
-  probe_ = std::make_shared<Probe>(channel_);
-  probe_->context.set_deadline(std::chrono::system_clock::now() + kProbeTimeout);
-  probe_->request = grpc::ByteBuffer(nullptr, 0);
-  probe_->stub.UnaryCall(&probe_->context, "/grpc.health.v1.Health/Check", {}, &probe_->request,
-                         &probe_->response, [probe = probe_](const grpc::Status& status) {
-                           probe->answered = status.ok() ||
-                                             status.error_code() == grpc::UNIMPLEMENTED ||
-                                             status.error_code() == grpc::NOT_FOUND;
-                           probe->done = true;
-                         });
+  if (now - last_asked_ > limit / 4) last_alive_ = std::min(now, last_alive_ + (now - last_asked_));
+  last_asked_ = now;
+  return !ready_.has_value() || now - last_alive_ <= limit;  // it may load for long
 }
 
 void Child::Signal(int signal_number) {

@@ -50,6 +50,39 @@ says err model
 expect 2 serve "$model" --prefill 0 --disaggregate always
 expect 2 router "$model"
 says err decode-address
+for address in nocolon 127.0.0.1:99999 127.0.0.1:0 :80; do
+  expect 2 router "$model" --decode-address "$address"
+  says err "\"$address\""
+  expect 2 router "$model" --decode-address a:1 --prefill-address "a:1,$address"
+  says err "\"$address\""
+done
+expect 2 ask --grpc nocolon --prompt x
+says err nocolon
+expect 2 serve "$model" --ready-file "$work/nope/ready.json"
+says err "$work/nope"
+expect 2 serve "$model" --ready-file "$work"
+says err folder
+for length in 1 -1 many; do
+  expect 2 router "$model" --decode-address a:1 --max-model-len "$length"
+  says err max-model-len
+done
+expect 2 generate "$model" --prompt x --temperature 101
+says err 100
+expect 2 generate "$model" --prompt x --output "$work/out.txt"
+says err --requests
+expect 2 bench
+says err "bench serve"
+expect 0 bench --help
+says out "bench engine"
+expect 1 bench engine "$model" --decode-context 5000
+says err "--decode-context is 5000, must be in [1, 2015]"
+[[ ! -s $work/out ]] || fail "bench engine measured before it refused"
+
+# No router: nothing of an answer is printed.
+expect 1 ask --grpc 127.0.0.1:1 --prompt "Once upon" --timeout 5
+[[ ! -s $work/out ]] || fail "ask printed the prompt without an answer"
+"$switchyard" bench serve --grpc 127.0.0.1:1 >"$work/unanswered" 2>&1 &  # it waits for a while
+unanswered=$!
 
 # An explicit port that is taken is an error that names it.
 python3 -c '
@@ -123,6 +156,13 @@ printf 'role: prefill\nmodel: %s\n' "$work" >"$work/nomodel.yaml"
 expect 1 check "$work/nomodel.yaml"
 says out config.json
 expect 1 check "$work/none.yaml"
+printf 'role: router\nmodel: %s\nprefill-address: [a:1, nocolon]\ndecode-address: 127.0.0.1:99999\n' "$model" >"$work/addresses.yaml"
+expect 1 check "$work/addresses.yaml"
+says out 'line 3: --prefill-address: "nocolon"'
+says out 'line 4: --decode-address: "127.0.0.1:99999"'
+
+wait "$unanswered" && fail "bench serve without a router"
+says unanswered "the router at 127.0.0.1:1 does not answer"
 
 echo "$failures failures"
 [[ $failures == 0 ]]

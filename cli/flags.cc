@@ -4,14 +4,44 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <thread>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
+#include "engine/worker_core.h"
 
 namespace switchyard {
 namespace {
 constexpr int kThreadsMax = 1024;
+constexpr int kModelLenMax = 1 << 24;
+}  // namespace
+
+CLI::Validator IsAddress() {
+  const auto complaint = [](const std::string& value) {
+    const auto host_port = SplitHostPort(value);
+    if (host_port.ok() && host_port->second > 0) return std::string();
+    return absl::StrCat("\"", value, "\": host:port with a port of 1 to 65535 is wanted");
+  };
+  return CLI::Validator(complaint, "HOST:PORT");
+}
+
+CLI::Validator IsWritableFile() {
+  const auto complaint = [](const std::string& value) -> std::string {
+    const std::filesystem::path path(value);
+    const std::string folder = path.has_parent_path() ? path.parent_path().string() : ".";
+    std::error_code error;
+    if (!path.has_filename() || std::filesystem::is_directory(path, error)) {
+      return absl::StrCat("\"", value, "\" names a folder, not a file");
+    }
+    if (!std::filesystem::is_directory(folder, error)) {
+      return absl::StrCat("\"", value, "\": there is no folder ", folder);
+    }
+    if (access(folder.c_str(), W_OK | X_OK) == 0) return "";
+    return absl::StrCat("\"", value, "\": the folder ", folder, " cannot be written to");
+  };
+  return CLI::Validator(complaint, "FILE");
 }
 
 void AddModelFlag(CLI::App& app, std::string* model) {
@@ -33,12 +63,21 @@ absl::Status CheckModelGiven(const std::string& model) {
   return absl::InvalidArgumentError("model: a checkpoint's directory is wanted");
 }
 
+CLI::Option* AddMaxModelLenFlag(CLI::App& app, int* tokens) {
+  const auto complaint = [](const std::string& value) {
+    int given = 0;
+    if (absl::SimpleAtoi(value, &given) && (given == 0 || (given >= 2 && given <= kModelLenMax))) {
+      return std::string();
+    }
+    return absl::StrCat(value, " is neither 0 (the model's) nor from 2 to ", kModelLenMax);
+  };
+  return app.add_option("--max-model-len", *tokens, "prompt and answer at most; 0: the model's")
+      ->check(CLI::Validator(complaint, absl::StrCat("0 or from 2 to ", kModelLenMax)));
+}
+
 void EngineFlags::AddTo(CLI::App& app) {
   const std::string group = "Engine";
-  app.add_option("--max-model-len", engine.max_model_len,
-                 "prompt and answer at most; 0: the model's")
-      ->check(CLI::Range(0, 1 << 24))
-      ->group(group);
+  AddMaxModelLenFlag(app, &engine.max_model_len)->group(group);
   app.add_option("--max-num-batched-tokens", engine.max_num_batched_tokens, "rows of one step")
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str()
@@ -130,7 +169,7 @@ void SamplingFlags::AddTo(CLI::App& app) {
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
   app.add_option("--temperature", sampling.temperature, "0: greedy")
-      ->check(CLI::Range(0.0, 1e6))
+      ->check(CLI::Range(0.0, kTemperatureMax))
       ->capture_default_str();
   app.add_option("--top-k", sampling.top_k, "0: off")->check(CLI::Range(0, 1 << 30));
   app.add_option("--top-p", sampling.top_p, "1: off")->check(CLI::Range(0.0, 1.0));

@@ -15,11 +15,20 @@
 
 namespace switchyard {
 
+constexpr double kTemperatureMax = 100;  // the router's limit
+
+// A value that is host:port and can be dialed: the port is 1…65535.
+CLI::Validator IsAddress();
+// A file that could be written: its folder exists and lets us.
+CLI::Validator IsWritableFile();
+
 // MODEL: a checkpoint's directory.
 void AddModelFlag(CLI::App& app, std::string* model);
 // --config FILE; RunCommand reads the file.
 void AddConfigFlag(CLI::App& app);
 absl::Status CheckModelGiven(const std::string& model);
+// --max-model-len: 0, the model's, or at least a token of prompt and one of answer.
+CLI::Option* AddMaxModelLenFlag(CLI::App& app, int* tokens);
 
 struct EngineFlags {
   EngineOptions engine;

@@ -60,15 +60,22 @@ class GenerateCommand final : public Command {
     AddModelFlag(app, &model_);
     sampling_.AddTo(app);
     app.add_option("--requests", requests_, "many requests instead, as JSON lines; - is stdin");
-    app.add_option("--output", output_, "where the results of --requests go; default stdout");
+    app.add_option("--output", output_, "where the results of --requests go; default stdout")
+        ->check(IsWritableFile());
     engine_.AddTo(app);
   }
   absl::Status CheckFlags() const override {
     RETURN_IF_ERROR(CheckModelGiven(model_));
     const int given =
         !sampling_.prompt.empty() + !sampling_.prompt_ids.empty() + !requests_.empty();
-    if (given == 1) return absl::OkStatus();
-    return absl::InvalidArgumentError("one of --prompt, --prompt-ids and --requests is wanted");
+    if (given != 1) {
+      return absl::InvalidArgumentError("one of --prompt, --prompt-ids and --requests is wanted");
+    }
+    if (!output_.empty() && requests_.empty()) {
+      return absl::InvalidArgumentError(
+          "--output is for the results of --requests; an answer to one prompt goes to stdout");
+    }
+    return absl::OkStatus();
   }
 
   absl::StatusOr<int> Run(const CLI::App&) override {

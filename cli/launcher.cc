@@ -16,7 +16,6 @@
 namespace switchyard {
 namespace {
 
-constexpr char kWorkerHost[] = "127.0.0.1";
 constexpr absl::Duration kTurn = absl::Milliseconds(20);
 constexpr int kFailedStartsMax = 10;  // in a row
 constexpr absl::Duration kBackoffMin = absl::Milliseconds(100), kBackoffMax = absl::Seconds(5);
@@ -75,8 +74,7 @@ std::vector<std::string> Launcher::RouterArguments() const {
 absl::Status Launcher::StartWorkers() {
   const auto start = [&](const std::string& role, int count) -> absl::Status {
     for (int rank = 0; rank < count; ++rank) {
-      members_.push_back(
-          {.child = std::make_unique<Child>(role, rank, kWorkerHost, WorkerArguments(0))});
+      members_.push_back({.child = std::make_unique<Child>(role, rank, WorkerArguments(0))});
       RETURN_IF_ERROR(members_.back().child->Start());
     }
     return absl::OkStatus();
@@ -86,7 +84,7 @@ absl::Status Launcher::StartWorkers() {
 }
 
 absl::Status Launcher::StartRouter() {
-  auto router = std::make_unique<Child>("router", 0, options_.host, RouterArguments());
+  auto router = std::make_unique<Child>("router", 0, RouterArguments());
   members_.push_back({.child = std::move(router)});
   return members_.back().child->Start();
 }

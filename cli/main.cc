@@ -26,6 +26,15 @@ void PrintHelp(FILE* out) {
   std::fputs("\nswitchyard COMMAND --help lists a command's flags.\n", out);
 }
 
+// The commands whose first word is `name`: "bench engine, bench serve".
+std::string SecondWords(const std::string& name, const std::vector<std::string>& names) {
+  std::string found;
+  for (const std::string& n : names) {
+    if (n.starts_with(name + " ")) found += (found.empty() ? "" : ", ") + n;
+  }
+  return found;
+}
+
 int Main(int argc, char** argv) {
   std::string name = argc > 1 ? argv[1] : "";
   int used = 2;
@@ -43,8 +52,15 @@ int Main(int argc, char** argv) {
     names.push_back(make()->name());
     if (names.back() == name) return RunCommand(make, {argv + used, argv + argc});
   }
+  const std::string rest = SecondWords(name, names);
   if (name.empty()) {
     PrintHelp(stderr);
+  } else if (!rest.empty()) {
+    const bool help =
+        argc > 2 && (argv[2] == std::string("--help") || argv[2] == std::string("-h"));
+    std::fprintf(help ? stdout : stderr, "switchyard %s: one of %s is wanted\n", name.c_str(),
+                 rest.c_str());
+    return help ? 0 : 2;
   } else {
     const std::string nearest = Nearest(name, names);
     std::fprintf(stderr, "switchyard: unknown command \"%s\"%s%s%s\n", name.c_str(),

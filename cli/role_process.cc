@@ -1,5 +1,6 @@
 #include "cli/role_process.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -16,7 +17,7 @@ namespace switchyard {
 namespace {
 
 constexpr int kInterrupted = 130;
-constexpr timespec kHealthEvery = {.tv_sec = 0, .tv_nsec = 200'000'000};
+constexpr timespec kBeatEvery = {.tv_sec = 0, .tv_nsec = 200'000'000};
 
 sigset_t StopSignals(const ChildFlags& flags) {
   sigset_t set;
@@ -29,14 +30,24 @@ sigset_t StopSignals(const ChildFlags& flags) {
 
 absl::Status TellReady(const ChildFlags& flags, const RoleProcess& process) {
   if (flags.ready_fd < 0) return absl::OkStatus();
+  fcntl(flags.ready_fd, F_SETFL, O_NONBLOCK);  // a launcher that hangs must not hang us
   nlohmann::ordered_json line = {
       {"role", process.role}, {"rank", flags.rank}, {"pid", getpid()}, {"port", process.port}};
   if (process.grpc_port != 0) line["grpc_port"] = process.grpc_port;
   const std::string text = line.dump() + "\n";
   const ssize_t n = write(flags.ready_fd, text.data(), text.size());
-  close(flags.ready_fd);
   if (n == static_cast<ssize_t>(text.size())) return absl::OkStatus();
   return absl::ErrnoToStatus(errno, absl::StrCat("--ready-fd ", flags.ready_fd));
+}
+
+// Waits for one of the signals for a while and tells the launcher that this process lives. The
+// signal, or a negative number.
+int AwaitSignal(const ChildFlags& flags, const sigset_t& set) {
+  const char beat = '.';
+  // A full pipe says as much as another beat would.
+  if (flags.ready_fd >= 0) [[maybe_unused]]
+    const ssize_t n = write(flags.ready_fd, &beat, 1);
+  return sigtimedwait(&set, nullptr, &kBeatEvery);
 }
 
 }  // namespace
@@ -69,7 +80,7 @@ absl::StatusOr<int> RunRole(const ChildFlags& flags, const RoleProcess& process,
   const sigset_t set = StopSignals(flags);
   int signal_number = -1;
   while (signal_number < 0) {
-    signal_number = sigtimedwait(&set, nullptr, &kHealthEvery);
+    signal_number = AwaitSignal(flags, set);
     if (absl::Status s = process.health(); !s.ok()) return s;
   }
   log.Info("draining", {{"signal", signal_number}});
@@ -79,7 +90,7 @@ absl::StatusOr<int> RunRole(const ChildFlags& flags, const RoleProcess& process,
     drained = true;
   });
   while (!drained) {
-    if (sigtimedwait(&set, nullptr, &kHealthEvery) > 0) std::_Exit(kInterrupted);
+    if (AwaitSignal(flags, set) > 0) std::_Exit(kInterrupted);
   }
   drain.join();
   return 0;

@@ -14,7 +14,7 @@ namespace switchyard {
 
 // Flags that `serve` gives its children.
 struct ChildFlags {
-  int ready_fd = -1;   // one JSON line is written here when the process is ready
+  int ready_fd = -1;   // one JSON line is written here when the process is ready, then beats
   int parent_pid = 0;  // end when this process does; leave SIGINT to it
   int rank = 0;
   double drain_seconds = 30;

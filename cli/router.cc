@@ -21,12 +21,13 @@ class RouterCommand final : public Command {
     AddModelFlag(app, &options_.model_dir);
     AddConfigFlag(app);
     AddRouterFlags(app, &front_);
-    app.add_option("--prefill-address", options_.prefill_addresses, "host:port of a prefill rank")
+    app.add_option("--prefill-address", options_.prefill_addresses, "a prefill rank")
+        ->check(IsAddress())
         ->delimiter(',');
-    app.add_option("--decode-address", options_.decode_addresses, "host:port of a decode rank")
+    app.add_option("--decode-address", options_.decode_addresses, "a decode rank")
+        ->check(IsAddress())
         ->delimiter(',');
-    app.add_option("--max-model-len", options_.max_model_len, "0: the model's")
-        ->check(CLI::Range(0, 1 << 24));
+    AddMaxModelLenFlag(app, &options_.max_model_len);
     log_.AddTo(app);
     child_.AddTo(app);
   }
@@ -41,6 +42,7 @@ class RouterCommand final : public Command {
   absl::StatusOr<int> Run(const CLI::App& app) override {
     RETURN_IF_ERROR(PrepareRole(child_));
     const std::unique_ptr<Logger> log = log_.Make("router");
+    options_.log = log.get();
     RETURN_IF_ERROR(ChoosePorts(app, &front_));
     options_.host = front_.host;
     options_.http_port = front_.port;

@@ -27,7 +27,8 @@ class ServeCommand final : public Command {
     AddRouterFlags(app, &front_);
     AddKvLaneFlag(app, &lane_);
     app.add_option("--ready-file", options_.ready_file,
-                   "written when the cluster is ready: addresses and processes as JSON");
+                   "written when the cluster is ready: addresses and processes as JSON")
+        ->check(IsWritableFile());
     app.add_option("--hang-seconds", hang_seconds_,
                    "a process that does not answer for so long is killed; 0: never")
         ->check(CLI::Range(0.0, 3600.0))

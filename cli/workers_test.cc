@@ -29,6 +29,7 @@ WorkerOptions Options(const std::string& name, const std::string& lane, int kv_b
   options.engine.prefill_chunk = 64;
   options.engine.max_num_batched_tokens = 128;
   options.engine.kv_blocks = kv_blocks == 0 ? 512 : kv_blocks;
+  options.engine.max_model_len = 2048;  // by name: more than a small pool holds
   return options;
 }
 

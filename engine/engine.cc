@@ -1,5 +1,7 @@
 #include "engine/engine.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstdint>
@@ -30,7 +32,8 @@ absl::StatusOr<EngineOptions> Resolve(const Model& model, EngineOptions o) {
   const int positions =
       m.max_model_len > 0 ? m.max_model_len : model.config().max_position_embeddings;
   const int rows = m.max_batch_tokens > 0 ? m.max_batch_tokens : kDefaultBatchTokens;
-  if (o.max_model_len == 0) o.max_model_len = positions;
+  const bool length_given = o.max_model_len != 0;
+  if (!length_given) o.max_model_len = positions;
   RETURN_IF_ERROR(CheckOption("max_model_len", o.max_model_len, 2, positions));
   RETURN_IF_ERROR(CheckOption("max_num_batched_tokens", o.max_num_batched_tokens, 1, rows));
   RETURN_IF_ERROR(CheckOption("prefill_chunk", o.prefill_chunk, 1, 1 << 20));
@@ -38,12 +41,22 @@ absl::StatusOr<EngineOptions> Resolve(const Model& model, EngineOptions o) {
   RETURN_IF_ERROR(CheckOption("max_num_seqs", o.max_num_seqs, 1, 1 << 16));
   RETURN_IF_ERROR(CheckOption("max_waiting", o.max_waiting, 1, 1 << 20));
   RETURN_IF_ERROR(CheckOption("kv_blocks", o.kv_blocks, 0, std::numeric_limits<int32_t>::max()));
+  const KvLayout layout = model.config().KvLayoutFor(m.dtype, o.block_size);
   if (o.kv_blocks == 0) {
-    const KvLayout layout = model.config().KvLayoutFor(m.dtype, o.block_size);
     const int64_t wanted = int64_t{o.max_num_seqs} * layout.BlocksFor(o.max_model_len);
     const auto most = static_cast<int64_t>(kDefaultKvBytesMax / layout.BlockBytesAllLayers());
     o.kv_blocks = static_cast<int>(std::max<int64_t>(1, std::min(wanted, most)));
   }
+  const uint64_t memory = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  if (static_cast<uint64_t>(o.kv_blocks) > memory / layout.BlockBytesAllLayers()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("kv_blocks is ", o.kv_blocks, " of ", layout.BlockBytesAllLayers(),
+                     " bytes each; this machine has ", memory, " bytes of memory"));
+  }
+  // Nobody is promised a length that the pool cannot hold; who asks for one by name is told at each
+  // request that does not fit.
+  const int64_t room = int64_t{o.kv_blocks} * o.block_size;
+  if (!length_given) o.max_model_len = static_cast<int>(std::min<int64_t>(positions, room));
   return o;
 }
 

@@ -18,7 +18,7 @@
 namespace switchyard {
 
 struct EngineOptions {
-  int max_model_len = 0;             // 0: the model's
+  int max_model_len = 0;             // 0: the model's, or what the KV blocks hold if that is less
   int max_num_batched_tokens = 512;  // step budget: rows of one step
   int prefill_chunk = 256;           // prompt rows of one request in one step at most
   int block_size = 16;               // tokens per KV block

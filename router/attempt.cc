@@ -53,11 +53,7 @@ RequestAttempts::Effects RequestAttempts::OnEvent(absl::Time now, WorkerId from,
 }
 
 void RequestAttempts::OnPrefillEvent(absl::Time now, WorkerEvent event, Effects* effects) {
-  if (event.handed_off && !prefill_done_) {
-    prefill_done_ = true;
-    kv_bytes_moved_ += event.kv_bytes_moved;
-    kv_lane_ = event.kv_lane;
-  }
+  if (event.handed_off) TakeAccount(event);
   if (event.finish == Finish::kError) {
     // D's tokens prove that the hand-off has succeeded, whatever P believes.
     if (first_taken_ && (prefill_done_ || decode_next_ > decode_first_)) {
@@ -73,18 +69,16 @@ void RequestAttempts::OnPrefillEvent(absl::Time now, WorkerEvent event, Effects*
                   effects);
     }
     first_taken_ = true;
-    Accept(now, std::move(event), effects);
-    while (phase_ == Phase::kRunning && !pending_end_ && !held_.empty()) {
+    Accept(std::move(event), effects);
+    while (phase_ == Phase::kRunning && !held_.empty()) {
       WorkerEvent held = std::move(held_.front());
       held_.pop_front();
-      Accept(now, std::move(held), effects);
+      Accept(std::move(held), effects);
     }
   }
-  if (pending_end_ && prefill_done_) Finish(*pending_end_, effects);
 }
 
 void RequestAttempts::OnDecodeEvent(absl::Time now, WorkerEvent event, Effects* effects) {
-  if (pending_end_) return;
   if (event.finish == Finish::kError) return Fail(now, {route_.decode}, event.error, effects);
   if (event.token.has_value()) {
     if (event.index < decode_next_) return;  // a repeat
@@ -105,14 +99,16 @@ void RequestAttempts::OnDecodeEvent(absl::Time now, WorkerEvent event, Effects* 
     return;
   }
   if (first_taken_) {
-    Accept(now, std::move(event), effects);
+    Accept(std::move(event), effects);
   } else if (held_.empty() || held_.back().finish == Finish::kNone) {
     held_.push_back(std::move(event));
   }
 }
 
-void RequestAttempts::Accept(absl::Time now, WorkerEvent event, Effects* effects) {
+void RequestAttempts::Accept(WorkerEvent event, Effects* effects) {
   const bool has_token = event.token.has_value();
+  // D's end says what the hand-off has moved, in case that it overtakes P's word.
+  if (event.finish != Finish::kNone && event.kv_bytes_moved > 0) TakeAccount(event);
   if (has_token) {
     if (generated_.empty()) effects->prompt_logprobs = std::move(event.prompt_logprobs);
     generated_.push_back(event.token->token);
@@ -120,46 +116,40 @@ void RequestAttempts::Accept(absl::Time now, WorkerEvent event, Effects* effects
   }
   if (event.finish == Finish::kStop) {
     effects->last_token_stops = has_token;
-    FinishByWorker(now, {Reason::kStop, absl::OkStatus()}, effects);
+    FinishByWorker({Reason::kStop, absl::OkStatus()}, effects);
   } else if (event.finish == Finish::kLength) {
-    FinishByWorker(now, {Reason::kLength, absl::OkStatus()}, effects);
+    FinishByWorker({Reason::kLength, absl::OkStatus()}, effects);
   } else if (static_cast<int>(generated_.size()) >= max_tokens_) {
     AbortAll(effects);  // the worker goes on past the limit
     Finish({Reason::kLength, absl::OkStatus()}, effects);
   }
 }
 
-void RequestAttempts::FinishByWorker(absl::Time now, End end, Effects* effects) {
-  if (!route_.prefill.has_value()) return Finish(std::move(end), effects);
-  if (decode_next_ == decode_first_) {  // by P's token: D waits for KV that nobody needs
-    effects->aborts.push_back({route_.decode, attempt_});
-    return Finish(std::move(end), effects);
+void RequestAttempts::FinishByWorker(End end, Effects* effects) {
+  if (route_.prefill.has_value() && decode_next_ == decode_first_) {
+    effects->aborts.push_back({route_.decode, attempt_});  // it waits for KV that nobody needs
   }
-  if (prefill_done_) return Finish(std::move(end), effects);
-  pending_end_ = std::move(end);
-  wake_ = now + limits_.account_wait;
+  Finish(std::move(end), effects);
 }
 
-RequestAttempts::Effects RequestAttempts::OnTime(absl::Time now) {
-  Effects effects;
-  if (phase_ == Phase::kRunning && pending_end_ && now >= wake_) Finish(*pending_end_, &effects);
-  return effects;
+void RequestAttempts::TakeAccount(const WorkerEvent& event) {
+  if (prefill_done_) return;
+  prefill_done_ = true;
+  kv_bytes_moved_ += event.kv_bytes_moved;
+  kv_lane_ = event.kv_lane;
 }
 
 RequestAttempts::Effects RequestAttempts::OnWorkerLost(absl::Time now, WorkerId worker,
                                                        const absl::Status& why) {
   Effects effects;
   if (phase_ != Phase::kRunning) return effects;
-  const bool complete = pending_end_.has_value();
   if (route_.prefill == worker) {
-    if (complete) {
-      Finish(*pending_end_, &effects);
-    } else if (first_taken_ && (prefill_done_ || decode_next_ > decode_first_)) {
+    if (first_taken_ && (prefill_done_ || decode_next_ > decode_first_)) {
       prefill_done_ = true;  // its part is done
     } else {
       Fail(now, {worker}, why, &effects);
     }
-  } else if (route_.decode == worker && !complete) {
+  } else if (route_.decode == worker) {
     Fail(now, {worker}, why, &effects);
   }
   std::erase_if(effects.aborts, [&](const Abort& a) { return a.worker == worker; });
@@ -177,7 +167,6 @@ RequestAttempts::Effects RequestAttempts::Stop(End end) {
 void RequestAttempts::Finish(End end, Effects* effects) {
   phase_ = Phase::kEnded;
   wake_ = absl::InfiniteFuture();
-  pending_end_.reset();
   held_.clear();
   effects->end = std::move(end);
 }
@@ -186,7 +175,6 @@ void RequestAttempts::Fail(absl::Time now, std::initializer_list<WorkerId> culpr
                            const absl::Status& why, Effects* effects) {
   AbortAll(effects);
   held_.clear();
-  pending_end_.reset();
   if (!Retryable(why.code())) return Finish({Reason::kError, why}, effects);
   const bool refused = why.code() == absl::StatusCode::kResourceExhausted;
   int& count = refused ? refusals_ : faults_;

@@ -41,8 +41,6 @@ struct AttemptLimits {
   int refusals_max = 32;  // kResourceExhausted: nothing is broken, the worker was full
   absl::Duration backoff_min = absl::Milliseconds(50);
   absl::Duration backoff_max = absl::Seconds(2);
-  // How long the end waits for P's account of the hand-off, which D's last token may overtake.
-  absl::Duration account_wait = absl::Milliseconds(50);
 };
 
 // One AttemptEvent of cluster.proto.
@@ -90,7 +88,7 @@ class RequestAttempts {
   const std::set<WorkerId>& avoid() const { return avoid_; }
   uint64_t kv_bytes_moved() const { return kv_bytes_moved_; }
   const std::string& kv_lane() const { return kv_lane_; }
-  // When Start may be called (kWaiting), or OnTime must be (kRunning); InfiniteFuture: no need.
+  // When Start may be called; InfiniteFuture unless kWaiting.
   absl::Time wake() const { return wake_; }
 
   // kWaiting only. Returns the number of the attempt that the owner now submits to the workers.
@@ -98,16 +96,16 @@ class RequestAttempts {
   // Events of other attempts and other workers, and repeats, have no effect.
   Effects OnEvent(absl::Time now, WorkerId from, WorkerEvent event);
   Effects OnWorkerLost(absl::Time now, WorkerId worker, const absl::Status& why);
-  Effects OnTime(absl::Time now);
   // Ends the request for a reason of the router's own: stop string, abort, deadline.
   Effects Stop(End end);
 
  private:
-  void Accept(absl::Time now, WorkerEvent event, Effects* effects);
+  void Accept(WorkerEvent event, Effects* effects);
+  void TakeAccount(const WorkerEvent& event);
   void OnPrefillEvent(absl::Time now, WorkerEvent event, Effects* effects);
   void OnDecodeEvent(absl::Time now, WorkerEvent event, Effects* effects);
   void Finish(End end, Effects* effects);
-  void FinishByWorker(absl::Time now, End end, Effects* effects);
+  void FinishByWorker(End end, Effects* effects);
   void Fail(absl::Time now, std::initializer_list<WorkerId> culprits, const absl::Status& why,
             Effects* effects);
   void AbortAll(Effects* effects);
@@ -132,7 +130,6 @@ class RequestAttempts {
   int64_t decode_next_ = 0;       // index that D must send next
   int64_t decode_first_ = 0;      // index of D's first token
   std::deque<WorkerEvent> held_;  // D's, until P's token; at most max_tokens + 1
-  std::optional<End> pending_end_;
 };
 
 }  // namespace switchyard

@@ -90,27 +90,33 @@ TEST_F(AttemptTest, DecodeTokensWaitForThePrefillToken) {
   RequestAttempts a(3, {}, &rng_);
   a.Start({kD, kP});
   EXPECT_TRUE(a.OnEvent(now(), kD, Token(1, 1, 11)).tokens.empty());
-  EXPECT_TRUE(a.OnEvent(now(), kD, Token(1, 2, 12, Finish::kStop)).tokens.empty());
+  WorkerEvent last = Token(1, 2, 12, Finish::kStop);
+  last.kv_bytes_moved = 1000;
+  last.kv_lane = "shm";
+  EXPECT_TRUE(a.OnEvent(now(), kD, last).tokens.empty());
   Effects e = a.OnEvent(now(), kP, Token(1, 0, 10));
   EXPECT_EQ(e.tokens.size(), 3u);
   EXPECT_TRUE(e.last_token_stops);
-  EXPECT_FALSE(e.end.has_value());  // waits for P's account of the hand-off
-  e = a.OnEvent(now(), kP, HandedOff(1));
   ASSERT_TRUE(e.end.has_value());
   EXPECT_EQ(e.end->reason, Reason::kStop);
   EXPECT_EQ(a.kv_bytes_moved(), 1000u);
   EXPECT_EQ(a.kv_lane(), "shm");
 }
 
-TEST_F(AttemptTest, EndDoesNotWaitLongForTheAccount) {
-  RequestAttempts a(2, {}, &rng_);
-  a.Start({kD, kP});
-  a.OnEvent(now(), kP, Token(1, 0, 10));
-  EXPECT_FALSE(a.OnEvent(now(), kD, Token(1, 1, 11, Finish::kLength)).end.has_value());
-  EXPECT_FALSE(a.OnTime(now()).end.has_value());
-  clock_.Advance(absl::Milliseconds(50));
-  ASSERT_LE(a.wake(), now());
-  EXPECT_TRUE(a.OnTime(now()).end.has_value());
+TEST_F(AttemptTest, TheHandOffIsCountedOnceWhoeverSaysSoFirst) {
+  for (const bool prefill_first : {true, false}) {
+    RequestAttempts a(2, {}, &rng_);
+    a.Start({kD, kP});
+    a.OnEvent(now(), kP, Token(1, 0, 10));
+    if (prefill_first) a.OnEvent(now(), kP, HandedOff(1));
+    WorkerEvent last = Token(1, 1, 11, Finish::kLength);
+    last.kv_bytes_moved = 1000;
+    last.kv_lane = "shm";
+    EXPECT_TRUE(a.OnEvent(now(), kD, last).end.has_value());
+    a.OnEvent(now(), kP, HandedOff(1));
+    EXPECT_EQ(a.kv_bytes_moved(), 1000u);
+    EXPECT_EQ(a.kv_lane(), "shm");
+  }
 }
 
 TEST_F(AttemptTest, PrefillTokenThatEndsTheRequestAbortsDecode) {
@@ -193,7 +199,6 @@ class Simulation {
         if (now_ >= request_.wake()) StartAttempt();
         continue;
       }
-      if (request_.wake() <= now_) Apply(request_.OnTime(now_));
       const int dice = Below(1000);
       if (dice < 8 && crashes_ < 20) {
         Crash(Below(2) == 0 ? route_.decode : route_.prefill.value_or(route_.decode));

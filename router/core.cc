@@ -225,8 +225,7 @@ void Core::OnTimer(Request& r, absl::Time now) {
                                      absl::StrCat("the request ran longer than its deadline of ",
                                                   absl::FormatDuration(r.deadline - r.arrival)))});
   }
-  if (r.attempts.phase() == RequestAttempts::Phase::kRunning)
-    return Apply(r, r.attempts.OnTime(now));
+  if (r.attempts.phase() == RequestAttempts::Phase::kRunning) return Settle(r);
   if (now >= r.waiting_since + options_.outage_wait) {
     if (pool_->DecodeReady() == 0) {
       return StopRequest(

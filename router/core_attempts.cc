@@ -217,7 +217,7 @@ void Core::Settle(Request& r) {
   absl::Time timer = r.deadline;
   if (waits) timer = std::min(timer, r.waiting_since + options_.outage_wait);
   // A retry whose time has come waits for a worker, not for a timer.
-  if (!waits || r.attempts.wake() > now) timer = std::min(timer, r.attempts.wake());
+  if (waits && r.attempts.wake() > now) timer = std::min(timer, r.attempts.wake());
   if (timer == r.timer) return;
   timers_.erase({r.timer, r.number});
   timers_.insert({timer, r.number});

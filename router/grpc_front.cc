@@ -37,14 +37,14 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
         *std::move(client),
         [stream = shared_from_this()](ClientUpdate update) { stream->Push(std::move(update)); });
     if (!id.ok()) return Refuse(id.status());
-    bool gone;
+    std::string abort;
     {
       MutexLock lock(mu_);
       id_ = *id;
-      gone = cancelled_;
+      if (cancelled_) abort = RunningId();
       Pump();
     }
-    if (gone) core_->Abort(*id);
+    if (!abort.empty()) core_->Abort(abort);
   }
 
   void OnWriteDone(bool ok) override {
@@ -54,22 +54,22 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
       writing_ = false;
       if (!ok) {
         cancelled_ = true;
-        abort = id_;
+        abort = RunningId();
       }
       Pump();
     }
     if (!abort.empty()) core_->Abort(abort);
   }
   void OnCancel() override {
-    std::string id;
+    std::string abort;
     {
       MutexLock lock(mu_);
       cancelled_ = true;
       queue_.clear();
-      id = id_;
+      abort = RunningId();
       Pump();
     }
-    if (!id.empty()) core_->Abort(id);
+    if (!abort.empty()) core_->Abort(abort);
   }
   void OnDone() override { self_.reset(); }
 
@@ -80,18 +80,22 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
     Finish(ToGrpc(status));
   }
 
+  // The id that Abort may name. After the core's last update it may be another request's.
+  std::string RunningId() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return core_ended_ ? "" : id_; }
+
   // On the core's thread.
   void Push(ClientUpdate update) {
     std::string abort;
     {
       MutexLock lock(mu_);
-      if (finished_) return;
       const bool last = update.finish != ClientUpdate::Finish::kNone;
+      core_ended_ |= last;
+      if (finished_) return;
       if (queue_.size() >= queued_max_ && !last && !cancelled_) {
         cancelled_ = true;
         too_slow_ = true;
         queue_.clear();
-        abort = id_;
+        abort = RunningId();
       }
       if (!cancelled_) queue_.push_back(std::move(update));
       Pump();
@@ -143,6 +147,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
   std::deque<ClientUpdate> queue_ ABSL_GUARDED_BY(mu_);
   v1::GenerateResponse response_ ABSL_GUARDED_BY(mu_);
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
+  bool core_ended_ ABSL_GUARDED_BY(mu_) = false;  // the core has sent the last update
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
   bool too_slow_ ABSL_GUARDED_BY(mu_) = false;
   bool finished_ ABSL_GUARDED_BY(mu_) = false;

@@ -3,9 +3,12 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <thread>
+#include <utility>
 
 #include "cluster/grpc_server.h"
+#include "common/mutex.h"
 #include "proto/inference.grpc.pb.h"
 #include "router/core.h"
 #include "router/test_worker.h"
@@ -121,6 +124,64 @@ TEST_F(GrpcFrontTest, ClientThatDoesNotReadIsAborted) {
   while (stream->Read(&response)) {
   }
   EXPECT_EQ(stream->Finish().error_code(), grpc::RESOURCE_EXHAUSTED);
+}
+
+// Says nothing but what the test says.
+class SilentCore final : public RouterCore {
+ public:
+  absl::StatusOr<std::string> Submit(ClientRequest request, Sink sink) override {
+    MutexLock lock(mu_);
+    sink_ = std::move(sink);
+    return request.request_id;
+  }
+  bool Abort(const std::string&) override { return ++aborts_ > 0; }
+  const ModelDescription& model() const override { return model_; }
+  const Tokenizer* tokenizer() const override { return nullptr; }
+  const RouterLimits& limits() const override { return limits_; }
+  RouterStatus status() const override { return {}; }
+  void StartDrain() override {}
+  std::string MetricsText() const override { return ""; }
+
+  Sink TakeSink() {
+    MutexLock lock(mu_);
+    return std::exchange(sink_, nullptr);
+  }
+  int aborts() const { return aborts_; }
+
+ private:
+  const ModelDescription model_ = TestModel();
+  const RouterLimits limits_;
+  std::atomic<int> aborts_ = 0;
+  Mutex mu_;
+  Sink sink_ ABSL_GUARDED_BY(mu_);
+};
+
+// Its id may be another request's by then.
+TEST_F(GrpcFrontTest, CancelAfterTheCoresLastUpdateAbortsNothing) {
+  for (const bool ended : {true, false}) {
+    SilentCore core;
+    auto front = *GrpcFront::Create(&core, {.port = 0, .queued_updates_max = 64});
+    auto stub = v1::Router::NewStub(DialChannel(HostPort("127.0.0.1", front->port())));
+    grpc::ClientContext context;
+    v1::GenerateRequest request = Request(2);
+    request.set_request_id("reused");
+    auto stream = stub->Generate(&context, request);
+    RouterCore::Sink sink;
+    ASSERT_TRUE(Eventually([&] { return (sink = core.TakeSink()) != nullptr; }));
+    ClientUpdate large;  // more than the connection's window holds: the stream stays open
+    large.text.assign(3 << 20, 'x');
+    sink(std::move(large));
+    if (ended) {
+      ClientUpdate last;
+      last.finish = ClientUpdate::Finish::kLength;
+      sink(std::move(last));
+    }
+    sink = nullptr;
+    context.TryCancel();
+    stream->Finish();
+    front.reset();  // every stream has ended
+    EXPECT_EQ(core.aborts() > 0, !ended);
+  }
 }
 
 TEST_F(GrpcFrontTest, AbortEndsTheStreamWithItsReason) {

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/ids.h"
+#include "common/telemetry/log.h"
 #include "kernels/sample.h"
 #include "text/tokenizer.h"
 
@@ -119,6 +120,7 @@ struct RouterOptions {
   std::vector<std::string> prefill_addresses, decode_addresses;  // host:port
   Disaggregate disaggregate = Disaggregate::kAuto;
   RouterLimits limits;
+  Logger* log = nullptr;  // must outlive the process; null: its own, text to stderr
 };
 
 class RouterProcess {

@@ -18,7 +18,7 @@ namespace {
 
 class RouterProcessImpl final : public RouterProcess {
  public:
-  RouterProcessImpl() : log_("router", LogLevel::kInfo, LogFormat::kText) {}
+  explicit RouterProcessImpl(Logger* log) : log_(log != nullptr ? *log : own_log_) {}
   ~RouterProcessImpl() override {
     if (core_) core_->WatchReady(nullptr);
   }
@@ -99,7 +99,8 @@ class RouterProcessImpl final : public RouterProcess {
   }
 
   MonotonicClock clock_;
-  Logger log_;
+  Logger own_log_{"router", LogLevel::kInfo, LogFormat::kText};
+  Logger& log_;
   std::unique_ptr<Tokenizer> tokenizer_;
   // Fronts go before the core that they call.
   std::unique_ptr<Core> core_;
@@ -110,7 +111,7 @@ class RouterProcessImpl final : public RouterProcess {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RouterProcess>> RouterProcess::Create(const RouterOptions& options) {
-  auto process = std::make_unique<RouterProcessImpl>();
+  auto process = std::make_unique<RouterProcessImpl>(options.log);
   RETURN_IF_ERROR(process->Start(options));
   return process;
 }

@@ -4,24 +4,25 @@
 #include <cmath>
 #include <string>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 
 namespace switchyard {
 namespace {
 
-constexpr size_t kRequestIdBytesMax = 128;
-constexpr float kTemperatureMax = 100;
-
 template <typename... Parts>
-absl::Status Bad(const Parts&... parts) {
-  return absl::InvalidArgumentError(absl::StrCat(parts...));
+absl::Status Bad(absl::string_view field, const Parts&... parts) {
+  absl::Status status = absl::InvalidArgumentError(absl::StrCat(field, parts...));
+  status.SetPayload(kFieldPayload, absl::Cord(field));
+  return status;
 }
 
 absl::Status CheckTokens(const char* field, const std::vector<TokenId>& ids, int vocab_size) {
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= vocab_size) {
-      return Bad(field, "[", i, "] is ", ids[i], ", must be in [0, ", vocab_size, ")");
+      return Bad(absl::StrCat(field, "[", i, "]"), " is ", ids[i], ", must be in [0, ", vocab_size,
+                 ")");
     }
   }
   return absl::OkStatus();
@@ -30,13 +31,13 @@ absl::Status CheckTokens(const char* field, const std::vector<TokenId>& ids, int
 absl::Status CheckPrompt(const ModelDescription& model, const RouterLimits& limits,
                          const ClientRequest& r) {
   const size_t n = r.prompt_ids.size();
-  if (n == 0) return Bad("prompt has 0 tokens, must have at least 1");
+  if (n == 0) return Bad("prompt", " has 0 tokens, must have at least 1");
   if (n >= static_cast<size_t>(model.max_model_len)) {
-    return Bad("prompt has ", n, " tokens, must have fewer than max_model_len ",
+    return Bad("prompt", " has ", n, " tokens, must have fewer than max_model_len ",
                model.max_model_len);
   }
   if (limits.prompt_tokens_max > 0 && n > static_cast<size_t>(limits.prompt_tokens_max)) {
-    return Bad("prompt has ", n, " tokens, must have at most ", limits.prompt_tokens_max);
+    return Bad("prompt", " has ", n, " tokens, must have at most ", limits.prompt_tokens_max);
   }
   return CheckTokens("prompt", r.prompt_ids, model.vocab_size);
 }
@@ -44,10 +45,10 @@ absl::Status CheckPrompt(const ModelDescription& model, const RouterLimits& limi
 absl::Status CheckSampling(const RouterLimits& limits, const ClientRequest& r) {
   const SamplingParams& s = r.sampling;
   if (!(s.temperature >= 0 && s.temperature <= kTemperatureMax)) {  // NaN too
-    return Bad("temperature is ", s.temperature, ", must be in [0, ", kTemperatureMax, "]");
+    return Bad("temperature", " is ", s.temperature, ", must be in [0, ", kTemperatureMax, "]");
   }
-  if (!(s.top_p > 0 && s.top_p <= 1)) return Bad("top_p is ", s.top_p, ", must be in (0, 1]");
-  if (s.top_k < -1) return Bad("top_k is ", s.top_k, ", must be at least -1");
+  if (!(s.top_p > 0 && s.top_p <= 1)) return Bad("top_p", " is ", s.top_p, ", must be in (0, 1]");
+  if (s.top_k < -1) return Bad("top_k", " is ", s.top_k, ", must be at least -1");
   for (auto [field, value] :
        {std::pair("logprobs", s.logprobs), std::pair("prompt_logprobs", r.prompt_logprobs)}) {
     if (value < -1 || value > limits.logprobs_max) {
@@ -60,19 +61,21 @@ absl::Status CheckSampling(const RouterLimits& limits, const ClientRequest& r) {
 absl::Status CheckStops(const ModelDescription& model, const RouterLimits& limits,
                         bool has_tokenizer, const ClientRequest& r) {
   if (r.stop.size() > static_cast<size_t>(limits.stop_strings_max)) {
-    return Bad("stop has ", r.stop.size(), " strings, must have at most ", limits.stop_strings_max);
+    return Bad("stop", " has ", r.stop.size(), " strings, must have at most ",
+               limits.stop_strings_max);
   }
   if (!r.stop.empty() && !has_tokenizer) {
-    return Bad("stop: the checkpoint has no tokenizer, so there is no text to match");
+    return Bad("stop", ": the checkpoint has no tokenizer, so there is no text to match");
   }
   for (size_t i = 0; i < r.stop.size(); ++i) {
     const size_t bytes = r.stop[i].size();
     if (bytes == 0 || bytes > static_cast<size_t>(limits.stop_bytes_max)) {
-      return Bad("stop[", i, "] has ", bytes, " bytes, must have 1 to ", limits.stop_bytes_max);
+      return Bad(absl::StrCat("stop[", i, "]"), " has ", bytes, " bytes, must have 1 to ",
+                 limits.stop_bytes_max);
     }
   }
   if (r.stop_token_ids.size() > static_cast<size_t>(limits.stop_token_ids_max)) {
-    return Bad("stop_token_ids has ", r.stop_token_ids.size(), " ids, must have at most ",
+    return Bad("stop_token_ids", " has ", r.stop_token_ids.size(), " ids, must have at most ",
                limits.stop_token_ids_max);
   }
   return CheckTokens("stop_token_ids", r.stop_token_ids, model.vocab_size);
@@ -83,12 +86,12 @@ absl::Status CheckStops(const ModelDescription& model, const RouterLimits& limit
 absl::Status ValidateRequest(const ModelDescription& model, const RouterLimits& limits,
                              bool has_tokenizer, ClientRequest* request) {
   if (request->request_id.size() > kRequestIdBytesMax) {
-    return Bad("request_id has ", request->request_id.size(), " bytes, must have at most ",
+    return Bad("request_id", " has ", request->request_id.size(), " bytes, must have at most ",
                kRequestIdBytesMax);
   }
   RETURN_IF_ERROR(CheckPrompt(model, limits, *request));
   if (request->max_tokens < 1) {
-    return Bad("max_tokens is ", request->max_tokens, ", must be at least 1");
+    return Bad("max_tokens", " is ", request->max_tokens, ", must be at least 1");
   }
   RETURN_IF_ERROR(CheckSampling(limits, *request));
   RETURN_IF_ERROR(CheckStops(model, limits, has_tokenizer, *request));

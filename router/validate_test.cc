@@ -25,6 +25,7 @@ class ValidateTest : public ::testing::Test {
     for (const char* part : parts) {
       EXPECT_NE(s.message().find(part), absl::string_view::npos) << s << " lacks " << part;
     }
+    EXPECT_EQ(s.GetPayload(kFieldPayload), absl::Cord(*parts.begin())) << s;
   }
   ModelDescription model_;
   RouterLimits limits_;

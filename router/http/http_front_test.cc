@@ -244,6 +244,21 @@ TEST_F(HttpFrontTest, ClientThatHangsUpAbortsEveryChoice) {
   }
 }
 
+TEST_F(HttpFrontTest, ClientThatHangsUpLeavesAnothersReusedIdAlone) {
+  HttpTestClient client(front_->port()), second(front_->port());
+  client.Send(Post("/v1/completions", R"({"prompt":[[5],[6]],"stream":true,"request_id":"z"})"));
+  core_.WaitFor(2);
+  core_.Finish("z-0", ClientUpdate::Finish::kLength);
+  second.Send(Post("/v1/completions", R"({"prompt":[7],"request_id":"z-0"})"));
+  core_.WaitFor(2);
+  client.Close();
+  EXPECT_TRUE(Eventually([&] { return core_.aborted("z-1"); }));
+  EXPECT_FALSE(core_.aborted("z-0"));
+  core_.WaitFor(1);
+  core_.Finish("z-0", ClientUpdate::Finish::kLength);
+  EXPECT_EQ(Status(second.ReadResponse()), 200);
+}
+
 TEST_F(HttpFrontTest, RefusalsBecomeStatusesAndAbortTheRestOfTheBatch) {
   core_.RefuseAfter(1, absl::ResourceExhaustedError("4096 requests are waiting"));
   const std::string full =

@@ -6,13 +6,12 @@
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
+#include "router/validate.h"
 
 namespace switchyard {
 namespace {
 
 using Json = nlohmann::json;
-
-constexpr char kFieldPayload[] = "switchyard/field";
 
 // Counts brackets and commas outside strings; the text need not be JSON.
 absl::Status CheckSize(std::string_view body) {
@@ -76,7 +75,10 @@ absl::StatusOr<Json> ParseJsonObject(std::string_view body) {
     return absl::InvalidArgumentError(absl::StrCat("body: not JSON: byte ", e.byte, ": ",
                                                    absl::string_view(why.data(), why.size())));
   } catch (const Json::exception& e) {  // a number beyond a double
-    return absl::InvalidArgumentError(absl::StrCat("body: not JSON: ", e.what()));
+    std::string_view why = e.what();    // "[json.exception…] number overflow parsing '1e999'"
+    if (const size_t at = why.find("] "); at != std::string_view::npos) why.remove_prefix(at + 2);
+    return absl::InvalidArgumentError(
+        absl::StrCat("body: not JSON: ", absl::string_view(why.data(), why.size())));
   }
 }
 
@@ -156,10 +158,13 @@ bool FieldReader::Bool(std::string_view name, bool fallback) {
 std::string FieldReader::String(std::string_view name, size_t bytes_max) {
   const Json* value = Find(name);
   if (value == nullptr || !status_.ok()) return "";
-  if (value->is_string() && value->get_ref<const std::string&>().size() <= bytes_max) {
+  if (!value->is_string()) {
+    Fail(name, absl::StrCat("must be a string, not ", Shown(*value)));
+  } else if (value->get_ref<const std::string&>().size() > bytes_max) {
+    Fail(name, absl::StrCat(Shown(*value), " is not a string of at most ", bytes_max, " bytes"));
+  } else {
     return value->get<std::string>();
   }
-  Fail(name, absl::StrCat(Shown(*value), " is not a string of at most ", bytes_max, " bytes"));
   return "";
 }
 

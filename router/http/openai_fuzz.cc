@@ -23,7 +23,6 @@ void CheckError(const absl::Status& status) {
 void CheckRequest(const absl::StatusOr<ApiRequest>& request, const ApiContext& context) {
   if (!request.ok()) return CheckError(request.status());
   SY_CHECK(!request->choices.empty());
-  SY_CHECK(!request->echo || request->echo_texts.size() == request->choices.size());
   for (const switchyard::ClientRequest& choice : request->choices) {
     SY_CHECK(!choice.prompt_ids.empty() && choice.max_tokens >= 1);
     SY_CHECK(choice.sampling.temperature >= 0 && choice.sampling.top_k >= 0);

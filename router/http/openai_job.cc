@@ -27,10 +27,18 @@ OpenAiJob::OpenAiJob(RouterCore* core, ApiRequest request, std::string id,
       request_ids_(RequestIds(id, request.choices.size())),
       answer_(std::move(request), std::move(id), core->model().id, absl::ToUnixSeconds(absl::Now()),
               core->tokenizer()),
+      phases_(request_ids_.size(), Phase::kNew),
       responder_(std::move(responder)) {}
 
-void OpenAiJob::AbortAll() {
-  for (const std::string& id : request_ids_) core_->Abort(id);
+void OpenAiJob::Abort() {
+  std::vector<std::string> running;
+  {
+    MutexLock lock(mu_);
+    for (size_t i = 0; i < phases_.size(); ++i) {
+      if (phases_[i] == Phase::kRunning) running.push_back(request_ids_[i]);
+    }
+  }
+  for (const std::string& id : running) core_->Abort(id);
 }
 
 void OpenAiJob::Start() {
@@ -41,7 +49,7 @@ void OpenAiJob::Start() {
   }
   responder->OnDisconnect([self = shared_from_this()] {
     self->client_gone_ = true;
-    self->AbortAll();
+    self->Abort();
   });
   const std::vector<ClientRequest>& choices = answer_.request().choices;
   for (size_t i = 0; i < choices.size() && !client_gone_; ++i) {
@@ -52,20 +60,25 @@ void OpenAiJob::Start() {
           self->OnUpdate(i, std::move(update));
         });
     if (!id.ok()) {
-      for (size_t earlier = 0; earlier < i; ++earlier) core_->Abort(request_ids_[earlier]);
+      Abort();
       answered_ = true;
       responder->Send(ErrorResponse(id.status()));
       MutexLock lock(mu_);
       responder_ = nullptr;
       return;
     }
-    // The client may have gone while the core did not know the request yet.
-    if (client_gone_) core_->Abort(request_ids_[i]);
+    {
+      MutexLock lock(mu_);
+      if (phases_[i] == Phase::kNew) phases_[i] = Phase::kRunning;
+    }
+    // The client may have gone while the choice was not running yet.
+    if (client_gone_) Abort();
   }
 }
 
 void OpenAiJob::OnUpdate(size_t choice, ClientUpdate update) {
   MutexLock lock(mu_);
+  if (update.finish != ClientUpdate::Finish::kNone) phases_[choice] = Phase::kEnded;
   if (responder_ == nullptr) return;
   updates_.push_back({choice, std::move(update)});
   if (work_posted_) return;

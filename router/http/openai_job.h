@@ -27,6 +27,8 @@ class OpenAiJob : public std::enable_shared_from_this<OpenAiJob> {
   void Start();
 
  private:
+  // The core's knowledge of a choice's id. Before and after, the name may be another request's.
+  enum class Phase { kNew, kRunning, kEnded };
   struct Update {
     size_t choice;
     ClientUpdate update;
@@ -35,7 +37,7 @@ class OpenAiJob : public std::enable_shared_from_this<OpenAiJob> {
   void OnUpdate(size_t choice, ClientUpdate update);  // the core's thread
   void Work();                                        // the connection's strand
   void Answer(Update update);
-  void AbortAll();
+  void Abort();
 
   RouterCore* const core_;
   const std::vector<std::string> request_ids_;
@@ -46,6 +48,7 @@ class OpenAiJob : public std::enable_shared_from_this<OpenAiJob> {
   bool streaming_ = false, answered_ = false;
 
   Mutex mu_;
+  std::vector<Phase> phases_ ABSL_GUARDED_BY(mu_);                 // by choice
   std::shared_ptr<HttpResponder> responder_ ABSL_GUARDED_BY(mu_);  // null: answered
   std::vector<Update> updates_ ABSL_GUARDED_BY(mu_);  // bounded by the tokens of the requests
   bool work_posted_ ABSL_GUARDED_BY(mu_) = false;

@@ -6,13 +6,13 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "router/http/openai_fields.h"
+#include "router/validate.h"
 
 namespace switchyard {
 namespace {
 
 using Json = nlohmann::json;
 
-constexpr float kFloatMax = std::numeric_limits<float>::max();
 constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();
 
 struct NeutralField {
@@ -155,7 +155,7 @@ absl::Status ReadShared(const Json& body, const ApiContext& context, ApiRequest*
   FieldReader fields(body);
   for (const NeutralField& field : kNeutralFields) fields.Neutral(field.name, field.values);
   SamplingParams& sampling = common->sampling;
-  sampling.temperature = fields.Number("temperature", 1, 0, kFloatMax);
+  sampling.temperature = fields.Number("temperature", 1, 0, kTemperatureMax);
   sampling.top_p = fields.Number("top_p", 1, 0, 1, /*above_min=*/true);
   sampling.top_k =
       static_cast<int32_t>(std::max<int64_t>(0, fields.Int("top_k", 0, -1, kInt32Max)));
@@ -178,38 +178,28 @@ absl::Status ReadShared(const Json& body, const ApiContext& context, ApiRequest*
   return ReadStop(body, context, common);
 }
 
-struct Prompt {
-  std::string text;
-  std::vector<TokenId> ids;
-};
-
-absl::StatusOr<Prompt> ReadPrompt(const Json& value, bool add_special_tokens,
-                                  const ApiContext& context) {
-  Prompt prompt;
+absl::StatusOr<std::vector<TokenId>> ReadPrompt(const Json& value, bool add_special_tokens,
+                                                const ApiContext& context) {
   if (value.is_string()) {
-    prompt.text = value.get<std::string>();
-    ASSIGN_OR_RETURN(prompt.ids, Encode("prompt", prompt.text, add_special_tokens, context));
-  } else if (value.is_array() && !value.empty()) {
-    ASSIGN_OR_RETURN(prompt.ids, ReadIds("prompt", value, context));
-  } else {
-    return FieldError("prompt", absl::StrCat(Shown(value), " is neither text nor token ids"));
+    return Encode("prompt", value.get_ref<const std::string&>(), add_special_tokens, context);
   }
-  return prompt;
+  if (value.is_array() && !value.empty()) return ReadIds("prompt", value, context);
+  return FieldError("prompt", absl::StrCat(Shown(value), " is neither text nor token ids"));
 }
 
 // A text, texts, token ids or lists of token ids.
-absl::StatusOr<std::vector<Prompt>> ReadPrompts(const Json& body, const ApiContext& context) {
+absl::StatusOr<std::vector<std::vector<TokenId>>> ReadPrompts(const Json& body,
+                                                              const ApiContext& context) {
   FieldReader fields(body);
   const bool add_special_tokens = fields.Bool("add_special_tokens", true);
   RETURN_IF_ERROR(fields.status());
   const Json* value = fields.Find("prompt");
   if (value == nullptr) return FieldError("prompt", "is missing");
-  std::vector<Prompt> out;
+  std::vector<std::vector<TokenId>> out;
   const bool batch = value->is_array() && !value->empty() &&
                      (value->front().is_string() || value->front().is_array());
   if (!batch) {
-    ASSIGN_OR_RETURN(Prompt prompt, ReadPrompt(*value, add_special_tokens, context));
-    out.push_back(std::move(prompt));
+    ASSIGN_OR_RETURN(out.emplace_back(), ReadPrompt(*value, add_special_tokens, context));
     return out;
   }
   if (value->size() > kPromptsMax) {
@@ -217,8 +207,7 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const Json& body, const ApiConte
                       absl::StrCat(value->size(), " prompts are more than ", kPromptsMax));
   }
   for (const Json& one : *value) {
-    ASSIGN_OR_RETURN(Prompt prompt, ReadPrompt(one, add_special_tokens, context));
-    out.push_back(std::move(prompt));
+    ASSIGN_OR_RETURN(out.emplace_back(), ReadPrompt(one, add_special_tokens, context));
   }
   return out;
 }
@@ -312,15 +301,10 @@ absl::StatusOr<ApiRequest> ParseCompletion(std::string_view text, const ApiConte
   common.max_tokens = std::max(common.max_tokens, 1);
   common.sampling.logprobs = out.logprobs;
   common.prompt_logprobs = std::max(out.prompt_logprobs, out.echo ? out.logprobs : -1);
-  ASSIGN_OR_RETURN(std::vector<Prompt> prompts, ReadPrompts(body, context));
-  for (Prompt& prompt : prompts) {
-    if (out.echo && prompt.text.empty() && context.tokenizer != nullptr) {
-      ASSIGN_OR_RETURN(prompt.text,
-                       context.tokenizer->Decode(prompt.ids, common.skip_special_tokens));
-    }
-    if (out.echo) out.echo_texts.push_back(std::move(prompt.text));
+  ASSIGN_OR_RETURN(std::vector<std::vector<TokenId>> prompts, ReadPrompts(body, context));
+  for (std::vector<TokenId>& ids : prompts) {
     out.choices.push_back(common);
-    out.choices.back().prompt_ids = std::move(prompt.ids);
+    out.choices.back().prompt_ids = std::move(ids);
   }
   return out;
 }

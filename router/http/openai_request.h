@@ -27,18 +27,16 @@ struct ApiContext {
 
 // Prompts of one body; more make a batch.
 inline constexpr size_t kPromptsMax = 1024;
-inline constexpr size_t kRequestIdBytesMax = 128;
 
 // One /v1/completions or /v1/chat/completions.
 struct ApiRequest {
   bool chat = false;
-  std::vector<ClientRequest> choices;   // one per prompt, in order; without request_id
-  std::vector<std::string> echo_texts;  // with `echo`: one per choice
-  std::string request_id;               // the client's own, or empty
+  std::vector<ClientRequest> choices;  // one per prompt, in order; without request_id
+  std::string request_id;              // the client's own, or empty
   bool stream = false;
   bool include_usage = false;  // of a stream: a last chunk with the usage
-  bool echo = false;
-  bool score_only = false;  // max_tokens 0: the one token that is computed is not shown
+  bool echo = false;           // the prompts are part of the texts
+  bool score_only = false;     // max_tokens 0: the one token that is computed is not shown
   bool return_token_ids = false;
   bool tokens_as_ids = false;  // names tokens "token_id:N" in logprobs
   int logprobs = -1;           // best tokens to list; −1: no logprobs

@@ -56,6 +56,11 @@ std::vector<TokenLogprob> WithChosen(const SampledToken& token, int best) {
   return out;
 }
 
+// Where the echo of a prompt begins: a leading special token is as a rule the tokenizer's own.
+size_t EchoBegin(const std::vector<TokenId>& ids, const Tokenizer& tokenizer) {
+  return !ids.empty() && tokenizer.IsSpecial(ids[0]) ? 1 : 0;
+}
+
 double Logprob(float value) {
   // JSON knows no infinity; the field's word for "never" is this number.
   return std::isfinite(value) ? ShortestDouble(value) : -9999.0;
@@ -202,7 +207,7 @@ Json ApiAnswer::ChoiceJson(size_t index, const ClientUpdate& update) {
     out[request_.stream ? "delta" : "message"] = std::move(message);
     out["logprobs"] = request_.logprobs >= 0 ? ChatLogprobs(update) : Json();
   } else {
-    out["text"] = first && request_.echo ? request_.echo_texts[index] + update.text : update.text;
+    out["text"] = first && request_.echo ? EchoText(index) + update.text : update.text;
     out["logprobs"] = request_.logprobs >= 0 ? CompletionLogprobs(index, first, update) : Json();
   }
   out["finish_reason"] = FinishName(update.finish);
@@ -221,6 +226,18 @@ std::string ApiAnswer::TokenText(TokenId id) const {
     if (!bytes.empty()) return std::string(bytes);
   }
   return absl::StrCat("token_id:", id);
+}
+
+// The prompt's text as text_offset counts it, which is not always the one that the client sent:
+// special tokens' names may be skipped, and a normalizer may change characters.
+std::string ApiAnswer::EchoText(size_t index) const {
+  if (tokenizer_ == nullptr) return "";
+  const ClientRequest& request = request_.choices[index];
+  const std::vector<TokenId>& ids = request.prompt_ids;
+  DetokenizerStream stream(tokenizer_, request.skip_special_tokens);
+  std::string text;
+  for (size_t i = EchoBegin(ids, *tokenizer_); i < ids.size(); ++i) text += stream.Push(ids[i]);
+  return text + stream.Finish();
 }
 
 // One more entry of tokens, token_logprobs, top_logprobs and text_offset.
@@ -244,21 +261,32 @@ void ApiAnswer::AddToken(Choice* choice, const SampledToken& token, bool known, 
   (*out)["top_logprobs"].push_back(std::move(top));
 }
 
+void ApiAnswer::AddPrompt(size_t index, const std::vector<SampledToken>& logprobs, Json* out) {
+  Choice* choice = &choices_[index];
+  const ClientRequest& request = request_.choices[index];
+  const std::vector<TokenId>& ids = request.prompt_ids;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const bool known = i > 0 && i - 1 < logprobs.size();
+    SampledToken token = known ? logprobs[i - 1] : SampledToken();
+    token.token = ids[i];
+    AddToken(choice, token, known, out);
+    if (tokenizer_ == nullptr || i + 1 != EchoBegin(ids, *tokenizer_)) continue;
+    choice->characters = 0;
+    choice->position.emplace(tokenizer_, request.skip_special_tokens);
+  }
+  if (tokenizer_ == nullptr) return;
+  // The generated text begins anew, as the core's does.
+  choice->characters += Characters(choice->position->Finish());
+  choice->position.emplace(tokenizer_, request.skip_special_tokens);
+}
+
 Json ApiAnswer::CompletionLogprobs(size_t index, bool first, const ClientUpdate& update) {
   Json out = {{"tokens", Json::array()},
               {"token_logprobs", Json::array()},
               {"top_logprobs", Json::array()},
               {"text_offset", Json::array()}};
   Choice* choice = &choices_[index];
-  if (first && request_.echo) {
-    const std::vector<TokenId>& ids = request_.choices[index].prompt_ids;
-    for (size_t i = 0; i < ids.size(); ++i) {
-      const bool known = i > 0 && i - 1 < update.prompt_logprobs.size();
-      SampledToken token = known ? update.prompt_logprobs[i - 1] : SampledToken();
-      token.token = ids[i];
-      AddToken(choice, token, known, &out);
-    }
-  }
+  if (first && request_.echo) AddPrompt(index, update.prompt_logprobs, &out);
   for (const SampledToken& token : update.tokens) AddToken(choice, token, true, &out);
   return out;
 }

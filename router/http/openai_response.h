@@ -50,7 +50,7 @@ class ApiAnswer {
     std::vector<TokenId> token_ids;  // if they are to be returned
     // Follows the text, to know where in it a token begins.
     std::optional<DetokenizerStream> position;
-    size_t characters = 0;
+    size_t characters = 0;  // of the text so far
   };
 
   Json Frame(bool chunk) const;
@@ -58,6 +58,8 @@ class ApiAnswer {
   Json CompletionLogprobs(size_t index, bool first, const ClientUpdate& update);
   Json ChatLogprobs(const ClientUpdate& update) const;
   Json PromptLogprobs(const ClientUpdate& update) const;
+  std::string EchoText(size_t index) const;
+  void AddPrompt(size_t index, const std::vector<SampledToken>& logprobs, Json* out);
   void AddToken(Choice* choice, const SampledToken& token, bool known, Json* out) const;
   std::string TokenText(TokenId id) const;
   Json Usage() const;

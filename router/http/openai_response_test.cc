@@ -37,7 +37,6 @@ class OpenAiResponseTest : public testing::Test {
     ApiRequest request;
     for (size_t i = 0; i < choices; ++i) {
       request.choices.emplace_back().prompt_ids = {0, ids_[0]};
-      request.echo_texts.push_back(" upon");
     }
     return request;
   }
@@ -147,6 +146,47 @@ TEST_F(OpenAiResponseTest, EchoComesFirstWithNullForTheFirstToken) {
     EXPECT_EQ(scored["rank"], 2);
     EXPECT_EQ(scored["decoded_token"], " upon");
   }
+}
+
+TEST_F(OpenAiResponseTest, OffsetsPointIntoTheEchoAlsoBehindSpecialTokens) {
+  for (const bool skip : {true, false}) {
+    ApiRequest request = Request();
+    request.echo = true;
+    request.logprobs = 0;
+    request.choices[0].skip_special_tokens = skip;
+    request.choices[0].prompt_ids = {0, ids_[0], 0, ids_[1]};
+    ApiAnswer answer = Answer(std::move(request));
+    ClientUpdate first = Update(" time", {Token(2, -0.25f)});
+    first.first = true;
+    answer.Take(0, first);
+    answer.Take(0, End(ClientUpdate::Finish::kLength, 1));
+    const Json choice = Json::parse(answer.Body())["choices"][0];
+    const std::string text = choice["text"];
+    EXPECT_EQ(text, skip ? " upon a time" : " upon<|endoftext|> a time");
+    const std::vector<size_t> offsets = choice["logprobs"]["text_offset"];
+    EXPECT_EQ(offsets,
+              skip ? std::vector<size_t>({0, 0, 5, 5, 7}) : std::vector<size_t>({0, 0, 5, 18, 20}));
+    EXPECT_EQ(text.substr(offsets[4]), " time");
+  }
+}
+
+// The half character becomes one U+FFFD of the echo; the generated text does not continue it.
+TEST_F(OpenAiResponseTest, OffsetsCountAPromptThatEndsAmidACharacter) {
+  std::vector<TokenId> prompt = *tokenizer_->Encode("\xf0\x9f\xa6\x94", false);
+  ASSERT_GT(prompt.size(), 1u);
+  prompt.pop_back();
+  ApiRequest request = Request();
+  request.echo = true;
+  request.logprobs = 0;
+  request.choices[0].prompt_ids = prompt;
+  ApiAnswer answer = Answer(std::move(request));
+  ClientUpdate first = Update(" a", {Token(1, -0.25f)});
+  first.first = true;
+  answer.Take(0, first);
+  answer.Take(0, End(ClientUpdate::Finish::kLength, 1));
+  const Json choice = Json::parse(answer.Body())["choices"][0];
+  EXPECT_EQ(choice["text"], *tokenizer_->Decode(prompt, true) + " a");
+  EXPECT_EQ(choice["logprobs"]["text_offset"].back(), 1);
 }
 
 TEST_F(OpenAiResponseTest, ScoreOnlyShowsNoGeneratedToken) {

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Runs every libFuzzer target for some seconds each, from seeds of real files. Fails on the first crash, whose input it keeps.
+# usage: tests/fuzz.sh [SECONDS_EACH]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+seconds=${1:-15}
+
+targets=(//text:tokenizer_fuzz //text:chat_template_fuzz //model:config_fuzz //model:safetensors_fuzz
+  //kvtransfer:wire_fuzz //router/http:openai_fuzz)
+# A build of its own: another compiler would throw away what the usual one has built.
+bazel=(bazel "--output_base=${XDG_CACHE_HOME:-$HOME/.cache}/switchyard-bazel-fuzz")
+"${bazel[@]}" build --noshow_progress --color=no --symlink_prefix=/ --config=fuzz "${targets[@]}" 2>&1 |
+  { grep -v linux-sandbox || true; }
+built=$("${bazel[@]}" info --config=fuzz bazel-bin 2>/dev/null)
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+seeds() {  # TARGET NAME -> a folder with what real files look like
+  local folder=$work/seeds-$1
+  mkdir -p "$folder"
+  case $1 in
+    tokenizer_fuzz) cp tests/data/goldens/tokenizers/*.tokenizer.json "$folder" ;;
+    config_fuzz) for f in tests/data/goldens/*/config.json; do cp "$f" "$folder/$(basename "$(dirname "$f")")"; done ;;
+    safetensors_fuzz) head -c 4096 tests/data/goldens/olmoe/model.safetensors >"$folder/cut" ;;
+    chat_template_fuzz) echo "{% for m in messages %}{{ m['content'] | trim }}{% endfor %}" >"$folder/simple" ;;
+    openai_fuzz) echo '{"prompt": [1, 2], "max_tokens": 4, "stop": ["a"], "logprobs": 1}' >"$folder/simple" ;;
+  esac
+  echo "$folder"
+}
+mkdir -p fuzz-crashes
+for target in "${targets[@]}"; do
+  name=${target##*:}
+  path=${target#//}
+  mkdir "$work/$name"
+  if ! UBSAN_OPTIONS=print_stacktrace=1 "$built/${path%%:*}/$name" -max_total_time="$seconds" -timeout=10 \
+    -rss_limit_mb=2048 -max_len=65536 -artifact_prefix=fuzz-crashes/ -print_final_stats=1 "$work/$name" "$(seeds "$name")" \
+    >"$work/$name.log" 2>&1; then
+    tail -n 40 "$work/$name.log"
+    echo "$name: FAILED; the input is in fuzz-crashes/"
+    exit 1
+  fi
+  echo "$name: $(sed -nE 's/stat::number_of_executed_units: *//p' "$work/$name.log") executions," \
+    "corpus $(find "$work/$name" -type f | wc -l)"
+done
+rmdir fuzz-crashes
