@@ -49,11 +49,6 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> StartAt(const GrpcServerOptions& o
 
 }  // namespace
 
-std::string HostPort(const std::string& host, int port) {
-  const bool bare_ipv6 = host.find(':') != std::string::npos && host.front() != '[';
-  return bare_ipv6 ? absl::StrCat("[", host, "]:", port) : absl::StrCat(host, ":", port);
-}
-
 absl::Status ProbePort(const std::string& host, int port) {
   std::string node = host;
   if (node.size() > 2 && node.front() == '[') node = node.substr(1, node.size() - 2);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "cluster/host_port.h"
 
 namespace switchyard {
 
@@ -41,9 +42,6 @@ class GrpcServer {
   std::unique_ptr<grpc::Server> server_;
   const int port_;
 };
-
-// host:port, with brackets around an IPv6 address.
-std::string HostPort(const std::string& host, int port);
 
 // Whether `port` of `host` can be bound now: kAlreadyExists if it is taken.
 absl::Status ProbePort(const std::string& host, int port);

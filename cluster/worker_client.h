@@ -11,13 +11,12 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "cluster/convert.h"
+#include "cluster/worker_id.h"
 #include "common/ids.h"
 #include "common/mutex.h"
 #include "proto/cluster.grpc.pb.h"
 
 namespace switchyard {
-
-using StreamId = StrongId<struct StreamTag, uint64_t>;  // counts one client's streams from 1
 
 // Called on the client's reader thread, in the order of the stream: registered, then events and
 // heartbeats, then lost. They may block: the worker is then slowed down by flow control.

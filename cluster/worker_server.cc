@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <deque>
-#include <set>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "cluster/grpc_server.h"
+#include "cluster/open_attempts.h"
 #include "common/check.h"
 #include "common/clock.h"
 
@@ -25,29 +25,25 @@ constexpr size_t kRequestIdBytesMax = 128;
 class WorkerSession {
  public:
   WorkerSession(SessionId id, grpc::ServerContext* context, size_t queue_max, size_t attempts_max)
-      : id_(id), context_(context), queue_max_(queue_max), attempts_max_(attempts_max) {}
+      : id_(id), context_(context), queue_max_(queue_max), open_(attempts_max) {}
 
   SessionId id() const { return id_; }
   const std::string& router_id() const { return router_id_; }
   void set_router_id(std::string id) { router_id_ = std::move(id); }
 
-  enum class Opened { kNew, kRepeat, kTooMany };
-  Opened Open(const AttemptKey& key) {
+  OpenAttempts::Opened Open(const AttemptKey& key) {
     MutexLock lock(mu_);
-    if (open_.contains(key)) return Opened::kRepeat;
-    if (open_.size() >= attempts_max_) return Opened::kTooMany;
-    open_.insert(key);
-    return Opened::kNew;
+    return open_.Open(key);
   }
   void Forget(const AttemptKey& key) {
     MutexLock lock(mu_);
-    open_.erase(key);
+    open_.Forget(key);
   }
 
   bool Queue(pb::AttemptEvent event) {
     MutexLock lock(mu_);
     if (closed_) return false;
-    if (event.finish() != pb::FINISH_NONE || event.handed_off()) open_.erase(FromProto(event.id()));
+    open_.OnEvent(event);
     if (queue_.size() >= queue_max_) {
       context_->TryCancel();
       return false;
@@ -99,7 +95,7 @@ class WorkerSession {
     MutexLock lock(mu_);
     closed_ = true;
     work_.NotifyAll();
-    return {open_.begin(), open_.end()};
+    return {open_.open().begin(), open_.open().end()};
   }
 
  private:
@@ -114,12 +110,12 @@ class WorkerSession {
 
   const SessionId id_;
   grpc::ServerContext* const context_;  // alive until closed_
-  const size_t queue_max_, attempts_max_;
+  const size_t queue_max_;
   std::string router_id_;  // set before the session is published
   Mutex mu_;
   CondVar work_;
   std::deque<pb::AttemptEvent> queue_ ABSL_GUARDED_BY(mu_);
-  std::set<AttemptKey> open_ ABSL_GUARDED_BY(mu_);
+  OpenAttempts open_ ABSL_GUARDED_BY(mu_);
   bool heartbeat_wanted_ ABSL_GUARDED_BY(mu_) = false;
   bool closed_ ABSL_GUARDED_BY(mu_) = false;
 };
@@ -222,12 +218,12 @@ grpc::Status WorkerServer::Take(WorkerSession& session, pb::ToWorker message) {
                                          " bytes and ", key.attempt));
       }
       switch (session.Open(key)) {
-        case WorkerSession::Opened::kNew:
+        case OpenAttempts::Opened::kNew:
           callbacks_.on_submit(session.id(), std::move(*message.mutable_submit()));
           break;
-        case WorkerSession::Opened::kRepeat:
+        case OpenAttempts::Opened::kRepeat:
           break;
-        case WorkerSession::Opened::kTooMany:
+        case OpenAttempts::Opened::kTooMany:
           session.Queue(
               ErrorEvent(key, absl::ResourceExhaustedError(absl::StrCat(
                                   "attempts of this session: limit ", options_.attempts_max))));

@@ -10,13 +10,12 @@
 
 #include "absl/time/time.h"
 #include "cluster/convert.h"
+#include "cluster/worker_id.h"
 #include "common/ids.h"
 #include "common/mutex.h"
 #include "proto/cluster.grpc.pb.h"
 
 namespace switchyard {
-
-using SessionId = StrongId<struct SessionTag, uint64_t>;  // one stream of one router
 
 // What a worker does about a session. All are called on gRPC's threads, several at a time; they
 // must not block for long. For one session: on_submit and on_abort in the stream's order, then

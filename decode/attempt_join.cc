@@ -87,6 +87,7 @@ void AttemptJoin::OnReserve(const ReserveCalled& e, Effects* out) {
     phase_ = Phase::kReserved;
     peer_token_ = e.peer_token;
     tokens_ = e.tokens;
+    join_by_ = absl::InfiniteFuture();  // the lease decides
     blocks_ = Blocks::kLeasing;
     reserve_waiters_.push_back(e.waiter);
     out->push_back({.what = Do::kLease, .waiter = e.waiter});
@@ -119,9 +120,10 @@ void AttemptJoin::OnOpened(const Opened& e, absl::Time now, Effects* out) {
   if (!e.status.ok()) {
     blocks_ = Blocks::kOurs;
     if (!ended() && absl::IsUnauthenticated(e.status)) {
-      // Not the attempt's fault: the peer introduces itself again and comes back.
+      // Not the attempt's fault: the peer introduces itself again and comes back, unless it dies.
       phase_ = Phase::kNew;
       peer_token_ = 0;
+      if (!submitted_) join_by_ = now + options_.submit_wait;
       AnswerAll(Do::kAnswerReserve, &reserve_waiters_, e.status, out);
     } else {
       End(e.status, /*tell_router=*/false, now, out);

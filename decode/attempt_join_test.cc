@@ -53,6 +53,16 @@ TEST(AttemptJoinTest, SubmitThenHandOff) {
   EXPECT_EQ(j(J::KvCommitted{}), Dos{Do::kAdopt});
 }
 
+TEST(AttemptJoinTest, PeerThatIsRefusedAndNeverComesBackLeavesNothing) {
+  Join j;
+  j(J::ReserveCalled{1, kPeer, 40});
+  j(J::Leased{});
+  j(J::Opened{absl::UnauthenticatedError("who?")});
+  j.now += absl::Seconds(11);
+  j(J::Tick{});
+  EXPECT_TRUE(j.join.ended());
+}
+
 TEST(AttemptJoinTest, NoBlocksIsForThePrefillRankToTell) {
   Join j;
   j(J::Submitted{});

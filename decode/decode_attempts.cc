@@ -1,14 +1,18 @@
+#include "decode/decode_attempts.h"
+
 #include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "decode/decode_worker_impl.h"
+#include "cluster/convert.h"
 #include "engine/wire_conversion.h"
+#include "kvtransfer/hello_proto.h"
 
 namespace switchyard {
 namespace {
 
 constexpr size_t kAttemptsMax = 1 << 16;  // tombstones included
+constexpr size_t kLanesMax = 1024;        // of peers that were introduced; most are long gone
 constexpr absl::Duration kCommitWaitMax = absl::Minutes(1);
 
 }  // namespace
@@ -17,27 +21,55 @@ namespace cpb = cluster::v1;
 namespace hpb = handoff::v1;
 using Do = AttemptJoin::Do;
 
-void DecodeWorkerImpl::OnSubmit(SessionId session, cpb::Submit submit) {
+KvReceiver::OnDropped DecodeAttempts::MakeOnDropped() {
+  return [this](const KvTarget& target, bool peer_may_write, absl::Status why) {
+    env_->Post([=, this] { OnDropped(target, peer_may_write, why); });
+  };
+}
+
+void DecodeAttempts::Hello(const hpb::HelloRequest& request, Answer<hpb::HelloResponse> answer) {
+  receiver_->Hello(FromProto(request),
+                   [this, answer = std::move(answer)](absl::StatusOr<KvHelloAnswer> a) {
+                     if (!a.ok()) return answer(a.status());
+                     env_->Post([this, token = a->peer_token, lane = a->lane] {
+                       if (lanes_.size() >= kLanesMax) lanes_.erase(lanes_.begin());
+                       lanes_[token] = lane;
+                     });
+                     answer(ToProto(*a));
+                   });
+}
+
+void DecodeAttempts::Renew(const hpb::RenewRequest& request, Answer<hpb::RenewResponse> answer) {
+  receiver_->Renew(request.peer_token(), {request.sessions().begin(), request.sessions().end()},
+                   [answer = std::move(answer)](std::vector<uint64_t> lost) {
+                     hpb::RenewResponse response;
+                     response.mutable_lost()->Add(lost.begin(), lost.end());
+                     answer(std::move(response));
+                   });
+}
+
+void DecodeAttempts::OnSubmit(SessionId session, cpb::Submit submit) {
   const AttemptKey key = FromProto(submit.id());
   absl::StatusOr<EngineRequest> request = RequestFromProto(submit);
-  if (!request.ok()) return core_->Send(session, ErrorEvent(key, request.status()));
+  if (!request.ok()) return env_->Send(session, ErrorEvent(key, request.status()));
   absl::StatusOr<Attempt*> attempt = FindOrMake(key);
   if (attempt.ok() && (*attempt)->session != SessionId()) {
     attempt = absl::AlreadyExistsError("the attempt has been submitted before");
   }
-  if (!attempt.ok()) return core_->Send(session, ErrorEvent(key, attempt.status()));
+  if (!attempt.ok()) return env_->Send(session, ErrorEvent(key, attempt.status()));
   (*attempt)->session = session;
   (*attempt)->request = *std::move(request);
   const absl::Duration life =
       submit.deadline_ms() > 0 ? absl::Milliseconds(submit.deadline_ms()) : kAttemptLifeMax;
   Feed(key,
        AttemptJoin::Submitted{.remote_prefill = submit.remote_prefill(),
-                              .deadline = core_->clock().Now() + std::min(life, kAttemptLifeMax)});
+                              .deadline = env_->clock().Now() + std::min(life, kAttemptLifeMax)});
 }
 
-void DecodeWorkerImpl::OnReserve(ReserveCall call) {
+void DecodeAttempts::Reserve(hpb::ReserveRequest request, Answer<hpb::ReserveResponse> answer) {
+  ReserveCall call{std::move(request), std::move(answer)};
   const AttemptKey key{call.request.request(), call.request.attempt()};
-  if (core_->draining() && !attempts_.contains(key)) {
+  if (env_->draining() && !attempts_.contains(key)) {
     return call.answer(absl::UnavailableError("the decode rank is draining"));
   }
   if (const absl::Status s = FindOrMake(key).status(); !s.ok()) return call.answer(s);
@@ -47,7 +79,8 @@ void DecodeWorkerImpl::OnReserve(ReserveCall call) {
   Feed(key, event);
 }
 
-void DecodeWorkerImpl::OnCommit(CommitCall call) {
+void DecodeAttempts::Commit(hpb::CommitRequest request, Answer<hpb::CommitResponse> answer) {
+  CommitCall call{std::move(request), std::move(answer)};
   const AttemptKey key{call.request.request(), call.request.attempt()};
   const auto it = attempts_.find(key);
   if (it == attempts_.end() || it->second.kv_session != call.request.session()) {
@@ -60,32 +93,32 @@ void DecodeWorkerImpl::OnCommit(CommitCall call) {
   Feed(key, event);
 }
 
-void DecodeWorkerImpl::OnCancel(const hpb::CancelRequest& request) {
+void DecodeAttempts::Cancel(const hpb::CancelRequest& request) {
   const AttemptKey key{request.request(), request.attempt()};
   if (!FindOrMake(key).ok()) return;
   Feed(key, AttemptJoin::CancelCalled{request.peer_token()});
 }
 
-void DecodeWorkerImpl::OnDropped(const KvTarget& target, bool peer_may_write, absl::Status why) {
+void DecodeAttempts::OnDropped(const KvTarget& target, bool peer_may_write, absl::Status why) {
   Free({target.blocks, target.generations}, peer_may_write);
   Feed(target.key, AttemptJoin::Dropped{std::move(why)});
 }
 
-void DecodeWorkerImpl::OnOutput(EngineOutput output) {
+void DecodeAttempts::OnOutput(EngineOutput output) {
   const auto it = attempts_.find(output.key);
   if (it == attempts_.end() || it->second.join.ended()) return;
   cpb::AttemptEvent event = ToEvent(output);
   if (output.finish != FinishReason::kNone && !it->second.lane.empty()) {
     // The prefill rank says so too, but its word may come after this one.
     const size_t blocks = it->second.reservation.blocks.size();
-    event.set_kv_bytes_moved(blocks * core_->kv().layout().BlockBytesAllLayers());
+    event.set_kv_bytes_moved(blocks * env_->kv().layout().BlockBytesAllLayers());
     event.set_kv_lane(it->second.lane);
   }
-  core_->Send(it->second.session, std::move(event));
+  env_->Send(it->second.session, std::move(event));
   if (output.finish != FinishReason::kNone) Feed(output.key, AttemptJoin::Finished{});
 }
 
-void DecodeWorkerImpl::OnTick(absl::Time now) {
+void DecodeAttempts::OnTick(absl::Time now) {
   std::vector<AttemptKey> live;
   for (const auto& [key, attempt] : attempts_) {
     if (!attempt.join.ended()) live.push_back(key);
@@ -94,7 +127,7 @@ void DecodeWorkerImpl::OnTick(absl::Time now) {
   std::erase_if(attempts_, [&](const auto& a) { return a.second.join.forgettable(now); });
 }
 
-absl::StatusOr<DecodeWorkerImpl::Attempt*> DecodeWorkerImpl::FindOrMake(const AttemptKey& key) {
+absl::StatusOr<DecodeAttempts::Attempt*> DecodeAttempts::FindOrMake(const AttemptKey& key) {
   if (const auto it = attempts_.find(key); it != attempts_.end()) return &it->second;
   if (key.request.empty() || key.request.size() > kRequestIdBytesMax || key.attempt < 1) {
     return absl::InvalidArgumentError(absl::StrCat("attempt id: 1…", kRequestIdBytesMax,
@@ -104,25 +137,25 @@ absl::StatusOr<DecodeWorkerImpl::Attempt*> DecodeWorkerImpl::FindOrMake(const At
   if (attempts_.size() >= kAttemptsMax) {
     return absl::ResourceExhaustedError(absl::StrCat("attempts known: limit ", kAttemptsMax));
   }
-  core_->SetActive(++live_);
+  env_->SetActive(++live_);
   return &attempts_[key];
 }
 
-void DecodeWorkerImpl::Feed(const AttemptKey& key, const AttemptJoin::Event& event) {
+void DecodeAttempts::Feed(const AttemptKey& key, const AttemptJoin::Event& event) {
   const auto it = attempts_.find(key);
   if (it == attempts_.end()) return;
   Attempt& attempt = it->second;
   const bool had_ended = attempt.join.ended();
-  for (const auto& effect : attempt.join.Step(event, core_->clock().Now())) {
+  for (const auto& effect : attempt.join.Step(event, env_->clock().Now())) {
     Execute(key, attempt, effect);
   }
   if (had_ended || !attempt.join.ended()) return;
   attempt.request = {};  // a tombstone needs little
-  core_->SetActive(--live_);
+  env_->SetActive(--live_);
 }
 
-void DecodeWorkerImpl::Execute(const AttemptKey& key, Attempt& attempt,
-                               const AttemptJoin::Effect& effect) {
+void DecodeAttempts::Execute(const AttemptKey& key, Attempt& attempt,
+                             const AttemptJoin::Effect& effect) {
   switch (effect.what) {
     case Do::kLease:
       attempt.peer_token = reserve_calls_.at(effect.waiter).request.peer_token();
@@ -143,19 +176,19 @@ void DecodeWorkerImpl::Execute(const AttemptKey& key, Attempt& attempt,
       return call.mapped().answer(effect.status);
     }
     case Do::kSendError:
-      return core_->Send(attempt.session, ErrorEvent(key, effect.status));
+      return env_->Send(attempt.session, ErrorEvent(key, effect.status));
     case Do::kCancelKv:
       return receiver_->Cancel(key);
     case Do::kFreeBlocks:
       return Free(std::exchange(attempt.reservation, {}), false);
     case Do::kAbortEngine:
-      return core_->PostEngine([key](Engine& engine) { engine.Abort(key); });
+      return env_->PostEngine([key](Engine& engine) { engine.Abort(key); });
   }
 }
 
-void DecodeWorkerImpl::Lease(const AttemptKey& key, const Attempt& attempt) {
-  core_->PostEngine([this, key, tokens = attempt.join.tokens()](Engine& engine) {
-    core_->Post([this, key, reservation = engine.Reserve(tokens)] {
+void DecodeAttempts::Lease(const AttemptKey& key, const Attempt& attempt) {
+  env_->PostEngine([this, key, tokens = attempt.join.tokens()](Engine& engine) {
+    env_->Post([this, key, reservation = engine.Reserve(tokens)] {
       const auto it = attempts_.find(key);
       if (it != attempts_.end() && reservation.ok()) it->second.reservation = *reservation;
       Feed(key, AttemptJoin::Leased{reservation.status()});
@@ -163,14 +196,14 @@ void DecodeWorkerImpl::Lease(const AttemptKey& key, const Attempt& attempt) {
   });
 }
 
-void DecodeWorkerImpl::Open(const AttemptKey& key, const Attempt& attempt) {
+void DecodeAttempts::Open(const AttemptKey& key, const Attempt& attempt) {
   receiver_->Open(attempt.peer_token,
                   {.key = key,
                    .tokens = attempt.join.tokens(),
                    .blocks = attempt.reservation.blocks,
                    .generations = attempt.reservation.generations},
                   [this, key](absl::StatusOr<uint64_t> session) {
-                    core_->Post([=, this] {
+                    env_->Post([=, this] {
                       const auto it = attempts_.find(key);
                       if (it != attempts_.end() && session.ok()) it->second.kv_session = *session;
                       Feed(key, AttemptJoin::Opened{session.status()});
@@ -178,8 +211,8 @@ void DecodeWorkerImpl::Open(const AttemptKey& key, const Attempt& attempt) {
                   });
 }
 
-void DecodeWorkerImpl::CommitKv(const AttemptKey& key, Attempt& attempt,
-                                const hpb::CommitRequest& request) {
+void DecodeAttempts::CommitKv(const AttemptKey& key, Attempt& attempt,
+                              const hpb::CommitRequest& request) {
   const auto lane = lanes_.find(request.peer_token());
   attempt.lane = lane == lanes_.end() ? "unknown" : lane->second;
   attempt.first_token = request.first_token();
@@ -192,7 +225,7 @@ void DecodeWorkerImpl::CommitKv(const AttemptKey& key, Attempt& attempt,
                     });
 }
 
-void DecodeWorkerImpl::Adopt(const AttemptKey& key, Attempt& attempt) {
+void DecodeAttempts::Adopt(const AttemptKey& key, Attempt& attempt) {
   const size_t tokens = attempt.request.prompt_ids.size() + attempt.request.generated_ids.size();
   if (static_cast<size_t>(attempt.join.tokens()) != tokens ||
       static_cast<size_t>(attempt.first_index) != attempt.request.generated_ids.size()) {
@@ -201,21 +234,21 @@ void DecodeWorkerImpl::Adopt(const AttemptKey& key, Attempt& attempt) {
                               attempt.first_index, ", the request ", tokens, " and ",
                               attempt.request.generated_ids.size()))});
   }
-  core_->PostEngine([this, key, request = std::move(attempt.request),
-                     reservation = attempt.reservation,
-                     first = attempt.first_token](Engine& engine) mutable {
+  env_->PostEngine([this, key, request = std::move(attempt.request),
+                    reservation = attempt.reservation,
+                    first = attempt.first_token](Engine& engine) mutable {
     PostEvent(key, AttemptJoin::Adopted{engine.Adopt(std::move(request), reservation, first)});
   });
 }
 
-void DecodeWorkerImpl::AddToEngine(const AttemptKey& key, Attempt& attempt) {
-  core_->PostEngine([this, key, request = std::move(attempt.request)](Engine& engine) mutable {
+void DecodeAttempts::AddToEngine(const AttemptKey& key, Attempt& attempt) {
+  env_->PostEngine([this, key, request = std::move(attempt.request)](Engine& engine) mutable {
     PostEvent(key, AttemptJoin::Adopted{engine.Add(std::move(request))});
   });
 }
 
-void DecodeWorkerImpl::AnswerReserve(const Attempt& attempt, AttemptJoin::WaiterId waiter,
-                                     const absl::Status& status) {
+void DecodeAttempts::AnswerReserve(const Attempt& attempt, AttemptJoin::WaiterId waiter,
+                                   const absl::Status& status) {
   auto call = reserve_calls_.extract(waiter);
   if (!status.ok()) return call.mapped().answer(status);
   hpb::ReserveResponse response;
@@ -226,8 +259,8 @@ void DecodeWorkerImpl::AnswerReserve(const Attempt& attempt, AttemptJoin::Waiter
   call.mapped().answer(std::move(response));
 }
 
-void DecodeWorkerImpl::Free(KvReservation reservation, bool quarantine) {
-  core_->PostEngine([reservation = std::move(reservation), quarantine](Engine& engine) {
+void DecodeAttempts::Free(KvReservation reservation, bool quarantine) {
+  env_->PostEngine([reservation = std::move(reservation), quarantine](Engine& engine) {
     engine.ReleaseReservation(reservation, quarantine);
   });
 }

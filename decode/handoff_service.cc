@@ -70,33 +70,6 @@ grpc::ServerUnaryReactor* Handle(const HandoffService::Handler<Request, Response
 
 }  // namespace
 
-KvHello FromProto(const pb::HelloRequest& request) {
-  KvHello hello;
-  hello.wire_version = request.wire_version();
-  hello.numerics_id = request.numerics_id();
-  hello.layout_id = request.layout_id();
-  hello.peer_name = request.peer_name();
-  hello.host_id = request.host_id();
-  hello.incarnation = request.incarnation();
-  hello.lanes = {request.lanes().begin(), request.lanes().end()};
-  hello.ucx_address = request.ucx_address();
-  return hello;
-}
-
-pb::HelloResponse ToProto(const KvHelloAnswer& answer) {
-  pb::HelloResponse response;
-  response.set_wire_version(answer.wire_version);
-  response.set_peer_token(answer.peer_token);
-  response.set_incarnation(answer.incarnation);
-  response.set_lane(answer.lane);
-  response.set_ucx_address(answer.ucx_address);
-  response.set_ring_ucx_address(answer.ring_ucx_address);
-  response.set_ring_rkey(answer.ring_rkey);
-  response.set_ring_address(answer.ring_address);
-  response.set_ring_bytes(answer.ring_bytes);
-  return response;
-}
-
 grpc::ServerUnaryReactor* HandoffService::Hello(Context* context, const pb::HelloRequest* request,
                                                 pb::HelloResponse* response) {
   return Handle(handlers_.hello, context, request, response);

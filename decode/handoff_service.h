@@ -5,7 +5,6 @@
 #include <functional>
 
 #include "absl/status/statusor.h"
-#include "kvtransfer/kv_transfer.h"
 #include "proto/handoff.grpc.pb.h"
 
 namespace switchyard {
@@ -43,8 +42,5 @@ class HandoffService final : public handoff::v1::Handoff::CallbackService {
 
   const Handlers handlers_;
 };
-
-KvHello FromProto(const handoff::v1::HelloRequest& request);
-handoff::v1::HelloResponse ToProto(const KvHelloAnswer& answer);
 
 }  // namespace switchyard

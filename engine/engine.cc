@@ -121,6 +121,7 @@ class EngineImpl final : public Engine, private LayerObserver {
   }
 
   KvStorage& kv() override { return kv_; }
+  const BlockPool& pool() const override { return pool_; }
   EngineStats stats() const override;
   const EngineOptions& options() const override { return options_; }
   const Model& model() const override { return model_; }

@@ -92,6 +92,7 @@ class Engine {
   virtual void SetKvProgress(std::function<void(const KvProgress&)> callback) = 0;
 
   virtual KvStorage& kv() = 0;
+  virtual const BlockPool& pool() const = 0;
   virtual EngineStats stats() const = 0;
   virtual const EngineOptions& options() const = 0;
   virtual const Model& model() const = 0;

@@ -17,15 +17,14 @@
 #include "common/clock.h"
 #include "common/mailbox.h"
 #include "engine/engine_thread.h"
+#include "engine/worker_env.h"
 #include "engine/worker_options.h"
 
 namespace switchyard {
 
-// How long an attempt may live on a worker, whatever the router says.
-inline constexpr absl::Duration kAttemptLifeMax = absl::Hours(6);
 inline constexpr absl::Duration kWorkerTick = absl::Milliseconds(100);
 
-class WorkerCore {
+class WorkerCore final : public WorkerEnv {
  public:
   // All but the two `fill_…` are called on the loop; those must be thread-safe.
   struct Hooks {
@@ -41,7 +40,7 @@ class WorkerCore {
 
   // Loads the model and makes its engine. Nothing runs yet.
   static absl::StatusOr<std::unique_ptr<WorkerCore>> Create(const WorkerOptions& options);
-  ~WorkerCore();
+  ~WorkerCore() override;
 
   // Starts loop, engine and server. Errors: a taken or bad port.
   absl::Status Start(Hooks hooks);
@@ -53,27 +52,27 @@ class WorkerCore {
 
   // Runs `task` on the loop. A full box (65,536) fails the rank: what cannot be told is not lost
   // in silence.
-  void Post(std::function<void()> task);
+  void Post(std::function<void()> task) override;
   // Runs `task` on the engine thread between two steps. As Post.
-  void PostEngine(EngineThread::Task task);
+  void PostEngine(EngineTask task) override;
   // Queues an event for the router of `session`.
-  void Send(SessionId session, cluster::v1::AttemptEvent event) {
+  void Send(SessionId session, cluster::v1::AttemptEvent event) override {
     server_->Send(session, std::move(event));
   }
 
   // Thread-safe; of the engine: fixed values, and the KV memory by the rules of kvcache/layout.h.
-  KvStorage& kv() { return *kv_; }
+  KvStorage& kv() override { return *kv_; }
   const Model& model() const { return *model_; }
   const EngineOptions& engine_options() const { return engine_options_; }
-  const Clock& clock() const { return clock_; }
+  const Clock& clock() const override { return clock_; }
   uint64_t incarnation() const { return incarnation_; }
   const std::string& host() const { return host_; }
   int port() const;  // waits until the server listens
 
   // Refuses new attempts and waits until the worker has said SetActive(0), at most `notice`.
   void Drain(absl::Duration notice);
-  bool draining() const { return draining_.load(std::memory_order_relaxed); }
-  void SetActive(size_t attempts) { active_.store(attempts, std::memory_order_relaxed); }
+  bool draining() const override { return draining_.load(std::memory_order_relaxed); }
+  void SetActive(size_t attempts) override { active_.store(attempts, std::memory_order_relaxed); }
 
   absl::Status health() const;
   void Fail(absl::Status why);  // of the rank as a whole; the first one stays
@@ -107,8 +106,5 @@ class WorkerCore {
   absl::Status health_ ABSL_GUARDED_BY(mu_);
   EngineStats stats_ ABSL_GUARDED_BY(mu_);  // of a moment ago
 };
-
-// "host:port", IPv6 in brackets. kInvalidArgument names the value.
-absl::StatusOr<std::pair<std::string, int>> SplitHostPort(const std::string& address);
 
 }  // namespace switchyard

@@ -106,6 +106,8 @@ uint32_t BlockPool::generation(BlockId b) const { return at(b).generation; }
 
 int BlockPool::reference_count(BlockId b) const { return at(b).references; }
 
+bool BlockPool::leased(BlockId b) const { return at(b).state == State::kLeased; }
+
 void BlockPool::CheckInvariants() const {
   Counts walked;
   walked.total = static_cast<int>(blocks_.size());

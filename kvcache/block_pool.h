@@ -45,6 +45,7 @@ class BlockPool {
   // Changes each time the block leaves `free`; starts at 1. A hand-off frame carries it as a fence.
   uint32_t generation(BlockId block) const;
   int reference_count(BlockId block) const;
+  bool leased(BlockId block) const;
   const Counts& counts() const { return counts_; }
   // CHECKs the invariant by walking every block.
   void CheckInvariants() const;

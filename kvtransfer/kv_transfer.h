@@ -1,6 +1,6 @@
 // kvtransfer/kv_transfer.h: moves KV blocks from a prefill rank's cache into a decode rank's, by
-// UCX. The two ends as the processes see them; the protocol's state machines are send_session.h and
-// receive_session.h (no I/O), the bytes on the wire are wire.h, the lanes are transport.h.
+// UCX. The two ends as the processes see them; what they do without I/O is send_end.h and
+// receive_end.h, the bytes on the wire are wire.h, the lanes are lane.h, by UCX transport.h.
 //
 // Each end has one I/O thread that owns its UCX workers and sleeps in poll(). All methods are
 // thread-safe, post a message to it and never block; callbacks run on it and must not block.

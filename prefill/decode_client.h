@@ -6,24 +6,20 @@
 
 #include <functional>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "common/mutex.h"
 #include "kvtransfer/kv_transfer.h"
-#include "proto/handoff.grpc.pb.h"
+#include "prefill/handoff_channel.h"
 
 namespace switchyard {
 
 class DecodeClient {
  public:
   template <typename T>
-  using Done = std::function<void(absl::StatusOr<T>)>;
-  // Runs a closure on the control loop; thread-safe; may drop it when the loop has ended.
-  using PostToLoop = std::function<void(std::function<void()>)>;
+  using Done = HandoffChannel::Done<T>;
 
   struct Reservation {
     uint64_t peer_token = 0, session = 0;
@@ -38,9 +34,11 @@ class DecodeClient {
     uint64_t digest = 0;
   };
 
-  // `hello` is said to the rank; `sender` is told of its answers and must outlive this.
-  DecodeClient(const std::string& address, KvHello hello, KvSender* sender, PostToLoop post);
-  // Cancels what is under way and waits for it.
+  // `hello` is said to the rank; `sender` is told of its answers and must outlive this. `post` runs
+  // a closure on the control loop.
+  DecodeClient(std::string address, KvHello hello, KvSender* sender,
+               std::unique_ptr<HandoffChannel> channel,
+               std::function<void(std::function<void()>)> post);
   ~DecodeClient();
 
   // `incarnation`: of the decode process that is meant; 0: any. kUnavailable if it is another one.
@@ -53,11 +51,6 @@ class DecodeClient {
   void GiveUp(uint64_t peer_token);
 
  private:
-  using Stub = handoff::v1::Handoff::StubInterface::async_interface;
-  template <typename Request, typename Response>
-  void Call(void (Stub::*method)(grpc::ClientContext*, const Request*, Response*,
-                                 std::function<void(grpc::Status)>),
-            Request request, absl::Duration timeout, Done<Response> done);
   void Introduced(uint64_t incarnation, Done<uint64_t> done);  // -> peer_token
   void OnHello(absl::StatusOr<handoff::v1::HelloResponse> answer);
   void TryReserve(handoff::v1::ReserveRequest request, uint64_t incarnation, bool again,
@@ -71,18 +64,12 @@ class DecodeClient {
   const std::string address_;
   const KvHello hello_;
   KvSender* const sender_;
-  const PostToLoop post_;
-  const std::unique_ptr<handoff::v1::Handoff::Stub> stub_;
+  const std::function<void(std::function<void()>)> post_;
+  std::unique_ptr<HandoffChannel> channel_;
   uint64_t peer_token_ = 0;  // 0: not introduced
   uint64_t incarnation_ = 0;
   bool asking_ = false;
   std::vector<Waiter> waiting_;
-  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // the loop's
-
-  Mutex mu_;
-  CondVar idle_;
-  bool closed_ ABSL_GUARDED_BY(mu_) = false;
-  std::set<grpc::ClientContext*> calls_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace switchyard

@@ -4,15 +4,14 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "cluster/worker_client.h"
 #include "common/status_macros.h"
-#include "router/core_request.h"
 #include "router/validate.h"
 
 namespace switchyard {
 namespace {
 
 namespace pb = cluster::v1;
-using End = RequestAttempts::End;
 constexpr size_t kMailboxMax = 1 << 14;
 constexpr absl::Duration kTick = absl::Milliseconds(50);  // leases are checked at least so often
 
@@ -34,6 +33,57 @@ absl::Status CheckAddresses(const CoreOptions& options) {
 
 }  // namespace
 
+// The streams, each with a thread that dials and reads. What they hear becomes work of the core's.
+class Core::Links final : public WorkerLinks {
+ public:
+  explicit Links(Core* core) : core_(*core) {}
+  void Dial() {
+    for (const auto* list : {&core_.options_.prefill_addresses, &core_.options_.decode_addresses}) {
+      for (const std::string& address : *list) {
+        clients_.push_back(std::make_unique<WorkerClient>(address, core_.router_id_,
+                                                          CallbacksFor(clients_.size(), address)));
+      }
+    }
+  }
+  bool Send(size_t slot, StreamId stream, pb::ToWorker message) override {
+    return clients_[slot]->Send(stream, std::move(message));
+  }
+  void Cancel(size_t slot, StreamId stream) override { clients_[slot]->Cancel(stream); }
+
+ private:
+  WorkerClientCallbacks CallbacksFor(size_t slot, const std::string& address) {
+    const auto post = [this](auto work) {
+      core_.Post([this, work = std::move(work)] { work(core_.conductor_->workers()); });
+    };
+    return {
+        .registered =
+            [=](StreamId stream, const pb::Registration& r) {
+              post([=](WorkerPool& workers) { workers.OnRegistered(slot, stream, r); });
+            },
+        .events =
+            [=](StreamId stream, pb::StepEvents events) {
+              auto shared = std::make_shared<pb::StepEvents>(std::move(events));
+              post([=](WorkerPool& workers) { workers.OnEvents(slot, stream, *shared); });
+            },
+        .heartbeat =
+            [=](StreamId stream, const pb::Heartbeat& h) {
+              post([=](WorkerPool& workers) { workers.OnHeartbeat(slot, stream, h); });
+            },
+        .lost =
+            [=](StreamId stream, const absl::Status& why) {
+              post([=](WorkerPool& workers) { workers.OnLost(slot, stream, why); });
+            },
+        .away =
+            [this, address](const absl::Status& why) {
+              core_.log_->Info("worker is away", {{"address", address}, {"why", why.message()}});
+            },
+    };
+  }
+
+  Core& core_;
+  std::vector<std::unique_ptr<WorkerClient>> clients_;  // all made before the core's thread runs
+};
+
 absl::StatusOr<std::unique_ptr<Core>> Core::Create(CoreOptions options, const Clock* clock,
                                                    Logger* log) {
   RETURN_IF_ERROR(CheckAddresses(options));
@@ -48,32 +98,24 @@ Core::Core(CoreOptions options, const Clock* clock, Logger* log)
       metrics_(options_.model.id),
       configured_model_(std::make_unique<ModelDescription>(options_.model)),
       model_(configured_model_.get()),
-      mailbox_(kMailboxMax),
-      jitter_(options_.seed ^ 1) {
+      mailbox_(kMailboxMax) {
   {
     MutexLock lock(mu_);
     shared_.rng.seed(options_.seed ^ 2);
     shared_.status.not_ready_because = "no decode worker has registered yet";
   }
-  WorkerPoolOptions pool{
-      .prefill_addresses = options_.prefill_addresses,
-      .decode_addresses = options_.decode_addresses,
-      .router_id = router_id_,
-      .membership = {
-          .lease = options_.lease,
-          .vocab_size = options_.model.vocab_size,
-          .max_model_len = options_.max_model_len_fixed ? options_.model.max_model_len : 0}};
-  WorkerPoolEvents events{
-      .events = [this](WorkerId w, pb::StepEvents e) { OnWorkerEvents(w, std::move(e)); },
-      .lost = [this](WorkerId w, const absl::Status& why) { OnWorkerLost(w, why); },
-      .changed =
-          [this] {
-            Pin();
-            status_dirty_ = true;
-          },
-      .preemptions = [this](uint64_t n) { metrics_.Preemptions(n); }};
-  pool_ = std::make_unique<WorkerPool>(std::move(pool), std::move(events), clock_, log_,
-                                       [this](std::function<void()> work) { Post(work); });
+  links_ = std::make_unique<Links>(this);
+  conductor_ =
+      std::make_unique<Conductor>(&options_, router_id_,
+                                  Conductor::Outside{.links = links_.get(),
+                                                     .clock = clock_,
+                                                     .log = log_,
+                                                     .metrics = &metrics_,
+                                                     .ended = [this](const std::string& id) {
+                                                       MutexLock lock(mu_);
+                                                       shared_.ids.erase(id);
+                                                     }});
+  links_->Dial();
   thread_ = std::thread([this] { Run(); });
 }
 
@@ -81,7 +123,7 @@ Core::~Core() {
   stop_ = true;
   mailbox_.Close();
   thread_.join();
-  pool_.reset();
+  links_.reset();  // joins its threads
 }
 
 void Core::Post(std::function<void()> work) {
@@ -114,7 +156,7 @@ absl::StatusOr<std::string> Core::Submit(ClientRequest request, Sink sink) {
   auto shared =
       std::make_shared<std::pair<ClientRequest, Sink>>(std::move(request), std::move(sink));
   const bool posted = mailbox_.Post([this, number, id, shared] {
-    Begin(number, id, std::move(shared->first), std::move(shared->second));
+    conductor_->Begin(number, id, std::move(shared->first), std::move(shared->second));
   });
   if (posted) return id;
   MutexLock lock(mu_);
@@ -133,7 +175,7 @@ bool Core::Abort(const std::string& request_id) {
   if (std::this_thread::get_id() == thread_.get_id()) {
     aborts_.push_back(number);  // by a sink: the request may be in the middle of a step
   } else {
-    Post([this, number] { AbortRequest(number); });
+    Post([this, number] { conductor_->Abort(number); });
   }
   return true;
 }
@@ -162,7 +204,7 @@ void Core::SetReady(std::string why_not) {
 }
 
 void Core::AbortAll() {
-  Post([this] { AbortRequests(); });
+  Post([this] { conductor_->AbortAll(); });
 }
 
 void Core::WatchReady(std::function<void(bool)> watch) {
@@ -173,92 +215,21 @@ void Core::WatchReady(std::function<void(bool)> watch) {
 
 void Core::Run() {
   while (!stop_) {
-    const absl::Time now = clock_->Now();
-    const absl::Time next = timers_.empty() ? absl::InfiniteFuture() : timers_.begin()->first;
-    const absl::Duration timeout = std::clamp(next - now, absl::ZeroDuration(), kTick);
+    const absl::Duration timeout =
+        std::clamp(conductor_->next_timer() - clock_->Now(), absl::ZeroDuration(), kTick);
     for (const std::function<void()>& work : mailbox_.Take(timeout)) work();
-    for (uint64_t number : std::exchange(aborts_, {})) AbortRequest(number);
-    pool_->Tick();
-    OnTimers();
-    Dispatch();
+    for (uint64_t number : std::exchange(aborts_, {})) conductor_->Abort(number);
+    Pin();
+    conductor_->Turn();
     PublishStatus();
   }
   for (const std::function<void()>& work : mailbox_.Take(absl::ZeroDuration())) work();
-  AbortRequests();
-}
-
-void Core::StopRequest(Request& r, const End& end) { Apply(r, r.attempts.Stop(end)); }
-
-void Core::AbortRequest(uint64_t number) {
-  auto it = requests_.find(number);
-  if (it != requests_.end()) StopRequest(*it->second, {End::Reason::kAborted, absl::OkStatus()});
-}
-
-void Core::AbortRequests() {
-  while (!requests_.empty()) AbortRequest(requests_.begin()->first);
-}
-
-void Core::Begin(uint64_t number, std::string id, ClientRequest client, Sink sink) {
-  auto request = std::make_unique<Request>(number, std::move(id),
-                                           absl::StrCat(router_id_, "-", number), std::move(client),
-                                           std::move(sink), options_, clock_->Now(), &jitter_);
-  Request& r = *request;
-  by_wire_id_[r.wire_id] = number;
-  requests_[number] = std::move(request);
-  Settle(r);
-}
-
-void Core::OnTimers() {
-  const absl::Time now = clock_->Now();
-  while (!timers_.empty() && timers_.begin()->first <= now) {
-    Request& r = *requests_.at(timers_.begin()->second);
-    timers_.erase(timers_.begin());
-    r.timer = absl::InfiniteFuture();
-    OnTimer(r, now);
-  }
-}
-
-void Core::OnTimer(Request& r, absl::Time now) {
-  if (now >= r.deadline) {
-    return StopRequest(
-        r, {End::Reason::kError, absl::DeadlineExceededError(
-                                     absl::StrCat("the request ran longer than its deadline of ",
-                                                  absl::FormatDuration(r.deadline - r.arrival)))});
-  }
-  if (r.attempts.phase() == RequestAttempts::Phase::kRunning) return Settle(r);
-  if (now >= r.waiting_since + options_.outage_wait) {
-    if (pool_->DecodeReady() == 0) {
-      return StopRequest(
-          r, {End::Reason::kError,
-              absl::UnavailableError(absl::StrCat("no decode worker was there for ",
-                                                  absl::FormatDuration(options_.outage_wait)))});
-    }
-    r.waiting_since = now;
-  }
-  Settle(r);
-}
-
-// Requests go in order of priority and arrival; one that finds no room holds back those behind it,
-// so that a large one is not passed forever.
-void Core::Dispatch() {
-  const absl::Time now = clock_->Now();
-  for (auto it = waiting_.begin(); it != waiting_.end();) {
-    Request& r = *requests_.at(it->second);
-    if (r.attempts.wake() > now) {
-      ++it;
-      continue;
-    }
-    const std::optional<Route> route =
-        pool_->Choose(options_.disaggregate, {.tokens = r.tokens(), .avoid = &r.attempts.avoid()});
-    if (!route) return;
-    ++it;
-    StartAttempt(r, *route);
-  }
+  conductor_->AbortAll();
 }
 
 // What the first worker pinned is the model's description from then on.
 void Core::Pin() {
-  const std::optional<pb::Registration>& pinned = pool_->membership().pinned();
+  const std::optional<pb::Registration>& pinned = conductor_->workers().membership().pinned();
   if (pinned_model_ != nullptr || !pinned) return;
   auto model = std::make_unique<ModelDescription>(*configured_model_);
   model->numerics_id = pinned->numerics_id();
@@ -268,17 +239,18 @@ void Core::Pin() {
 }
 
 void Core::PublishStatus() {
-  const int waiting = static_cast<int>(waiting_.size());
-  const int running = static_cast<int>(requests_.size()) - waiting;
+  const int waiting = conductor_->waiting();
+  const int running = conductor_->requests() - waiting;
   metrics_.SetRequests(running, waiting);
   MutexLock lock(mu_);
   shared_.status.running = running;
   shared_.status.waiting = waiting;
-  if (!std::exchange(status_dirty_, false)) return;
-  const int prefill = pool_->PrefillAlive(), decode = pool_->DecodeReady();
-  metrics_.SetWorkers(prefill, pool_->membership().Alive(pb::ROLE_DECODE));
-  metrics_.SetKvUsage(pool_->KvUsage());
-  shared_.status.workers = pool_->Status();
+  if (!conductor_->TakeWorkersChanged()) return;
+  const WorkerPool& workers = conductor_->workers();
+  const int prefill = workers.PrefillAlive(), decode = workers.DecodeReady();
+  metrics_.SetWorkers(prefill, workers.membership().Alive(pb::ROLE_DECODE));
+  metrics_.SetKvUsage(workers.KvUsage());
+  shared_.status.workers = workers.Status();
   metrics_.SetKvBlocks(shared_.status.workers);
   std::string why;
   if (shared_.draining) {

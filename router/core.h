@@ -1,4 +1,5 @@
-// router/core.h: RouterCore's implementation.
+// router/core.h: RouterCore's implementation: the thread that owns a Conductor, the streams to the
+// workers, and what fronts may ask for.
 //
 // Threads: fronts call the public methods; everything else runs on the core's one thread, which
 // takes closures from a mailbox. What both sides need is in `Shared`, under one mutex.
@@ -6,10 +7,8 @@
 
 #include <atomic>
 #include <functional>
-#include <map>
 #include <memory>
 #include <random>
-#include <set>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -18,28 +17,11 @@
 #include "common/mailbox.h"
 #include "common/mutex.h"
 #include "common/telemetry/log.h"
-#include "router/answer_text.h"
-#include "router/attempt.h"
+#include "router/conductor.h"
 #include "router/metrics.h"
 #include "router/router.h"
-#include "router/worker_pool.h"
 
 namespace switchyard {
-
-struct CoreOptions {
-  ModelDescription
-      model;  // numerics_id and, unless it is fixed, max_model_len come from the workers
-  bool max_model_len_fixed = false;
-  const Tokenizer* tokenizer = nullptr;  // must outlive the core
-  std::vector<std::string> prefill_addresses, decode_addresses;
-  Disaggregate disaggregate = Disaggregate::kAuto;
-  RouterLimits limits;
-  AttemptLimits attempts;
-  // How long a request waits while no decode worker is alive.
-  absl::Duration outage_wait = absl::Seconds(60);
-  absl::Duration lease = absl::Seconds(3);  // of a silent worker
-  uint64_t seed = 0;                        // of ids, absent sampling seeds and jitter
-};
 
 class Core final : public RouterCore {
  public:
@@ -65,7 +47,7 @@ class Core final : public RouterCore {
   void WatchReady(std::function<void(bool)> watch);
 
  private:
-  struct Request;
+  class Links;
   struct Shared {
     std::unordered_map<std::string, uint64_t> ids;  // of requests that have not ended
     uint64_t next_number = 1;
@@ -80,23 +62,6 @@ class Core final : public RouterCore {
   void Run();
 
   // On the core's thread:
-  void Begin(uint64_t number, std::string id, ClientRequest request, Sink sink);
-  void OnWorkerEvents(WorkerId worker, cluster::v1::StepEvents events);
-  void OnWorkerLost(WorkerId worker, const absl::Status& why);
-  void OnTimers();
-  void OnTimer(Request& r, absl::Time now);
-  void Dispatch();
-  void StartAttempt(Request& r, const Route& route);
-  cluster::v1::Submit SubmitFor(const Request& r, const Route& route, bool to_prefill) const;
-  // Does what the effects say; `r` may be gone afterwards.
-  void Apply(Request& r, RequestAttempts::Effects effects);
-  void TakeTokens(Request& r, RequestAttempts::Effects* effects, ClientUpdate* update);
-  void FillEnd(Request& r, const RequestAttempts::End& end, ClientUpdate* update);
-  void StopRequest(Request& r, const RequestAttempts::End& end);
-  void AbortRequest(uint64_t number);
-  void AbortRequests();
-  void Settle(Request& r);  // after a step of its attempts: load, waiting list, timer
-  void Erase(Request& r);
   void Pin();
   void PublishStatus();
   void SetReady(std::string why_not) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -115,14 +80,10 @@ class Core final : public RouterCore {
   std::atomic<bool> stop_{false};
   Mailbox<std::function<void()>> mailbox_;
 
-  std::mt19937_64 jitter_;
-  std::map<uint64_t, std::unique_ptr<Request>> requests_;
-  std::map<std::string, uint64_t> by_wire_id_;
-  std::set<std::pair<int, uint64_t>> waiting_;        // priority, arrival
-  std::set<std::pair<absl::Time, uint64_t>> timers_;  // one per request
-  std::vector<uint64_t> aborts_;                      // that sinks asked for
-  bool status_dirty_ = true;
-  std::unique_ptr<WorkerPool> pool_;
+  // The thread's:
+  std::vector<uint64_t> aborts_;  // that sinks asked for
+  std::unique_ptr<Links> links_;
+  std::unique_ptr<Conductor> conductor_;
   std::thread thread_;
 };
 

@@ -8,20 +8,15 @@
 namespace switchyard {
 namespace pb = cluster::v1;
 
-WorkerPool::WorkerPool(WorkerPoolOptions options, WorkerPoolEvents events, const Clock* clock,
-                       Logger* log, std::function<void(std::function<void()>)> post)
-    : options_(std::move(options)),
-      events_(std::move(events)),
+WorkerPool::WorkerPool(WorkerPoolOptions options, WorkerPoolEvents events, WorkerLinks* links,
+                       const Clock* clock, Logger* log)
+    : events_(std::move(events)),
+      links_(links),
       clock_(clock),
       log_(log),
-      post_(std::move(post)),
-      membership_(options_.membership) {
-  for (const std::string& a : options_.prefill_addresses) AddSlot(a, pb::ROLE_PREFILL);
-  for (const std::string& a : options_.decode_addresses) AddSlot(a, pb::ROLE_DECODE);
-  for (size_t i = 0; i < slots_.size(); ++i) {
-    slots_[i].client =
-        std::make_unique<WorkerClient>(slots_[i].address, options_.router_id, CallbacksFor(i));
-  }
+      membership_(options.membership) {
+  for (const std::string& a : options.prefill_addresses) AddSlot(a, pb::ROLE_PREFILL);
+  for (const std::string& a : options.decode_addresses) AddSlot(a, pb::ROLE_DECODE);
 }
 
 void WorkerPool::AddSlot(const std::string& address, pb::Role role) {
@@ -31,34 +26,7 @@ void WorkerPool::AddSlot(const std::string& address, pb::Role role) {
   slots_.push_back(std::move(slot));
 }
 
-WorkerClientCallbacks WorkerPool::CallbacksFor(size_t slot) {
-  return {
-      .registered =
-          [this, slot](StreamId stream, pb::Registration r) {
-            post_([this, slot, stream, r = std::move(r)] { OnRegistered(slot, stream, r); });
-          },
-      .events =
-          [this, slot](StreamId stream, pb::StepEvents events) {
-            auto shared = std::make_shared<pb::StepEvents>(std::move(events));
-            post_([this, slot, stream, shared] { OnEvents(slot, stream, std::move(*shared)); });
-          },
-      .heartbeat =
-          [this, slot](StreamId stream, const pb::Heartbeat& h) {
-            post_([this, slot, stream, h] { OnHeartbeat(slot, stream, h); });
-          },
-      .lost =
-          [this, slot](StreamId stream, const absl::Status& why) {
-            post_([this, slot, stream, why] { OnLost(slot, stream, why); });
-          },
-      .away =
-          [this, slot](const absl::Status& why) {
-            log_->Info("worker is away",
-                       {{"address", slots_[slot].address}, {"why", why.message()}});
-          },
-  };
-}
-
-void WorkerPool::OnRegistered(size_t n, StreamId stream, pb::Registration registration) {
+void WorkerPool::OnRegistered(size_t n, StreamId stream, const pb::Registration& registration) {
   Slot& slot = slots_[n];
   slot.stream = stream;
   absl::StatusOr<WorkerId> id =
@@ -68,7 +36,7 @@ void WorkerPool::OnRegistered(size_t n, StreamId stream, pb::Registration regist
       slot.last_refusal = std::string(id.status().message());
       log_->Error(slot.last_refusal);
     }
-    slot.client->Cancel(stream);
+    links_->Cancel(n, stream);
     return;
   }
   slot.last_refusal.clear();
@@ -82,11 +50,11 @@ void WorkerPool::OnRegistered(size_t n, StreamId stream, pb::Registration regist
   events_.changed();
 }
 
-void WorkerPool::OnEvents(size_t n, StreamId stream, pb::StepEvents events) {
+void WorkerPool::OnEvents(size_t n, StreamId stream, const pb::StepEvents& events) {
   Slot& slot = slots_[n];
   if (slot.stream != stream || !slot.id) return;
   membership_.Heard(*slot.id, clock_->Now());
-  events_.events(*slot.id, std::move(events));
+  events_.events(*slot.id, events);
 }
 
 void WorkerPool::OnHeartbeat(size_t n, StreamId stream, const pb::Heartbeat& heartbeat) {
@@ -116,9 +84,10 @@ void WorkerPool::Tick() {
   for (const Membership::Expired& expired : membership_.Expire(clock_->Now())) {
     auto it = loads_.find(expired.id);
     if (it == loads_.end()) continue;
-    Slot& slot = slots_[it->second.slot];
-    slot.client->Cancel(slot.stream);
-    OnLost(it->second.slot, slot.stream,
+    const size_t slot = it->second.slot;
+    const StreamId stream = slots_[slot].stream;
+    links_->Cancel(slot, stream);
+    OnLost(slot, stream,
            absl::UnavailableError(absl::StrCat("worker ", expired.address, " ", expired.reason)));
   }
 }
@@ -126,8 +95,7 @@ void WorkerPool::Tick() {
 bool WorkerPool::Send(WorkerId worker, pb::ToWorker message) {
   Load* load = LoadOf(worker);
   if (load == nullptr) return false;
-  Slot& slot = slots_[load->slot];
-  return slot.client->Send(slot.stream, std::move(message));
+  return links_->Send(load->slot, slots_[load->slot].stream, std::move(message));
 }
 
 int WorkerPool::DecodeReady() const {

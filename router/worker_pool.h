@@ -1,17 +1,17 @@
 // router/worker_pool.h: the workers of a router: their streams, which of them are alive, and what
-// the router has given them to do. Owned by the core's thread; streams reach it through `post`.
+// the router has given them to do. No I/O: it is told what the streams hear, and speaks through
+// WorkerLinks. Owned by the core's thread.
 #pragma once
 
 #include <functional>
 #include <map>
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/time/time.h"
 #include "cluster/membership.h"
-#include "cluster/worker_client.h"
+#include "cluster/worker_id.h"
 #include "common/clock.h"
 #include "common/telemetry/log.h"
 #include "router/policy.h"
@@ -21,13 +21,23 @@ namespace switchyard {
 
 struct WorkerPoolOptions {
   std::vector<std::string> prefill_addresses, decode_addresses;
-  std::string router_id;
   MembershipOptions membership;
+};
+
+// The streams to the workers, by slot: the prefill addresses in order, then the decode ones.
+class WorkerLinks {
+ public:
+  virtual ~WorkerLinks() = default;
+  // Queues one message; never blocks. False if that stream is over, or ends because the worker does
+  // not read: its OnLost follows.
+  virtual bool Send(size_t slot, StreamId stream, cluster::v1::ToWorker message) = 0;
+  // Ends that stream, if it is still the current one. It is dialled anew.
+  virtual void Cancel(size_t slot, StreamId stream) = 0;
 };
 
 // Called on the core's thread.
 struct WorkerPoolEvents {
-  std::function<void(WorkerId, cluster::v1::StepEvents)> events;
+  std::function<void(WorkerId, const cluster::v1::StepEvents&)> events;
   std::function<void(WorkerId, const absl::Status&)> lost;
   std::function<void()> changed;              // a worker came, or reported its load
   std::function<void(uint64_t)> preemptions;  // so many more
@@ -35,10 +45,15 @@ struct WorkerPoolEvents {
 
 class WorkerPool {
  public:
-  // `post` brings a function to the core's thread from any other; it may block, and drops the
-  // function once the core stops. Dials at once. All must outlive the pool.
-  WorkerPool(WorkerPoolOptions options, WorkerPoolEvents events, const Clock* clock, Logger* log,
-             std::function<void(std::function<void()>)> post);
+  // All must outlive the pool.
+  WorkerPool(WorkerPoolOptions options, WorkerPoolEvents events, WorkerLinks* links,
+             const Clock* clock, Logger* log);
+
+  // What a slot's stream hears, in its order: registered, then events and heartbeats, then lost.
+  void OnRegistered(size_t slot, StreamId stream, const cluster::v1::Registration& registration);
+  void OnEvents(size_t slot, StreamId stream, const cluster::v1::StepEvents& events);
+  void OnHeartbeat(size_t slot, StreamId stream, const cluster::v1::Heartbeat& heartbeat);
+  void OnLost(size_t slot, StreamId stream, const absl::Status& why);
 
   // False if the worker is gone or does not read: `lost` follows, or has come.
   bool Send(WorkerId worker, cluster::v1::ToWorker message);
@@ -68,7 +83,6 @@ class WorkerPool {
     StreamId stream;
     std::optional<WorkerId> id;
     std::string last_refusal;
-    std::unique_ptr<WorkerClient> client;
   };
   struct Promise {
     int64_t blocks;
@@ -86,23 +100,17 @@ class WorkerPool {
   };
 
   void AddSlot(const std::string& address, cluster::v1::Role role);
-  WorkerClientCallbacks CallbacksFor(size_t slot);
-  void OnRegistered(size_t slot, StreamId stream, cluster::v1::Registration registration);
-  void OnEvents(size_t slot, StreamId stream, cluster::v1::StepEvents events);
-  void OnHeartbeat(size_t slot, StreamId stream, const cluster::v1::Heartbeat& heartbeat);
-  void OnLost(size_t slot, StreamId stream, const absl::Status& why);
   Load* LoadOf(WorkerId worker);
   std::vector<PrefillView> PrefillViews() const;
   std::vector<DecodeView> DecodeViews() const;
 
-  const WorkerPoolOptions options_;
   const WorkerPoolEvents events_;
+  WorkerLinks* const links_;
   const Clock* const clock_;
   Logger* const log_;
-  const std::function<void(std::function<void()>)> post_;
   Membership membership_;
   std::map<WorkerId, Load> loads_;
-  std::vector<Slot> slots_;  // fixed after construction; last: its threads stop first
+  std::vector<Slot> slots_;
 };
 
 }  // namespace switchyard

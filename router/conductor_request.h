@@ -1,4 +1,4 @@
-// router/core_request.h: one request inside the core. Touched by the core's thread only.
+// router/conductor_request.h: one request inside the conductor.
 #pragma once
 
 #include <algorithm>
@@ -6,11 +6,11 @@
 #include <string>
 
 #include "router/answer_text.h"
-#include "router/core.h"
+#include "router/conductor.h"
 
 namespace switchyard {
 
-struct Core::Request {
+struct Conductor::Request {
   Request(uint64_t number, std::string id, std::string wire_id, ClientRequest client, Sink sink,
           const CoreOptions& options, absl::Time now, std::mt19937_64* rng)
       : number(number),

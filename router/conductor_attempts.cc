@@ -1,11 +1,12 @@
-// The core's half that steps a request: worker events in, submits, aborts and client updates out.
+// The conductor's half that steps a request: worker events in, submits, aborts and client updates
+// out.
 #include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "cluster/convert.h"
-#include "router/core.h"
-#include "router/core_request.h"
+#include "router/conductor.h"
+#include "router/conductor_request.h"
 
 namespace switchyard {
 namespace {
@@ -55,51 +56,51 @@ ClientUpdate::Finish FinishFor(End::Reason reason) {
 
 }  // namespace
 
-void Core::OnWorkerEvents(WorkerId worker, pb::StepEvents events) {
+void Conductor::OnWorkerEvents(WorkerId worker, const pb::StepEvents& events) {
   for (const pb::AttemptEvent& e : events.events()) {
     auto it = by_wire_id_.find(e.id().request());
     if (it == by_wire_id_.end()) continue;  // late, of a request that has ended
     Request& r = *requests_.at(it->second);
     if (r.assigned && r.assigned->prefill == worker && e.id().attempt() == r.attempts.attempt() &&
         (e.handed_off() || e.finish() != pb::FINISH_NONE)) {
-      pool_->PrefillDone(r.number, *r.assigned);
+      workers_.PrefillDone(r.number, *r.assigned);
     }
     Apply(r, r.attempts.OnEvent(clock_->Now(), worker, EventFromProto(e)));
   }
 }
 
-void Core::OnWorkerLost(WorkerId worker, const absl::Status& why) {
+void Conductor::OnWorkerLost(WorkerId worker, const absl::Status& why) {
   for (auto it = requests_.begin(); it != requests_.end();) {
     Request& r = *it++->second;  // Apply may erase it
     Apply(r, r.attempts.OnWorkerLost(clock_->Now(), worker, why));
   }
 }
 
-void Core::StartAttempt(Request& r, const Route& route) {
+void Conductor::StartAttempt(Request& r, const Route& route) {
   waiting_.erase({r.client.priority, r.number});
   r.waiting = false;
-  if (r.attempts.Start(route) > 1) metrics_.Retry();
+  if (r.attempts.Start(route) > 1) outside_.metrics->Retry();
   r.assigned = route;
-  r.decode_worker = pool_->Find(route.decode)->address;
-  r.prefill_worker = route.prefill ? pool_->Find(*route.prefill)->address : "";
-  pool_->Assign(r.number, route, r.tokens());
+  r.decode_worker = workers_.Find(route.decode)->address;
+  r.prefill_worker = route.prefill ? workers_.Find(*route.prefill)->address : "";
+  workers_.Assign(r.number, route, r.tokens());
   // D first, so that it knows the attempt when P's hand-off arrives.
   std::optional<WorkerId> unreachable;
   pb::ToWorker message;
   *message.mutable_submit() = SubmitFor(r, route, /*to_prefill=*/false);
-  if (!pool_->Send(route.decode, std::move(message))) {
+  if (!workers_.Send(route.decode, std::move(message))) {
     unreachable = route.decode;
   } else if (route.prefill) {
     pb::ToWorker prefill;
     *prefill.mutable_submit() = SubmitFor(r, route, /*to_prefill=*/true);
-    if (!pool_->Send(*route.prefill, std::move(prefill))) unreachable = route.prefill;
+    if (!workers_.Send(*route.prefill, std::move(prefill))) unreachable = route.prefill;
   }
   if (!unreachable) return Settle(r);
   Apply(r, r.attempts.OnWorkerLost(clock_->Now(), *unreachable,
                                    absl::UnavailableError("the worker takes no messages")));
 }
 
-pb::Submit Core::SubmitFor(const Request& r, const Route& route, bool to_prefill) const {
+pb::Submit Conductor::SubmitFor(const Request& r, const Route& route, bool to_prefill) const {
   pb::Submit s;
   const std::vector<TokenId>& generated = r.attempts.generated();
   ToProto(AttemptKey{r.wire_id, r.attempts.attempt()}, s.mutable_id());
@@ -114,7 +115,7 @@ pb::Submit Core::SubmitFor(const Request& r, const Route& route, bool to_prefill
   s.set_prompt_logprobs(generated.empty() ? r.client.prompt_logprobs : -1);
   s.set_deadline_ms(std::max<int64_t>(1, absl::ToInt64Milliseconds(r.deadline - clock_->Now())));
   if (to_prefill) {
-    const pb::Registration& decode = pool_->Find(route.decode)->registration;
+    const pb::Registration& decode = workers_.Find(route.decode)->registration;
     s.set_decode_address(decode.handoff_address());
     s.set_decode_incarnation(decode.incarnation());
   } else {
@@ -123,13 +124,13 @@ pb::Submit Core::SubmitFor(const Request& r, const Route& route, bool to_prefill
   return s;
 }
 
-void Core::Apply(Request& r, RequestAttempts::Effects effects) {
+void Conductor::Apply(Request& r, RequestAttempts::Effects effects) {
   ClientUpdate update;
   if (!effects.tokens.empty()) TakeTokens(r, &effects, &update);
   for (const RequestAttempts::Abort& abort : effects.aborts) {
     pb::ToWorker message;
     ToProto(AttemptKey{r.wire_id, abort.attempt}, message.mutable_abort()->mutable_id());
-    (void)pool_->Send(abort.worker, std::move(message));  // a worker that is gone has no state
+    (void)workers_.Send(abort.worker, std::move(message));  // a worker that is gone has no state
   }
   if (effects.end) FillEnd(r, *effects.end, &update);
   if (effects.end || !update.tokens.empty()) {
@@ -144,16 +145,16 @@ void Core::Apply(Request& r, RequestAttempts::Effects effects) {
   }
 }
 
-void Core::TakeTokens(Request& r, RequestAttempts::Effects* effects, ClientUpdate* update) {
+void Conductor::TakeTokens(Request& r, RequestAttempts::Effects* effects, ClientUpdate* update) {
   const absl::Time now = clock_->Now();
   if (r.completion_tokens == 0) {
     r.first_token = now;
-    metrics_.FirstToken(static_cast<int>(r.client.prompt_ids.size()), now - r.arrival);
+    outside_.metrics->FirstToken(static_cast<int>(r.client.prompt_ids.size()), now - r.arrival);
   } else {
-    metrics_.LaterTokens(static_cast<int>(effects->tokens.size()), now - r.last_token);
+    outside_.metrics->LaterTokens(static_cast<int>(effects->tokens.size()), now - r.last_token);
   }
   r.last_token = now;
-  if (r.assigned) pool_->FirstToken(r.number, *r.assigned);
+  if (r.assigned) workers_.FirstToken(r.number, *r.assigned);
   update->prompt_logprobs = std::move(effects->prompt_logprobs);
   const size_t n = effects->tokens.size();
   for (size_t i = 0; i < n && update->stop_match.empty(); ++i) {
@@ -167,7 +168,7 @@ void Core::TakeTokens(Request& r, RequestAttempts::Effects* effects, ClientUpdat
     }
     update->tokens.push_back(std::move(token));
   }
-  metrics_.GeneratedTokens(static_cast<int>(update->tokens.size()));
+  outside_.metrics->GeneratedTokens(static_cast<int>(update->tokens.size()));
   if (update->stop_match.empty()) return;
   const End stop{End::Reason::kStop, absl::OkStatus()};
   RequestAttempts::Effects stopped = r.attempts.Stop(stop);
@@ -175,7 +176,7 @@ void Core::TakeTokens(Request& r, RequestAttempts::Effects* effects, ClientUpdat
   effects->end = stop;
 }
 
-void Core::FillEnd(Request& r, const End& end, ClientUpdate* update) {
+void Conductor::FillEnd(Request& r, const End& end, ClientUpdate* update) {
   const absl::Time now = clock_->Now();
   update->finish = FinishFor(end.reason);
   update->error = end.error;
@@ -196,16 +197,16 @@ void Core::FillEnd(Request& r, const End& end, ClientUpdate* update) {
   update->kv_lane = r.attempts.kv_lane();
   update->prefill_worker = r.prefill_worker;
   update->decode_worker = r.decode_worker;
-  metrics_.Ended(update->finish, update->e2e, update->kv_bytes_moved);
+  outside_.metrics->Ended(update->finish, update->e2e, update->kv_bytes_moved);
   if (end.reason == End::Reason::kError) {
-    log_->Warning("request failed", {{"request", r.id}, {"error", end.error.ToString()}});
+    outside_.log->Warning("request failed", {{"request", r.id}, {"error", end.error.ToString()}});
   }
 }
 
-void Core::Settle(Request& r) {
+void Conductor::Settle(Request& r) {
   const bool waits = r.attempts.phase() == Phase::kWaiting;
   if (waits && r.assigned) {
-    pool_->Release(r.number, *r.assigned, r.tokens());
+    workers_.Release(r.number, *r.assigned, r.tokens());
     r.assigned.reset();
   }
   const absl::Time now = clock_->Now();
@@ -224,15 +225,12 @@ void Core::Settle(Request& r) {
   r.timer = timer;
 }
 
-void Core::Erase(Request& r) {
-  if (r.assigned) pool_->Release(r.number, *r.assigned, r.tokens());
+void Conductor::Erase(Request& r) {
+  if (r.assigned) workers_.Release(r.number, *r.assigned, r.tokens());
   waiting_.erase({r.client.priority, r.number});
   timers_.erase({r.timer, r.number});
   by_wire_id_.erase(r.wire_id);
-  {
-    MutexLock lock(mu_);
-    shared_.ids.erase(r.id);
-  }
+  outside_.ended(r.id);
   requests_.erase(r.number);
 }
 

@@ -1,0 +1,87 @@
+#include "prefill/grpc_handoff_channel.h"
+
+#include <chrono>
+#include <utility>
+
+#include "cluster/grpc_server.h"
+
+namespace switchyard {
+
+namespace pb = handoff::v1;
+
+GrpcHandoffChannel::GrpcHandoffChannel(const std::string& address, PostToLoop post)
+    : post_(std::move(post)), stub_(pb::Handoff::NewStub(DialChannel(address))) {}
+
+GrpcHandoffChannel::~GrpcHandoffChannel() {
+  *alive_ = false;
+  MutexLock lock(mu_);
+  closed_ = true;
+  for (grpc::ClientContext* call : calls_) call->TryCancel();
+  while (!calls_.empty()) idle_.Wait(mu_);
+}
+
+template <typename Request, typename Response>
+void GrpcHandoffChannel::Call(void (Stub::*method)(grpc::ClientContext*, const Request*, Response*,
+                                                   std::function<void(grpc::Status)>),
+                              Request request, absl::Duration timeout, Done<Response> done) {
+  struct State {
+    grpc::ClientContext context;
+    Request request;
+    Response response;
+  };
+  auto state = std::make_shared<State>();
+  state->request = std::move(request);
+  state->context.set_deadline(std::chrono::system_clock::now() +
+                              absl::ToChronoMilliseconds(timeout));
+  {
+    MutexLock lock(mu_);
+    calls_.insert(&state->context);
+  }
+  // The answer comes on a thread of gRPC's, which must not touch this object after the erase.
+  (stub_->async()->*method)(
+      &state->context, &state->request, &state->response,
+      [this, state, post = post_, done = std::move(done)](const grpc::Status& status) {
+        MutexLock lock(mu_);
+        if (!closed_) {
+          post([state, done, status, alive = alive_] {
+            if (!*alive) return;
+            if (!status.ok()) return done(FromGrpc(status));
+            done(std::move(state->response));
+          });
+        }
+        calls_.erase(&state->context);
+        idle_.NotifyAll();
+      });
+}
+
+void GrpcHandoffChannel::Hello(pb::HelloRequest request, absl::Duration timeout,
+                               Done<pb::HelloResponse> done) {
+  Call<pb::HelloRequest, pb::HelloResponse>(&Stub::Hello, std::move(request), timeout,
+                                            std::move(done));
+}
+
+void GrpcHandoffChannel::Reserve(pb::ReserveRequest request, absl::Duration timeout,
+                                 Done<pb::ReserveResponse> done) {
+  Call<pb::ReserveRequest, pb::ReserveResponse>(&Stub::Reserve, std::move(request), timeout,
+                                                std::move(done));
+}
+
+void GrpcHandoffChannel::Commit(pb::CommitRequest request, absl::Duration timeout,
+                                Done<pb::CommitResponse> done) {
+  Call<pb::CommitRequest, pb::CommitResponse>(&Stub::Commit, std::move(request), timeout,
+                                              std::move(done));
+}
+
+void GrpcHandoffChannel::Cancel(pb::CancelRequest request, absl::Duration timeout,
+                                Done<pb::CancelResponse> done) {
+  Call<pb::CancelRequest, pb::CancelResponse>(&Stub::Cancel, std::move(request), timeout,
+                                              std::move(done));
+}
+
+void GrpcHandoffChannel::Renew(pb::RenewRequest request, absl::Duration timeout,
+                               Done<pb::RenewResponse> done) {
+  Call<pb::RenewRequest, pb::RenewResponse>(&Stub::Renew, std::move(request), timeout,
+                                            std::move(done));
+}
+
+}  // namespace switchyard

@@ -1,0 +1,118 @@
+#include "router/conductor.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "router/conductor_request.h"
+
+namespace switchyard {
+namespace {
+
+namespace pb = cluster::v1;
+using End = RequestAttempts::End;
+
+WorkerPoolOptions PoolOptions(const CoreOptions& options) {
+  return {.prefill_addresses = options.prefill_addresses,
+          .decode_addresses = options.decode_addresses,
+          .membership = {
+              .lease = options.lease,
+              .vocab_size = options.model.vocab_size,
+              .max_model_len = options.max_model_len_fixed ? options.model.max_model_len : 0}};
+}
+
+}  // namespace
+
+Conductor::Conductor(const CoreOptions* options, std::string router_id, Outside outside)
+    : options_(*options),
+      router_id_(std::move(router_id)),
+      outside_(std::move(outside)),
+      clock_(outside_.clock),
+      jitter_(options_.seed ^ 1),
+      workers_(PoolOptions(options_), MakePoolEvents(), outside_.links, clock_, outside_.log) {}
+
+Conductor::~Conductor() = default;
+
+WorkerPoolEvents Conductor::MakePoolEvents() {
+  return {.events = [this](WorkerId w, const pb::StepEvents& e) { OnWorkerEvents(w, e); },
+          .lost = [this](WorkerId w, const absl::Status& why) { OnWorkerLost(w, why); },
+          .changed = [this] { workers_changed_ = true; },
+          .preemptions = [this](uint64_t n) { outside_.metrics->Preemptions(n); }};
+}
+
+void Conductor::Turn() {
+  workers_.Tick();
+  OnTimers();
+  Dispatch();
+}
+
+void Conductor::StopRequest(Request& r, const End& end) { Apply(r, r.attempts.Stop(end)); }
+
+void Conductor::Abort(uint64_t number) {
+  auto it = requests_.find(number);
+  if (it != requests_.end()) StopRequest(*it->second, {End::Reason::kAborted, absl::OkStatus()});
+}
+
+void Conductor::AbortAll() {
+  while (!requests_.empty()) Abort(requests_.begin()->first);
+}
+
+void Conductor::Begin(uint64_t number, std::string id, ClientRequest client, Sink sink) {
+  auto request = std::make_unique<Request>(number, std::move(id),
+                                           absl::StrCat(router_id_, "-", number), std::move(client),
+                                           std::move(sink), options_, clock_->Now(), &jitter_);
+  Request& r = *request;
+  by_wire_id_[r.wire_id] = number;
+  requests_[number] = std::move(request);
+  Settle(r);
+}
+
+void Conductor::OnTimers() {
+  const absl::Time now = clock_->Now();
+  while (!timers_.empty() && timers_.begin()->first <= now) {
+    Request& r = *requests_.at(timers_.begin()->second);
+    timers_.erase(timers_.begin());
+    r.timer = absl::InfiniteFuture();
+    OnTimer(r, now);
+  }
+}
+
+void Conductor::OnTimer(Request& r, absl::Time now) {
+  if (now >= r.deadline) {
+    return StopRequest(
+        r, {End::Reason::kError, absl::DeadlineExceededError(
+                                     absl::StrCat("the request ran longer than its deadline of ",
+                                                  absl::FormatDuration(r.deadline - r.arrival)))});
+  }
+  if (r.attempts.phase() == RequestAttempts::Phase::kRunning) return Settle(r);
+  if (now >= r.waiting_since + options_.outage_wait) {
+    if (workers_.DecodeReady() == 0) {
+      return StopRequest(
+          r, {End::Reason::kError,
+              absl::UnavailableError(absl::StrCat("no decode worker was there for ",
+                                                  absl::FormatDuration(options_.outage_wait)))});
+    }
+    r.waiting_since = now;
+  }
+  Settle(r);
+}
+
+// Requests go in order of priority and arrival; one that finds no room holds back those behind it,
+// so that a large one is not passed forever.
+void Conductor::Dispatch() {
+  const absl::Time now = clock_->Now();
+  for (auto it = waiting_.begin(); it != waiting_.end();) {
+    Request& r = *requests_.at(it->second);
+    if (r.attempts.wake() > now) {
+      ++it;
+      continue;
+    }
+    const std::optional<Route> route = workers_.Choose(
+        options_.disaggregate, {.tokens = r.tokens(), .avoid = &r.attempts.avoid()});
+    if (!route) return;
+    ++it;
+    StartAttempt(r, *route);
+  }
+}
+
+}  // namespace switchyard
