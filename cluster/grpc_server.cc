@@ -1,5 +1,6 @@
 #include "cluster/grpc_server.h"
 
+#include <grpcpp/health_check_service_interface.h>
 #include <netdb.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -7,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <mutex>
 
 #include "absl/strings/str_cat.h"
 
@@ -28,6 +30,9 @@ void ForEachKeepaliveArgument(const SetInt& set) {
 absl::StatusOr<std::unique_ptr<grpc::Server>> StartAt(const GrpcServerOptions& options, int port,
                                                       const std::vector<grpc::Service*>& services,
                                                       int* bound) {
+  // A switch of the process: it adds the service to servers that are built later.
+  static std::once_flag health;
+  std::call_once(health, [] { grpc::EnableDefaultHealthCheckService(true); });
   grpc::ServerBuilder builder;
   builder.AddListeningPort(HostPort(options.host, port), grpc::InsecureServerCredentials(), bound);
   // gRPC turns SO_REUSEPORT on: two processes would share one port, each answering some calls.
@@ -103,6 +108,10 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Listen(
 }
 
 GrpcServer::~GrpcServer() { Shutdown(); }
+
+void GrpcServer::SetServing(bool serving) {
+  server_->GetHealthCheckService()->SetServingStatus(serving);
+}
 
 void GrpcServer::Shutdown() {
   server_->Shutdown(std::chrono::system_clock::now());

@@ -1,6 +1,6 @@
 // cluster/grpc_server.h: a listening gRPC server and the channel settings that go with it, the same
-// for every process of a cluster: keepalive notices a hung peer in about 2 s, sizes are capped, a
-// taken port is an error and never silently shared.
+// for every process of a cluster: a health service, keepalive that notices a hung peer in about 2 s,
+// capped sizes; a taken port is an error and never silently shared.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -33,6 +33,9 @@ class GrpcServer {
 
   int port() const { return port_; }
   grpc::Server& server() { return *server_; }
+  // What grpc.health.v1.Health answers, for the server as a whole ("") and for each of its
+  // services. Serving from the start.
+  void SetServing(bool serving);
   // Cancels every running call and returns when their handlers have. Idempotent.
   void Shutdown();
 

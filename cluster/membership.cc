@@ -24,6 +24,10 @@ absl::Status CheckPositive(const std::string& address, const char* field, int va
       absl::StrCat("worker ", address, " refused: ", field, " is ", value, ", at least 1 wanted"));
 }
 
+bool Moved(const pb::Heartbeat& before, const pb::Heartbeat& now) {
+  return before.steps() != now.steps() || before.progress() != now.progress();
+}
+
 }  // namespace
 
 int Member::kv_blocks_available() const {
@@ -76,12 +80,17 @@ absl::StatusOr<WorkerId> Membership::Register(const std::string& address, pb::Ro
     if (options_.max_model_len != 0) pinned_->set_max_model_len(options_.max_model_len);
   }
   const WorkerId id(next_id_++);
+  const auto stuck = stuck_.find(address);
+  const bool suspect =
+      stuck != stuck_.end() && stuck->second.incarnation == registration.incarnation();
+  if (stuck != stuck_.end() && !suspect) stuck_.erase(stuck);
   members_[id] = Member{.id = id,
                         .address = address,
                         .registration = std::move(registration),
                         .heartbeat = {},
                         .heard = now,
-                        .stepped = now};
+                        .stepped = now,
+                        .suspect = suspect};
   return id;
 }
 
@@ -94,7 +103,11 @@ void Membership::Beat(WorkerId id, const pb::Heartbeat& heartbeat, absl::Time no
   if (it == members_.end()) return;
   Member& member = it->second;
   member.heard = now;
-  if (!heartbeat.busy() || heartbeat.steps() != member.heartbeat.steps()) member.stepped = now;
+  if (!heartbeat.busy() || Moved(member.heartbeat, heartbeat)) member.stepped = now;
+  if (member.suspect && (!heartbeat.busy() || Moved(stuck_.at(member.address).last, heartbeat))) {
+    member.suspect = false;
+    stuck_.erase(member.address);
+  }
   member.heartbeat = heartbeat;
 }
 
@@ -106,7 +119,8 @@ std::vector<Membership::Expired> Membership::Expire(absl::Time now) {
     if (now - m.heard > options_.lease) {
       reason = absl::StrCat("silent for ", absl::FormatDuration(now - m.heard));
     } else if (now - m.stepped > options_.stuck) {
-      reason = absl::StrCat("busy without a step for ", absl::FormatDuration(now - m.stepped));
+      reason = absl::StrCat("busy without progress for ", absl::FormatDuration(now - m.stepped));
+      stuck_[m.address] = {m.registration.incarnation(), m.heartbeat};
     }
     if (reason.empty()) {
       ++it;

@@ -2,8 +2,9 @@
 // the streams; not thread-safe.
 //
 // A worker registers on each new stream and gets a WorkerId; the id ends with the stream, with
-// silence for `lease`, or when its engine is busy without a step for `stuck`. It must then register
-// anew, under a new id: everything that was in flight under the old one is gone.
+// silence for `lease`, or when its engine is busy without progress for `stuck`. It must then
+// register anew, under a new id: everything that was in flight under the old one is gone. A process
+// whose engine got stuck stays suspect until its engine moves.
 //
 // The first registration pins numerics, layout, vocabulary and context of the cluster for the life
 // of the router, because a request may be replayed on any worker; one that differs is refused.
@@ -24,8 +25,10 @@ namespace switchyard {
 
 struct MembershipOptions {
   absl::Duration lease = absl::Seconds(3);
-  absl::Duration stuck = absl::Seconds(30);  // a step of the largest chunk on a slow machine ends
-  int vocab_size = 0;                        // what workers must have; 0: what the first one has
+  // Progress is a layer, not a step: one layer of the largest chunk takes far less on any machine
+  // that could serve the model at all, however long the whole step takes.
+  absl::Duration stuck = absl::Seconds(3);
+  int vocab_size = 0;     // what workers must have; 0: what the first one has
   int max_model_len = 0;  // what workers must have at least; 0: what the first one has
 };
 
@@ -35,6 +38,7 @@ struct Member {
   cluster::v1::Registration registration;
   cluster::v1::Heartbeat heartbeat;  // all zero before the first
   absl::Time heard, stepped;         // last message; last progress of the engine
+  bool suspect = false;              // its engine stood still and has not moved since
 
   // Blocks that a new sequence can have: free ones and those that only the cache holds.
   int kv_blocks_available() const;
@@ -72,6 +76,11 @@ class Membership {
   const MembershipOptions options_;
   uint64_t next_id_ = 1;
   std::map<WorkerId, Member> members_;
+  struct Stuck {
+    uint64_t incarnation;
+    cluster::v1::Heartbeat last;
+  };
+  std::map<std::string, Stuck> stuck_;  // by address: processes that are suspect
   std::optional<cluster::v1::Registration> pinned_;
 };
 

@@ -69,14 +69,18 @@ TEST_F(MembershipTest, SilentWorkerIsOutAndMustRegisterAnew) {
   EXPECT_NE(*again, *id);
 }
 
-TEST_F(MembershipTest, BusyEngineWithoutStepsIsStuckAndAnIdleOneIsNot) {
+TEST_F(MembershipTest, BusyEngineWithoutProgressIsStuckAndOthersAreNot) {
   auto busy = members_.Register("a:1", pb::ROLE_DECODE, Decode(), clock_.Now());
   auto idle = members_.Register("b:1", pb::ROLE_DECODE, Decode(), clock_.Now());
+  auto slow = members_.Register("c:1", pb::ROLE_DECODE, Decode(), clock_.Now());
   pb::Heartbeat beat;
   beat.set_steps(5);
-  for (int i = 0; i < 31; ++i) {
+  for (int i = 0; i < 4; ++i) {
     beat.set_busy(true);
     members_.Beat(*busy, beat, clock_.Now());
+    beat.set_progress(i);  // a long step, layer by layer
+    members_.Beat(*slow, beat, clock_.Now());
+    beat.set_progress(0);
     beat.set_busy(false);
     members_.Beat(*idle, beat, clock_.Now());
     clock_.Advance(absl::Seconds(1));
@@ -84,6 +88,16 @@ TEST_F(MembershipTest, BusyEngineWithoutStepsIsStuckAndAnIdleOneIsNot) {
   auto expired = members_.Expire(clock_.Now());
   ASSERT_EQ(expired.size(), 1u);
   EXPECT_EQ(expired[0].address, "a:1");
+
+  // The process still lives and registers anew, but nothing is to be given to it until it moves.
+  auto again = members_.Register("a:1", pb::ROLE_DECODE, Decode(), clock_.Now());
+  EXPECT_TRUE(members_.Find(*again)->suspect);
+  beat.set_busy(true);
+  members_.Beat(*again, beat, clock_.Now());
+  EXPECT_TRUE(members_.Find(*again)->suspect);
+  beat.set_progress(1);
+  members_.Beat(*again, beat, clock_.Now());
+  EXPECT_FALSE(members_.Find(*again)->suspect);
 }
 
 TEST_F(MembershipTest, RefusesNonsense) {

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstdint>
 #include <limits>
@@ -122,6 +123,7 @@ class EngineImpl final : public Engine, private LayerObserver {
 
   KvStorage& kv() override { return kv_; }
   const BlockPool& pool() const override { return pool_; }
+  uint64_t progress() const override { return layers_done_.load(std::memory_order_relaxed); }
   EngineStats stats() const override;
   const EngineOptions& options() const override { return options_; }
   const Model& model() const override { return model_; }
@@ -145,6 +147,7 @@ class EngineImpl final : public Engine, private LayerObserver {
   Scheduler scheduler_;
   std::function<void(const KvProgress&)> kv_progress_;
   uint64_t steps_ = 0, prompt_tokens_ = 0, generated_tokens_ = 0;
+  std::atomic<uint64_t> layers_done_{0};
 
   // This step's batch: kept, so that a steady state allocates nothing.
   std::span<const Scheduler::Chunk> plan_;
@@ -224,6 +227,7 @@ void EngineImpl::BuildBatch() {
 }
 
 void EngineImpl::OnLayerWritten(int layer) {
+  layers_done_.fetch_add(1, std::memory_order_relaxed);
   if (!kv_progress_) return;
   for (const Scheduler::Chunk& c : plan_) {
     const Sequence& s = *c.sequence;

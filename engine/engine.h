@@ -94,6 +94,8 @@ class Engine {
   virtual KvStorage& kv() = 0;
   virtual const BlockPool& pool() const = 0;
   virtual EngineStats stats() const = 0;
+  // Layers computed so far. Thread-safe, unlike the rest: a stuck engine cannot be asked.
+  virtual uint64_t progress() const = 0;
   virtual const EngineOptions& options() const = 0;
   virtual const Model& model() const = 0;
 };

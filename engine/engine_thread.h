@@ -29,13 +29,15 @@ class EngineThread {
 
   // Steps finished so far; a heartbeat carries it, so that a stuck engine shows. Thread-safe.
   uint64_t steps() const { return steps_.load(std::memory_order_relaxed); }
+  // Layers computed so far, also of a step under way. Thread-safe.
+  uint64_t progress() const { return engine_->progress(); }
   // True while the engine has something to compute. Thread-safe.
   bool busy() const { return busy_.load(std::memory_order_relaxed); }
 
  private:
   void Run();
 
-  std::unique_ptr<Engine> engine_;
+  const std::unique_ptr<Engine> engine_;
   const std::function<void(std::vector<EngineOutput>)> on_outputs_;
   const std::function<void(absl::Status)> on_failure_;
   Mailbox<Task> mailbox_;

@@ -157,6 +157,7 @@ pb::Heartbeat WorkerCore::MakeHeartbeat() {
   });
   pb::Heartbeat h;
   h.set_steps(engine_thread_->steps());
+  h.set_progress(engine_thread_->progress());
   h.set_busy(engine_thread_->busy());
   h.set_draining(draining());
   {
@@ -177,6 +178,7 @@ pb::Heartbeat WorkerCore::MakeHeartbeat() {
 
 void WorkerCore::Drain(absl::Duration notice) {
   draining_ = true;
+  grpc_->SetServing(false);
   server_->HeartbeatNow();
   // A submit that came before this moment has been counted when the barrier is reached.
   auto barrier = std::make_shared<std::atomic<bool>>(false);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -72,7 +73,7 @@ class ReceiveEnd {
   const std::function<uint64_t()> random_;
   const KvReceiver::OnDropped on_dropped_;
   ReceiveSessions sessions_;
-  absl::flat_hash_map<uint64_t, Peer> peers_;  // by peer_token
+  std::map<uint64_t, Peer> peers_;  // by peer_token
   bool some_lost_ = false;
   absl::flat_hash_map<uint64_t, std::function<void(ReceiveSessions::Effect&)>> asked_;  // by op
   uint64_t last_op_ = 0;

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <optional>
 #include <variant>
@@ -136,7 +137,7 @@ class ReceiveSessions {
 
   const Options options_;
   uint64_t next_session_ = options_.first_session;
-  absl::flat_hash_map<uint64_t, Session> sessions_;
+  std::map<uint64_t, Session> sessions_;  // in order: what ends together does so in the same order
   absl::flat_hash_map<AttemptKey, uint64_t> by_key_;
   absl::flat_hash_map<AttemptKey, Tombstone> tombstones_;
   absl::flat_hash_map<uint64_t, AttemptKey> ended_;  // by session, of tombstones that had one

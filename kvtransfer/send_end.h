@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -67,7 +68,7 @@ class SendEnd {
   const Clock* const clock_;
   const Connect connect_;
   SendSessions sessions_;
-  absl::flat_hash_map<uint64_t, Peer> peers_;  // by peer_token
+  std::map<uint64_t, Peer> peers_;  // by peer_token
   bool some_lost_ = false;
   absl::flat_hash_map<uint64_t, Done> done_;  // by op
   uint64_t last_op_ = 0;

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <optional>
 #include <string>
 #include <variant>
@@ -144,7 +145,7 @@ class SendSessions {
 
   const Options options_;
   uint64_t next_transfer_ = 1;
-  absl::flat_hash_map<uint64_t, Transfer> transfers_;
+  std::map<uint64_t, Transfer> transfers_;
   absl::flat_hash_map<AttemptKey, uint64_t> by_key_;
   // By peer: transfers with chunks, in turn. Ids of ended transfers are skipped.
   absl::flat_hash_map<uint64_t, std::deque<uint64_t>> ready_;

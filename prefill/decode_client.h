@@ -40,6 +40,7 @@ class DecodeClient {
                std::unique_ptr<HandoffChannel> channel,
                std::function<void(std::function<void()>)> post);
   ~DecodeClient();
+  const std::string& address() const { return address_; }
 
   // `incarnation`: of the decode process that is meant; 0: any. kUnavailable if it is another one.
   void Reserve(const AttemptKey& key, int tokens, uint64_t incarnation, Done<Reservation> done);

@@ -136,7 +136,7 @@ void PrefillAttempts::Execute(const AttemptKey& key, Attempt& attempt, Effect ef
     case Effect::kBegin:
       return sender_->Begin(key, r.peer_token, r.session, r.generations);
     case Effect::kRenew:
-      return renewals_[{attempt.peer.get(), r.peer_token}].push_back(key);
+      return renewals_[{attempt.peer->address(), r.peer_token}].push_back(key);
     case Effect::kSendToken:
       return env_->Send(attempt.session, attempt.token);
     case Effect::kCommit:
@@ -207,32 +207,35 @@ void PrefillAttempts::StopLocal(const AttemptKey& key) {
 
 // One call per decode rank, however many attempts are due.
 void PrefillAttempts::SendRenewals() {
-  for (auto& [peer, keys] : std::exchange(renewals_, {})) {
+  for (auto& [to, keys] : std::exchange(renewals_, {})) {
     std::map<uint64_t, AttemptKey> by_session;
+    std::shared_ptr<DecodeClient> peer;
     for (const AttemptKey& key : keys) {
       const auto it = attempts_.find(key);
-      if (it != attempts_.end()) by_session[it->second.reservation.session] = key;
+      if (it == attempts_.end()) continue;
+      by_session[it->second.reservation.session] = key;
+      peer = it->second.peer;
     }
-    if (by_session.empty()) continue;  // and then nothing holds `peer`
+    if (peer == nullptr) continue;
     std::vector<uint64_t> sessions;
     for (const auto& [session, key] : by_session) sessions.push_back(session);
-    peer.first->Renew(
-        peer.second, sessions,
-        [this, by_session](absl::StatusOr<handoff::v1::RenewResponse> answer) mutable {
-          if (absl::IsUnavailable(answer.status())) {
-            for (const auto& [session, key] : by_session) {
-              Feed(key, HandoffClient::Failed{answer.status()});
-            }
-          }
-          if (!answer.ok()) return;  // slow: another try follows before the lease ends
-          for (const uint64_t lost : answer->lost()) {
-            const auto it = by_session.find(lost);
-            if (it == by_session.end()) continue;
-            Feed(it->second, HandoffClient::Failed{absl::AbortedError("the lease was lost")});
-            by_session.erase(it);
-          }
-          for (const auto& [session, key] : by_session) Feed(key, HandoffClient::Renewed{});
-        });
+    peer->Renew(to.second, sessions,
+                [this, by_session](absl::StatusOr<handoff::v1::RenewResponse> answer) mutable {
+                  if (absl::IsUnavailable(answer.status())) {
+                    for (const auto& [session, key] : by_session) {
+                      Feed(key, HandoffClient::Failed{answer.status()});
+                    }
+                  }
+                  if (!answer.ok()) return;  // slow: another try follows before the lease ends
+                  for (const uint64_t lost : answer->lost()) {
+                    const auto it = by_session.find(lost);
+                    if (it == by_session.end()) continue;
+                    Feed(it->second,
+                         HandoffClient::Failed{absl::AbortedError("the lease was lost")});
+                    by_session.erase(it);
+                  }
+                  for (const auto& [session, key] : by_session) Feed(key, HandoffClient::Renewed{});
+                });
   }
 }
 

@@ -78,7 +78,8 @@ class PrefillAttempts {
   std::atomic<uint64_t> kv_bytes_{0};
   std::map<AttemptKey, Attempt> attempts_;
   std::map<std::string, std::shared_ptr<DecodeClient>> peers_;  // by address
-  std::map<std::pair<DecodeClient*, uint64_t>, std::vector<AttemptKey>> renewals_;
+  // By decode rank and peer_token: attempts whose leases are due.
+  std::map<std::pair<std::string, uint64_t>, std::vector<AttemptKey>> renewals_;
 };
 
 }  // namespace switchyard

@@ -112,6 +112,7 @@ void RequestAttempts::Accept(WorkerEvent event, Effects* effects) {
   if (has_token) {
     if (generated_.empty()) effects->prompt_logprobs = std::move(event.prompt_logprobs);
     generated_.push_back(event.token->token);
+    faults_ = refusals_ = 0;
     effects->tokens.push_back(*std::move(event.token));
   }
   if (event.finish == Finish::kStop) {
@@ -179,14 +180,21 @@ void RequestAttempts::Fail(absl::Time now, std::initializer_list<WorkerId> culpr
   const bool refused = why.code() == absl::StatusCode::kResourceExhausted;
   int& count = refused ? refusals_ : faults_;
   if (++count >= (refused ? limits_.refusals_max : limits_.attempts_max)) {
-    const std::string text = absl::StrCat(
-        "given up after ", attempt_,
-        " attempts; the last one: ", absl::StatusCodeToString(why.code()), ": ", why.message());
+    const std::string text =
+        absl::StrCat("given up after ", attempt_, " attempts, the last ", count,
+                     " without a token; the last one: ", absl::StatusCodeToString(why.code()), ": ",
+                     why.message());
     return Finish({Reason::kError,
                    refused ? absl::ResourceExhaustedError(text) : absl::UnavailableError(text)},
                   effects);
   }
-  avoid_.insert(culprits.begin(), culprits.end());
+  // A full decode worker says so by way of the prefill worker, which is not to blame.
+  if (refused) {
+    avoid_.insert(route_.decode);
+  } else {
+    avoid_.insert(culprits.begin(), culprits.end());
+    effects->faults = culprits;
+  }
   phase_ = Phase::kWaiting;
   wake_ = now + Backoff(count);
 }

@@ -37,7 +37,7 @@ struct Route {
 };
 
 struct AttemptLimits {
-  int attempts_max = 3;   // that ended in a fault
+  int attempts_max = 5;   // in a row that ended in a fault without a new token
   int refusals_max = 32;  // kResourceExhausted: nothing is broken, the worker was full
   absl::Duration backoff_min = absl::Milliseconds(50);
   absl::Duration backoff_max = absl::Seconds(2);
@@ -74,6 +74,7 @@ class RequestAttempts {
     std::vector<SampledToken> tokens;  // accepted, in order
     bool last_token_stops = false;     // the last of them is an end of sequence or a stop token
     std::vector<SampledToken> prompt_logprobs;
+    std::vector<WorkerId> faults;  // who may be to blame for the attempt's failure
     std::optional<End> end;
   };
 
@@ -84,7 +85,8 @@ class RequestAttempts {
   int attempt() const { return attempt_; }  // of kRunning; how many there were
   const Route& route() const { return route_; }
   const std::vector<TokenId>& generated() const { return generated_; }
-  // Workers that failed this request: better not again, if there are others.
+  // Workers that failed this request: no prefill worker of them again, a decode worker only if
+  // there is no other.
   const std::set<WorkerId>& avoid() const { return avoid_; }
   uint64_t kv_bytes_moved() const { return kv_bytes_moved_; }
   const std::string& kv_lane() const { return kv_lane_; }

@@ -157,15 +157,34 @@ TEST_F(AttemptTest, LostPrefillWorkerDuringTheHandOffRetriesWithItsToken) {
 TEST_F(AttemptTest, BudgetEndsInAClearError) {
   RequestAttempts a(9, {}, &rng_);
   Effects e;
-  for (int i = 1; i <= 3; ++i) {
+  for (int i = 1; i <= 5; ++i) {
     ASSERT_EQ(a.phase(), Phase::kWaiting);
     a.Start({kD, std::nullopt});
     e = a.OnEvent(now(), kD, Error(i, absl::DataLossError("checksum")));
   }
   ASSERT_TRUE(e.end.has_value());
   EXPECT_EQ(e.end->error.code(), absl::StatusCode::kUnavailable);
-  EXPECT_NE(e.end->error.message().find("3 attempts"), absl::string_view::npos);
+  EXPECT_NE(e.end->error.message().find("5 attempts"), absl::string_view::npos);
   EXPECT_NE(e.end->error.message().find("checksum"), absl::string_view::npos);
+}
+
+TEST_F(AttemptTest, NewTokenRenewsTheBudget) {
+  RequestAttempts a(99, {}, &rng_);
+  for (int i = 1; i <= 20; ++i) {
+    ASSERT_EQ(a.phase(), Phase::kWaiting) << i;
+    a.Start({kD, std::nullopt});
+    ASSERT_EQ(a.OnEvent(now(), kD, Token(i, i - 1, i)).tokens.size(), 1u);
+    Effects e = a.OnEvent(now(), kD, Error(i, absl::DataLossError("checksum")));
+    EXPECT_EQ(e.faults, std::vector<WorkerId>{kD});
+  }
+}
+
+TEST_F(AttemptTest, FullDecodeWorkerIsNobodysFault) {
+  RequestAttempts a(9, {}, &rng_);
+  a.Start({kD, kP});
+  Effects e = a.OnEvent(now(), kP, Error(1, absl::ResourceExhaustedError("no blocks")));
+  EXPECT_TRUE(e.faults.empty());
+  EXPECT_FALSE(a.avoid().contains(kP));
 }
 
 TEST_F(AttemptTest, ErrorsThatNoOtherWorkerCanMendEndAtOnce) {

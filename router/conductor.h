@@ -75,6 +75,7 @@ class Conductor {
  private:
   struct Request;
 
+  const ModelDescription& model() const { return options_.model; }
   WorkerPoolEvents MakePoolEvents();
   void OnWorkerEvents(WorkerId worker, const cluster::v1::StepEvents& events);
   void OnWorkerLost(WorkerId worker, const absl::Status& why);

@@ -65,6 +65,7 @@ void Conductor::OnWorkerEvents(WorkerId worker, const pb::StepEvents& events) {
         (e.handed_off() || e.finish() != pb::FINISH_NONE)) {
       workers_.PrefillDone(r.number, *r.assigned);
     }
+    if (e.finish() != pb::FINISH_ERROR) workers_.Succeeded(worker);
     Apply(r, r.attempts.OnEvent(clock_->Now(), worker, EventFromProto(e)));
   }
 }
@@ -127,6 +128,7 @@ pb::Submit Conductor::SubmitFor(const Request& r, const Route& route, bool to_pr
 void Conductor::Apply(Request& r, RequestAttempts::Effects effects) {
   ClientUpdate update;
   if (!effects.tokens.empty()) TakeTokens(r, &effects, &update);
+  for (const WorkerId worker : effects.faults) workers_.Failed(worker);
   for (const RequestAttempts::Abort& abort : effects.aborts) {
     pb::ToWorker message;
     ToProto(AttemptKey{r.wire_id, abort.attempt}, message.mutable_abort()->mutable_id());

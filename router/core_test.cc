@@ -204,16 +204,26 @@ TEST_F(CoreTest, SilentWorkerIsReplacedAfterItsLease) {
 }
 
 TEST_F(CoreTest, RetryableErrorsUseUpTheBudgetAndThenSayWhy) {
-  Start({.fail_after_tokens = 5, .failure = absl::DataLossError("checksum")});
+  Start({.fail_after_tokens = 0, .failure = absl::DataLossError("checksum")});
   StartCore();
   Client client;
   ASSERT_TRUE(core_->Submit(Request(10, 100), client.Sink()).ok());
   const Answer a = client.Wait();
   ASSERT_TRUE(a.last.has_value());
   EXPECT_EQ(a.last->error.code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(a.last->attempts, 3);
-  EXPECT_EQ(a.tokens, TestTokens(Request(10, 1).prompt_ids, 15));  // each attempt went on
-  EXPECT_TRUE(Metric("switchyard_request_retries_total{model_name=\"m\"} 2"));
+  EXPECT_EQ(a.last->attempts, 5);
+  EXPECT_TRUE(Metric("switchyard_request_retries_total{model_name=\"m\"} 4"));
+}
+
+TEST_F(CoreTest, AttemptsThatMakeProgressGoOn) {
+  Start({.fail_after_tokens = 5, .failure = absl::DataLossError("checksum")});
+  StartCore();
+  Client client;
+  ASSERT_TRUE(core_->Submit(Request(10, 40), client.Sink()).ok());
+  const Answer a = client.Wait();
+  ASSERT_TRUE(a.last.has_value());
+  EXPECT_EQ(a.last->finish, Finish::kLength) << a.last->error;
+  EXPECT_EQ(a.tokens, TestTokens(Request(10, 1).prompt_ids, 40));
 }
 
 TEST_F(CoreTest, AbortEndsTheRequestAndFreesTheWorkers) {

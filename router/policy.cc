@@ -11,10 +11,10 @@ int64_t BlocksFor(int64_t tokens, int block_tokens) {
 
 std::optional<WorkerId> ChoosePrefill(const std::vector<PrefillView>& views,
                                       const std::set<WorkerId>& avoid) {
-  std::optional<std::tuple<bool, int64_t, WorkerId>> best;
+  std::optional<std::tuple<int64_t, WorkerId>> best;
   for (const PrefillView& v : views) {
-    if (v.draining) continue;
-    const std::tuple cost(avoid.contains(v.id), v.queued_tokens, v.id);
+    if (v.draining || !v.trusted || avoid.contains(v.id)) continue;
+    const std::tuple cost(v.queued_tokens, v.id);
     if (!best || cost < *best) best = cost;
   }
   if (!best) return std::nullopt;
@@ -25,7 +25,7 @@ const DecodeView* ChooseDecode(const std::vector<DecodeView>& views, const Route
   const DecodeView* best = nullptr;
   std::tuple<bool, double, int, WorkerId> best_cost;
   for (const DecodeView& v : views) {
-    if (v.draining) continue;
+    if (v.draining || !v.trusted) continue;
     const int64_t free = v.kv_blocks_available - v.kv_blocks_promised;
     if (free < BlocksFor(request.tokens, v.block_tokens) && v.running > 0) continue;
     const double used = 1.0 - static_cast<double>(free) / std::max<int64_t>(1, v.kv_blocks_total);

@@ -21,11 +21,13 @@ inline constexpr int kHandOffPaysFromTokens = 64;
 struct PrefillView {
   WorkerId id;
   bool draining = false;
+  bool trusted = true;        // its breaker allows an attempt
   int64_t queued_tokens = 0;  // of prompts sent to it whose hand-off has not ended
 };
 struct DecodeView {
   WorkerId id;
   bool draining = false;
+  bool trusted = true;
   bool takes_handoffs = true;  // has a Handoff service
   int running = 0;             // attempts that the router has there
   int64_t kv_blocks_total = 0;
@@ -35,8 +37,10 @@ struct DecodeView {
 };
 
 struct RouteRequest {
-  int64_t tokens = 0;                         // prompt and generated
-  const std::set<WorkerId>* avoid = nullptr;  // taken only if there is no other; never null
+  int64_t tokens = 0;  // prompt and generated
+  // Not taken for prefill: decode can do that too. For decode only if there is no other. Never
+  // null.
+  const std::set<WorkerId>* avoid = nullptr;
 };
 
 // The prefill worker with the fewest queued tokens.

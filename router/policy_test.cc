@@ -14,15 +14,18 @@ DecodeView Decode(uint64_t id, int64_t available, int running) {
           .kv_blocks_available = available};
 }
 
+PrefillView Prefill(uint64_t id, int64_t queued) {
+  return {.id = WorkerId(id), .queued_tokens = queued};
+}
+
 TEST(PolicyTest, PrefillWithTheShortestQueueAndThenTheLowestId) {
-  EXPECT_EQ(ChoosePrefill({{WorkerId(3), false, 50}, {WorkerId(1), false, 70}}, kNone),
-            WorkerId(3));
-  EXPECT_EQ(ChoosePrefill({{WorkerId(3), false, 50}, {WorkerId(1), false, 50}}, kNone),
-            WorkerId(1));
-  EXPECT_EQ(ChoosePrefill({{WorkerId(1), true, 0}}, kNone), std::nullopt);
+  EXPECT_EQ(ChoosePrefill({Prefill(3, 50), Prefill(1, 70)}, kNone), WorkerId(3));
+  EXPECT_EQ(ChoosePrefill({Prefill(3, 50), Prefill(1, 50)}, kNone), WorkerId(1));
+  EXPECT_EQ(ChoosePrefill({{.id = WorkerId(1), .draining = true}}, kNone), std::nullopt);
+  EXPECT_EQ(ChoosePrefill({{.id = WorkerId(1), .trusted = false}}, kNone), std::nullopt);
   const std::set<WorkerId> avoid = {WorkerId(1)};
-  EXPECT_EQ(ChoosePrefill({{WorkerId(1), false, 0}, {WorkerId(2), false, 99}}, avoid), WorkerId(2));
-  EXPECT_EQ(ChoosePrefill({{WorkerId(1), false, 0}}, avoid), WorkerId(1));  // there is no other
+  EXPECT_EQ(ChoosePrefill({Prefill(1, 0), Prefill(2, 99)}, avoid), WorkerId(2));
+  EXPECT_EQ(ChoosePrefill({Prefill(1, 0)}, avoid), std::nullopt);  // decode can do it
 }
 
 TEST(PolicyTest, DecodeWithTheMostHeadroom) {
@@ -33,6 +36,8 @@ TEST(PolicyTest, DecodeWithTheMostHeadroom) {
   EXPECT_EQ(ChooseDecode(views, request)->id, WorkerId(1));
   views = {Decode(2, 40, 1), Decode(1, 40, 1)};
   EXPECT_EQ(ChooseDecode(views, request)->id, WorkerId(1));
+  views[1].trusted = false;
+  EXPECT_EQ(ChooseDecode(views, request)->id, WorkerId(2));
 }
 
 TEST(PolicyTest, DecodeWithoutRoomIsTakenOnlyWhenItRunsNothing) {
@@ -43,7 +48,7 @@ TEST(PolicyTest, DecodeWithoutRoomIsTakenOnlyWhenItRunsNothing) {
 }
 
 TEST(PolicyTest, ModesDecideWhoComputesThePrompt) {
-  const std::vector<PrefillView> prefill = {{WorkerId(9), false, 0}};
+  const std::vector<PrefillView> prefill = {Prefill(9, 0)};
   const std::vector<DecodeView> decode = {Decode(1, 100, 0)};
   auto by_prefill = [&](Disaggregate mode, int64_t tokens, const std::vector<PrefillView>& p) {
     return ChooseRoute(mode, {.tokens = tokens, .avoid = &kNone}, p, decode)->prefill.has_value();

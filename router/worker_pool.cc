@@ -75,6 +75,7 @@ void WorkerPool::OnLost(size_t n, StreamId stream, const absl::Status& why) {
   const WorkerId id = *std::exchange(slot.id, std::nullopt);
   membership_.Remove(id);
   loads_.erase(id);
+  slot.breaker.OnFault(clock_->Now());
   log_->Warning("worker lost", {{"address", slot.address}, {"why", why.message()}});
   events_.lost(id, why);
   events_.changed();
@@ -101,7 +102,8 @@ bool WorkerPool::Send(WorkerId worker, pb::ToWorker message) {
 int WorkerPool::DecodeReady() const {
   return static_cast<int>(
       std::count_if(membership_.members().begin(), membership_.members().end(), [](const auto& m) {
-        return m.second.registration.role() == pb::ROLE_DECODE && !m.second.heartbeat.draining();
+        return m.second.registration.role() == pb::ROLE_DECODE && !m.second.heartbeat.draining() &&
+               !m.second.suspect;
       }));
 }
 
@@ -142,6 +144,7 @@ std::vector<PrefillView> WorkerPool::PrefillViews() const {
     if (m.registration.role() != pb::ROLE_PREFILL) continue;
     out.push_back({.id = id,
                    .draining = m.heartbeat.draining(),
+                   .trusted = Trusted(m),
                    .queued_tokens = loads_.at(id).queued_tokens});
   }
   return out;
@@ -156,6 +159,7 @@ std::vector<DecodeView> WorkerPool::DecodeViews() const {
     for (const auto& [request, promise] : load.promised) promised += promise.blocks;
     out.push_back({.id = id,
                    .draining = m.heartbeat.draining(),
+                   .trusted = Trusted(m),
                    .takes_handoffs = !m.registration.handoff_address().empty(),
                    .running = load.running,
                    .kv_blocks_total = m.registration.kv_blocks_total(),
@@ -175,13 +179,27 @@ WorkerPool::Load* WorkerPool::LoadOf(WorkerId worker) {
   return it == loads_.end() ? nullptr : &it->second;
 }
 
+bool WorkerPool::Trusted(const Member& member) const {
+  return !member.suspect && slots_[loads_.at(member.id).slot].breaker.Allows(clock_->Now());
+}
+
+void WorkerPool::Succeeded(WorkerId worker) {
+  if (Load* load = LoadOf(worker)) slots_[load->slot].breaker.OnSuccess();
+}
+
+void WorkerPool::Failed(WorkerId worker) {
+  if (Load* load = LoadOf(worker)) slots_[load->slot].breaker.OnFault(clock_->Now());
+}
+
 void WorkerPool::Assign(uint64_t request, const Route& route, int64_t tokens) {
   if (Load* load = LoadOf(route.decode)) {
+    slots_[load->slot].breaker.OnStart(clock_->Now());
     ++load->running;
     load->promised[request] = {BlocksFor(tokens, load->block_tokens), false};
   }
   if (!route.prefill) return;
   if (Load* load = LoadOf(*route.prefill)) {
+    slots_[load->slot].breaker.OnStart(clock_->Now());
     load->queued_tokens += tokens;
     load->queued[request] = tokens;
   }

@@ -14,6 +14,7 @@
 #include "cluster/worker_id.h"
 #include "common/clock.h"
 #include "common/telemetry/log.h"
+#include "router/breaker.h"
 #include "router/policy.h"
 #include "router/router.h"
 
@@ -68,6 +69,10 @@ class WorkerPool {
   double KvUsage() const;  // of the decode workers
   std::vector<WorkerStatus> Status() const;
 
+  // What the attempts there tell: something came from it; it may be to blame for a failure.
+  void Succeeded(WorkerId worker);
+  void Failed(WorkerId worker);
+
   // What one attempt of `request` takes, from Assign until Release.
   std::optional<Route> Choose(Disaggregate mode, const RouteRequest& request) const;
   void Assign(uint64_t request, const Route& route, int64_t tokens);
@@ -83,6 +88,7 @@ class WorkerPool {
     StreamId stream;
     std::optional<WorkerId> id;
     std::string last_refusal;
+    Breaker breaker;
   };
   struct Promise {
     int64_t blocks;
@@ -101,6 +107,7 @@ class WorkerPool {
 
   void AddSlot(const std::string& address, cluster::v1::Role role);
   Load* LoadOf(WorkerId worker);
+  bool Trusted(const Member& member) const;
   std::vector<PrefillView> PrefillViews() const;
   std::vector<DecodeView> DecodeViews() const;
 

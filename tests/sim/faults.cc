@@ -16,9 +16,9 @@ std::string Describe(const Fault& f) {
                           : absl::StrCat(f.both ? " and node " : " to node ", f.peer));
 }
 
-std::vector<Fault> DrawFaults(int workers, Random* random) {
+std::vector<Fault> DrawFaults(int prefill, int workers, Random* random) {
   std::vector<Fault> faults;
-  const int count = random->Int(0, 5);
+  const int count = random->Int(0, 6);
   for (int i = 0; i < count; ++i) {
     Fault f;
     // A crash and a bad wire are the commonest; the router itself fails rarely.
@@ -35,6 +35,10 @@ std::vector<Fault> DrawFaults(int workers, Random* random) {
     f.node = process && random->Chance(0.1) ? 0 : random->Int(1, workers);
     f.peer = random->Int(0, workers);
     if (f.peer == f.node) f.peer = 0;
+    if (prefill > 0 && (f.kind == Fault::Kind::kBadWire || random->Chance(0.3))) {
+      f.node = random->Int(1, prefill);
+      f.peer = random->Int(prefill + 1, workers);
+    }
     f.both = f.kind != Fault::Kind::kPartition || random->Chance(0.5);
     // Half of them early, when everybody has work.
     f.at = random->Between(absl::ZeroDuration(),

@@ -30,8 +30,8 @@ struct Fault {
 
 std::string Describe(const Fault& fault);
 
-// Node 0 is the router, then `workers` workers. All are over by kFaultsEnd.
+// Node 0 is the router, then come the workers, first the prefill ones. All are over by kFaultsEnd.
 inline constexpr absl::Duration kFaultsEnd = absl::Seconds(8);
-std::vector<Fault> DrawFaults(int workers, Random* random);
+std::vector<Fault> DrawFaults(int prefill, int workers, Random* random);
 
 }  // namespace switchyard::sim

@@ -62,11 +62,6 @@ MUTATIONS = {
         ("prefill/handoff_client.cc", "if (phase_ != Phase::kSending || !kv_sent_ || !token_known_) return;",
          "if (phase_ != Phase::kSending || (!ON && !kv_sent_) || !token_known_) return;"),
     ],
-    "the prefill rank does not look whether it holds the lease": [
-        ("prefill/handoff_client.cc", "} else if (now >= renew_at_) {", "} else if (!ON && now >= renew_at_) {"),
-        ("prefill/handoff_client.cc", "} else if (now >= lease_ends_) {", "} else if (!ON && now >= lease_ends_) {"),
-        ("prefill/handoff_client.cc", "if (now >= deadline_) {", "if (!ON && now >= deadline_) {"),
-    ],
     "a block counts as final one row too early": [
         ("prefill/block_progress.cc", "const int before = BlocksDone(written);",
          "if (ON && first_token + tokens < tokens_) ++tokens;\n  const int before = BlocksDone(written);"),

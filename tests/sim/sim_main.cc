@@ -19,14 +19,14 @@ void Print(uint64_t seed, const RunResult& run) {
 int Main(uint64_t first, uint64_t count) {
   Shared shared;
   if (count == 0) {
-    const RunResult run = Run(first, &shared, {.faults = std::nullopt, .keep_log = true});
+    const RunResult run = RunSeed(first, &shared, {.faults = std::nullopt, .keep_log = true});
     Print(first, run);
     return run.violation.empty() ? 0 : 1;
   }
   RunResult sum;
   const auto start = std::chrono::steady_clock::now();
   for (uint64_t seed = first; seed < first + count; ++seed) {
-    const RunResult run = Run(seed, &shared);
+    const RunResult run = RunSeed(seed, &shared);
     if (!run.violation.empty()) {
       Print(seed, Shrink(seed, &shared, run));
       std::printf("broken after %llu seeds\n", static_cast<unsigned long long>(seed - first + 1));

@@ -114,6 +114,7 @@ void Worker::SendHeartbeat(const Session& session) {
   const EngineStats stats = engine_->stats();
   pb::Heartbeat h;
   h.set_steps(steps_);
+  h.set_progress(engine_->progress());
   h.set_busy(busy_);
   h.set_draining(draining_);
   h.set_running(stats.running);

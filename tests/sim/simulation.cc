@@ -13,6 +13,7 @@ namespace {
 
 // How long after the last fault every request must have ended, and everything be at rest.
 constexpr absl::Duration kCalm = absl::Seconds(100), kRest = absl::Seconds(90);
+constexpr uint64_t kEventsMax = 1'000'000;  // some hundred times what a run takes
 
 struct Client {
   int number = 0;
@@ -31,7 +32,7 @@ class Simulation {
       : choice_(seed), world_(choice_.Next(), shared, choice_.Int(0, 2), choice_.Int(1, 3)) {
     if (options.keep_log) world_.loop.KeepLog();
     world_.kv_blocks = choice_.Int(14, 40);
-    result_.faults = DrawFaults(world_.workers(), &choice_);
+    result_.faults = DrawFaults(world_.prefill, world_.workers(), &choice_);
     if (options.faults) result_.faults = *options.faults;
   }
 
@@ -45,8 +46,8 @@ class Simulation {
     }
     const int count = choice_.Int(2, 8);
     for (int i = 0; i < count; ++i) {
-      AddClient(kStart + choice_.Between(absl::ZeroDuration(), choice_.Chance(0.5)
-                                                                   ? absl::Milliseconds(100)
+      AddClient(kStart + choice_.Between(absl::ZeroDuration(), choice_.Chance(0.7)
+                                                                   ? absl::Milliseconds(250)
                                                                    : absl::Seconds(3)),
                 /*probe=*/false);
     }
@@ -70,6 +71,7 @@ class Simulation {
   template <typename Done>
   void Until(absl::Time end, const Done& done) {
     while (world_.violation.empty() && !done() && world_.loop.RunOne(end)) {
+      if (world_.loop.events() > kEventsMax) world_.Fail("a thread spins");
     }
   }
 
@@ -292,18 +294,18 @@ void Simulation::Rest() {
 
 }  // namespace
 
-RunResult Run(uint64_t seed, Shared* shared, const RunOptions& options) {
+RunResult RunSeed(uint64_t seed, Shared* shared, const RunOptions& options) {
   return Simulation(seed, shared, options).Run();
 }
 
 RunResult Shrink(uint64_t seed, Shared* shared, const RunResult& result) {
-  RunResult best = Run(seed, shared, {.faults = result.faults, .keep_log = true});
+  RunResult best = RunSeed(seed, shared, {.faults = result.faults, .keep_log = true});
   for (bool shorter = true; shorter && !best.violation.empty();) {
     shorter = false;
     for (size_t i = 0; i < best.faults.size(); ++i) {
       std::vector<Fault> fewer = best.faults;
       fewer.erase(fewer.begin() + static_cast<std::ptrdiff_t>(i));
-      RunResult run = Run(seed, shared, {.faults = fewer, .keep_log = true});
+      RunResult run = RunSeed(seed, shared, {.faults = fewer, .keep_log = true});
       if (run.violation.empty()) continue;
       best = std::move(run);
       shorter = true;

@@ -30,7 +30,7 @@ struct RunResult {
   int requests = 0, completed = 0, retried = 0, failed = 0;
 };
 
-RunResult Run(uint64_t seed, Shared* shared, const RunOptions& options = {});
+RunResult RunSeed(uint64_t seed, Shared* shared, const RunOptions& options = {});
 
 // The fewest faults of `result` that still break a promise with this seed, and the log of that run.
 RunResult Shrink(uint64_t seed, Shared* shared, const RunResult& result);
