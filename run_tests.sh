@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what is missing (Debian packages), builds, and runs every test: optimised, then with AddressSanitizer and
-# UndefinedBehaviorSanitizer all that do not start whole clusters. The last line says how many passed.
-# usage: run_tests.sh [--fast]     --fast: no sanitizers
+# Installs what is missing (Debian packages), builds, and runs every test: optimised, with AddressSanitizer and
+# UndefinedBehaviorSanitizer, with ThreadSanitizer (what does not link gRPC), and some seconds of every fuzzer.
+# The last line says how many passed.   usage: run_tests.sh [--fast]     --fast: optimised only
 set -uo pipefail
 cd "$(dirname "$0")" || exit 1
 
@@ -46,8 +46,9 @@ shell_scripts() { git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck; }
 count "shellcheck" shell_scripts
 suite optimised
 if [[ "${1:-}" != "--fast" ]]; then
-  # Tests of whole clusters have time limits that a sanitizer build does not keep.
-  suite "address and undefined-behaviour sanitizers" --config=asan --test_tag_filters=-cluster
+  suite "address and undefined-behaviour sanitizers" --config=asan
+  suite "thread sanitizer" --config=tsan
+  count "fuzzers" tests/fuzz.sh 10
 fi
 
 echo "$passed passed, $failed failed"
