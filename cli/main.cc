@@ -9,10 +9,10 @@
 namespace switchyard {
 namespace {
 
-constexpr CommandFactory kCommands[] = {MakeServe,      MakeRouter,   MakePrefill, MakeDecode,
-                                        MakeAsk,        MakeGenerate, MakeVerify,  MakeTokenize,
-                                        MakeDetokenize, MakeCheck,    MakeBalance, MakeBenchEngine,
-                                        MakeBenchServe};
+constexpr CommandFactory kCommands[] = {
+    MakeServe,    MakeRouter,      MakePrefill,      MakeDecode,     MakeAsk,
+    MakeGenerate, MakeVerify,      MakeTokenize,     MakeDetokenize, MakeCheck,
+    MakeBalance,  MakeBenchEngine, MakeBenchKernels, MakeBenchServe};
 
 void PrintHelp(FILE* out) {
   std::fputs(

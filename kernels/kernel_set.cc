@@ -11,7 +11,7 @@ namespace {
 // Ascending by preference.
 std::vector<CpuPath> Paths() {
   std::vector<CpuPath> paths = CpuPaths();
-  paths.insert(paths.begin(), {ReferenceKernels(), true});
+  paths.insert(paths.begin(), {ReferenceKernels(), nullptr, true});
   return paths;
 }
 

@@ -4,6 +4,6 @@
 
 namespace switchyard::cpu {
 
-const Isa kAvx2 = {"avx2", kLanes, kTileVectors, false, SY_INNER_LOOPS(nullptr)};
+const Isa kAvx2 = {"avx2", kLanes, kTileVectors, false, SY_INNER_LOOPS(nullptr, nullptr)};
 
 }  // namespace switchyard::cpu

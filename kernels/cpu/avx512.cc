@@ -4,6 +4,6 @@
 
 namespace switchyard::cpu {
 
-const Isa kAvx512 = {"avx512", kLanes, kTileVectors, false, SY_INNER_LOOPS(nullptr)};
+const Isa kAvx512 = {"avx512", kLanes, kTileVectors, false, SY_INNER_LOOPS(nullptr, nullptr)};
 
 }  // namespace switchyard::cpu

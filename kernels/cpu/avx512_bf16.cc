@@ -4,6 +4,7 @@
 
 namespace switchyard::cpu {
 
-const Isa kAvx512Bf16 = {"avx512_bf16", kLanes, kTileVectors, true, SY_INNER_LOOPS(Tile<kTileDot>)};
+const Isa kAvx512Bf16 = {"avx512_bf16", kLanes, kTileVectors, true,
+                         SY_INNER_LOOPS(Tile<kTileDot>, Peak<kTileDot>)};
 
 }  // namespace switchyard::cpu

@@ -55,6 +55,7 @@ class CpuNorm final : public NormOps {
 // A path, ascending by preference, and whether this CPU can run it.
 struct CpuPath {
   KernelSet set;
+  const cpu::Isa* isa = nullptr;  // null: the reference
   bool supported = false;
 };
 std::vector<CpuPath> CpuPaths();

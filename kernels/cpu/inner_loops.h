@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/peak_loops.h"
 #include "kernels/cpu/tile_loops.h"
 
 namespace switchyard::cpu {
@@ -155,6 +156,8 @@ float SoftmaxStep(float* s, int n, float scale, float* max, float* sum) {
 }  // namespace switchyard::cpu
 
 // The members of Isa after `dot`, in order.
-#define SY_INNER_LOOPS(dot_tile)                                                              \
+#define SY_INNER_LOOPS(dot_tile, dot_peak)                                                    \
   {Tile<kTileFloat>, Tile<kTileWiden>, dot_tile}, ToBf16, RoundToBf16, Widen, SiluMul, Scale, \
-      Merge, ExpOne, SumSquares, Norm, Transpose, SoftmaxStep
+      Merge, ExpOne, SumSquares, Norm, Transpose, SoftmaxStep, {                              \
+    {Peak<kTileFloat>, Peak<kTileFloat>, dot_peak}, Read, CopyPastCache                       \
+  }

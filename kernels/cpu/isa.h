@@ -38,6 +38,18 @@ struct GemmTile {
   bool accumulate;
 };
 
+// What the machine can do at most: for `bench kernels`.
+constexpr int kPeakOutputsMax = 384;
+struct Peaks {
+  // `rounds` times 2 · (multiplications of kTileRows by tile_vectors registers) operations, from
+  // registers; out [kPeakOutputsMax] gives the operands and takes the sums.
+  void (*multiply[kTileKinds])(size_t rounds, float* out);
+  // Of whole 256-byte steps. `read` returns something that depends on all of them; `copy` writes
+  // past the caches.
+  uint32_t (*read)(const void* from, size_t bytes);
+  void (*copy)(const void* from, void* to, size_t bytes);
+};
+
 struct Isa {
   const char* name;
   int lanes;         // floats in a register
@@ -64,6 +76,7 @@ struct Isa {
   // exp(s·scale − max), 0 from n on; max and sum include the step. Returns the factor that scales
   // what was summed before.
   float (*softmax_step)(float* s, int n, float scale, float* max, float* sum);
+  Peaks peaks;
 };
 
 extern const Isa kAvx2;

@@ -23,6 +23,7 @@ inline I SetUnit(uint32_t u) { return _mm256_set1_epi32(static_cast<int>(u)); }
 inline F Load(const float* p) { return _mm256_loadu_ps(p); }
 inline I LoadUnits(const void* p) { return _mm256_loadu_si256(static_cast<const I*>(p)); }
 inline void Store(float* p, F v) { _mm256_storeu_ps(p, v); }
+inline void StreamUnits(void* p, I v) { _mm256_stream_si256(static_cast<I*>(p), v); }
 // The first n of a register, n <= kLanes; the others are 0 and their memory is not touched.
 inline F LoadFirst(const float* p, int n) { return _mm256_maskload_ps(p, First(n)); }
 inline void StoreFirst(float* p, F v, int n) { _mm256_maskstore_ps(p, First(n), v); }

@@ -21,6 +21,7 @@ inline I SetUnit(uint32_t u) { return _mm512_set1_epi32(static_cast<int>(u)); }
 inline F Load(const float* p) { return _mm512_loadu_ps(p); }
 inline I LoadUnits(const void* p) { return _mm512_loadu_si512(p); }
 inline void Store(float* p, F v) { _mm512_storeu_ps(p, v); }
+inline void StreamUnits(void* p, I v) { _mm512_stream_si512(static_cast<I*>(p), v); }
 // The first n of a register, n <= kLanes; the others are 0 and their memory is not touched.
 inline F LoadFirst(const float* p, int n) { return _mm512_maskz_loadu_ps(First(n), p); }
 inline void StoreFirst(float* p, F v, int n) { _mm512_mask_storeu_ps(p, First(n), v); }

@@ -1,0 +1,95 @@
+#include "bench/ceilings.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/time/time.h"
+#include "common/clock.h"
+
+namespace switchyard {
+namespace {
+
+constexpr size_t kCachedBytes = size_t{256} << 10;   // a part of any second-level cache
+constexpr size_t kMeasuredBytes = size_t{64} << 20;  // some milliseconds of memory's time
+constexpr size_t kPeakRounds = 40000;                // some milliseconds of arithmetic
+
+double Since(const MonotonicClock& clock, absl::Time start) {
+  return absl::ToDoubleSeconds(clock.Now() - start);
+}
+
+}  // namespace
+
+const char* Name(Ceiling c) {
+  switch (c) {
+    case Ceiling::kBf16Dot:
+      return "bf16_dot";
+    case Ceiling::kFloat32Fma:
+      return "float32_fma";
+    case Ceiling::kMemoryRead:
+      return "memory_read";
+    case Ceiling::kCachedRead:
+      return "cached_read";
+    case Ceiling::kCopy:
+      return "copy";
+  }
+  return "";
+}
+
+Ceilings::Ceilings(const cpu::Isa& isa, ComputePool& pool, size_t memory_bytes)
+    : isa_(isa), pool_(pool), from_(memory_bytes), to_(memory_bytes) {
+  std::memset(from_.data(), 1, from_.size());
+  std::memset(to_.data(), 1, to_.size());
+}
+
+std::vector<Ceiling> Ceilings::all() const {
+  std::vector<Ceiling> all;
+  for (const Ceiling c : {Ceiling::kBf16Dot, Ceiling::kFloat32Fma, Ceiling::kMemoryRead,
+                          Ceiling::kCachedRead, Ceiling::kCopy}) {
+    if (Has(c)) all.push_back(c);
+  }
+  return all;
+}
+
+double Ceilings::Measure(Ceiling c) {
+  if (c == Ceiling::kBf16Dot) return MeasureArithmetic(cpu::kTileDot);
+  if (c == Ceiling::kFloat32Fma) return MeasureArithmetic(cpu::kTileFloat);
+  return MeasureBytes(c);
+}
+
+double Ceilings::MeasureArithmetic(cpu::TileKind kind) {
+  const size_t threads = pool_.threads();
+  const MonotonicClock clock;
+  const absl::Time start = clock.Now();
+  pool_.ParallelFor(threads, [&](size_t, int) {
+    float out[cpu::kPeakOutputsMax] = {};
+    isa_.peaks.multiply[kind](kPeakRounds, out);
+  });
+  const double products = static_cast<double>(cpu::kTileRows) * isa_.tile_vectors * isa_.lanes *
+                          (kind == cpu::kTileDot ? 2 : 1);
+  return 2 * products * kPeakRounds * threads / Since(clock, start);
+}
+
+double Ceilings::MeasureBytes(Ceiling c) {
+  const size_t threads = pool_.threads();
+  const size_t part = std::min(kMeasuredBytes, from_.size()) / threads / 256 * 256;
+  if (next_ + part * threads > from_.size()) next_ = 0;
+  const std::byte* from = from_.data() + next_;
+  std::byte* to = to_.data() + next_;
+  next_ += part * threads;
+  const MonotonicClock clock;
+  const absl::Time start = clock.Now();
+  pool_.ParallelFor(threads, [&](size_t i, int) {
+    if (c == Ceiling::kMemoryRead) {
+      isa_.peaks.read(from + i * part, part);
+    } else if (c == Ceiling::kCopy) {
+      isa_.peaks.copy(from + i * part, to + i * part, part);
+    } else {
+      for (size_t done = 0; done < part; done += kCachedBytes) {
+        isa_.peaks.read(from + i * part, std::min(kCachedBytes, part - done));
+      }
+    }
+  });
+  return static_cast<double>(part) * threads / Since(clock, start);
+}
+
+}  // namespace switchyard
