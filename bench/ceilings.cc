@@ -1,10 +1,9 @@
 #include "bench/ceilings.h"
 
+#include <time.h>
+
 #include <algorithm>
 #include <cstring>
-
-#include "absl/time/time.h"
-#include "common/clock.h"
 
 namespace switchyard {
 namespace {
@@ -13,11 +12,13 @@ constexpr size_t kCachedBytes = size_t{256} << 10;   // a part of any second-lev
 constexpr size_t kMeasuredBytes = size_t{64} << 20;  // some milliseconds of memory's time
 constexpr size_t kPeakRounds = 40000;                // some milliseconds of arithmetic
 
-double Since(const MonotonicClock& clock, absl::Time start) {
-  return absl::ToDoubleSeconds(clock.Now() - start);
-}
-
 }  // namespace
+
+double BenchSeconds(const ComputePool& pool) {
+  timespec t;
+  clock_gettime(pool.threads() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
 
 const char* Name(Ceiling c) {
   switch (c) {
@@ -58,15 +59,14 @@ double Ceilings::Measure(Ceiling c) {
 
 double Ceilings::MeasureArithmetic(cpu::TileKind kind) {
   const size_t threads = pool_.threads();
-  const MonotonicClock clock;
-  const absl::Time start = clock.Now();
+  const double start = BenchSeconds(pool_);
   pool_.ParallelFor(threads, [&](size_t, int) {
     float out[cpu::kPeakOutputsMax] = {};
     isa_.peaks.multiply[kind](kPeakRounds, out);
   });
   const double products = static_cast<double>(cpu::kTileRows) * isa_.tile_vectors * isa_.lanes *
                           (kind == cpu::kTileDot ? 2 : 1);
-  return 2 * products * kPeakRounds * threads / Since(clock, start);
+  return 2 * products * kPeakRounds * threads / (BenchSeconds(pool_) - start);
 }
 
 double Ceilings::MeasureBytes(Ceiling c) {
@@ -76,8 +76,7 @@ double Ceilings::MeasureBytes(Ceiling c) {
   const std::byte* from = from_.data() + next_;
   std::byte* to = to_.data() + next_;
   next_ += part * threads;
-  const MonotonicClock clock;
-  const absl::Time start = clock.Now();
+  const double start = BenchSeconds(pool_);
   pool_.ParallelFor(threads, [&](size_t i, int) {
     if (c == Ceiling::kMemoryRead) {
       isa_.peaks.read(from + i * part, part);
@@ -89,7 +88,7 @@ double Ceilings::MeasureBytes(Ceiling c) {
       }
     }
   });
-  return static_cast<double>(part) * threads / Since(clock, start);
+  return static_cast<double>(part) * threads / (BenchSeconds(pool_) - start);
 }
 
 }  // namespace switchyard

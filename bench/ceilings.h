@@ -13,6 +13,10 @@
 
 namespace switchyard {
 
+// Seconds since some start: of this thread's own work where it is the only one, so that what else
+// the machine does counts little; else of the wall clock.
+double BenchSeconds(const ComputePool& pool);
+
 enum class Ceiling { kBf16Dot, kFloat32Fma, kMemoryRead, kCachedRead, kCopy };
 const char* Name(Ceiling c);
 // Operations count a multiply-add as two; the others are bytes (a copy's are those it reads).

@@ -6,7 +6,6 @@
 #include "absl/strings/str_format.h"
 #include "bench/ceilings.h"
 #include "bench/kernel_cases.h"
-#include "common/clock.h"
 #include "common/status_macros.h"
 #include "kernels/cpu/cpu_kernels.h"
 
@@ -15,7 +14,7 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr size_t kMemoryBytes = size_t{256} << 20;
-constexpr absl::Duration kSample = absl::Milliseconds(10);  // a measurement at least
+constexpr double kSampleSeconds = 0.010;  // a measurement at least
 
 struct Spread {
   double median, lowest, highest;
@@ -27,16 +26,15 @@ Spread Summarise(std::vector<double> v) {
 
 // Seconds of one call.
 double Time(const KernelCase& c, KernelContext& ctx) {
-  const MonotonicClock clock;
-  const absl::Time start = clock.Now();
+  const double start = BenchSeconds(ctx.pool);
   int calls = 0;
-  absl::Duration taken;
+  double taken = 0;
   do {
     c.call(ctx);
     ++calls;
-    taken = clock.Now() - start;
-  } while (taken < kSample);
-  return absl::ToDoubleSeconds(taken) / calls;
+    taken = BenchSeconds(ctx.pool) - start;
+  } while (taken < kSampleSeconds);
+  return taken / calls;
 }
 
 ordered_json MeasureCeilings(Ceilings& ceilings, const BenchKernelsOptions& o) {

@@ -5,7 +5,9 @@
 //
 // Bits: keys in segments of 512 from position 0; inside a segment an online softmax (Milakov &
 // Gimelshein 2018; FlashAttention, Dao 2022) over fixed sub-blocks; segments merged in ascending
-// order. A row's bits depend on its query, its position and the cached keys alone.
+// order. With a BF16 cache, queries and softmax weights are rounded to BF16 as well before they are
+// multiplied; the softmax and its sum are FP32. A row's bits depend on its query, its position and
+// the cached keys alone.
 #pragma once
 
 #include <cstddef>

@@ -89,6 +89,9 @@ absl::StatusOr<KvStorage> KvStorage::Create(const KvLayout& layout, int blocks) 
     return absl::ResourceExhaustedError(absl::StrCat("no memory for ", blocks, " KV blocks (",
                                                      bytes, " bytes): ", std::strerror(errno)));
   }
+  // Attention reads the cache in short runs: with small pages it would walk a page table for each.
+  // Advice only.
+  madvise(p, bytes, MADV_HUGEPAGE);
   return KvStorage(layout, blocks, Mapping(static_cast<std::byte*>(p), Unmap{bytes}));
 }
 

@@ -122,11 +122,18 @@ void Norm(const float* x, float factor, const float* weight, size_t n, float* y)
 // ---- Attention ----
 
 void Transpose(const unsigned char* const* rows, size_t units, uint32_t* out) {
-  for (int row = 0; row < kSubBlock; row += kLanes) {
-    ForEachVector(units, [&](size_t i, int m) {
-      TransposeSquare(rows + row, i * sizeof(uint32_t), m, out + i * kSubBlock + row);
-    });
-  }
+  ForEachVector(units, [&](size_t i, int m) {
+    TransposeSquare(rows, i * sizeof(uint32_t), m, out + i * kSubBlock);
+  });
+}
+
+void Pair(const unsigned char* even, const unsigned char* odd, size_t n, uint32_t* out) {
+  const auto* low = reinterpret_cast<const uint16_t*>(even);
+  const auto* high = reinterpret_cast<const uint16_t*>(odd);
+  ForEachVector(n, [&](size_t i, int m) {
+    const I units = AddI(LoadHalvesFirst(low + i, m), ShiftLeft<16>(LoadHalvesFirst(high + i, m)));
+    StoreFirst(reinterpret_cast<float*>(out + i), AsFloat(units), m);
+  });
 }
 
 float SoftmaxStep(float* s, int n, float scale, float* max, float* sum) {
@@ -146,7 +153,7 @@ float SoftmaxStep(float* s, int n, float scale, float* max, float* sum) {
     Store(s + i, e);
     total = Add(total, e);
   }
-  const float factor = ExpOne(old_max - new_max);
+  const float factor = old_max == new_max ? 1.0f : ExpOne(old_max - new_max);
   *max = new_max;
   *sum = *sum * factor + Sum(total);
   return factor;
@@ -158,6 +165,6 @@ float SoftmaxStep(float* s, int n, float scale, float* max, float* sum) {
 // The members of Isa after `dot`, in order.
 #define SY_INNER_LOOPS(dot_tile, dot_peak)                                                    \
   {Tile<kTileFloat>, Tile<kTileWiden>, dot_tile}, ToBf16, RoundToBf16, Widen, SiluMul, Scale, \
-      Merge, ExpOne, SumSquares, Norm, Transpose, SoftmaxStep, {                              \
+      Merge, ExpOne, SumSquares, Norm, Transpose, Pair, SoftmaxStep, {                        \
     {Peak<kTileFloat>, Peak<kTileFloat>, dot_peak}, Read, CopyPastCache                       \
   }

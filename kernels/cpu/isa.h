@@ -70,8 +70,11 @@ struct Isa {
   float (*sum_squares)(const float* x, size_t n);
   // y = x · factor · weight; y may be x.
   void (*norm)(const float* x, float factor, const float* weight, size_t n, float* y);
-  // out [units, kSubBlock] = the transpose of kSubBlock rows of `units`; rows may be unaligned.
+  // Columns [0, lanes) of out [units, kSubBlock] = the transpose of `lanes` rows of `units`; rows
+  // may be unaligned.
   void (*transpose)(const unsigned char* const* rows, size_t units, uint32_t* out);
+  // out [n]: units of the BF16 of `even` (low) and of `odd`, which may be unaligned.
+  void (*pair)(const unsigned char* even, const unsigned char* odd, size_t n, uint32_t* out);
   // One step of the online softmax over the first n of s [kSubBlock], n >= 1: s becomes
   // exp(s·scale − max), 0 from n on; max and sum include the step. Returns the factor that scales
   // what was summed before.

@@ -77,10 +77,27 @@ TEST_P(IsaTest, TransposeMovesEveryUnit) {
     for (int r = 0; r < kSubBlock; ++r) {
       rows.push_back(reinterpret_cast<const unsigned char*>(in.data() + r * units));
     }
-    isa_.transpose(rows.data(), units, out.data());
+    for (int r = 0; r < kSubBlock; r += isa_.lanes) {
+      isa_.transpose(rows.data() + r, units, out.data() + r);
+    }
     for (int r = 0; r < kSubBlock; ++r) {
       for (size_t u = 0; u < units; ++u) ASSERT_EQ(out[u * kSubBlock + r], in[r * units + u]);
     }
+  }
+}
+
+TEST_P(IsaTest, PairInterleavesTwoRows) {
+  for (const size_t n : {1, 7, 16, 33}) {
+    std::vector<uint16_t> rows(2 * n + 1);
+    for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<uint16_t>(7 * i + 40000);
+    std::vector<uint32_t> out(n + 1, 1);
+    // The second row is not aligned.
+    const auto* bytes = reinterpret_cast<const unsigned char*>(rows.data());
+    isa_.pair(bytes, bytes + 2 * (n + 1), n, out.data());
+    for (size_t i = 0; i < n; ++i) {
+      EXPECT_EQ(out[i], rows[i] | uint32_t{rows[n + 1 + i]} << 16) << i << " of " << n;
+    }
+    EXPECT_EQ(out[n], 1u);
   }
 }
 
