@@ -35,6 +35,7 @@ size_t SpaceAtStart(std::string_view text) {
 }  // namespace
 
 void AddedTokens::Matcher::Add(std::string_view pattern, TokenId token) {
+  first_bytes_[static_cast<unsigned char>(pattern[0])] = true;
   uint32_t node = 0;
   for (unsigned char c : pattern) {
     const auto [it, is_new] = edges_.try_emplace(uint64_t{node} << 8 | c, nodes_);
@@ -42,6 +43,11 @@ void AddedTokens::Matcher::Add(std::string_view pattern, TokenId token) {
     node = it->second;
   }
   ends_.insert_or_assign(node, token);
+}
+
+size_t AddedTokens::Matcher::Skip(std::string_view text) const {
+  const auto begins = [this](char c) { return first_bytes_[static_cast<unsigned char>(c)]; };
+  return static_cast<size_t>(std::find_if(text.begin(), text.end(), begins) - text.begin());
 }
 
 std::optional<std::pair<TokenId, size_t>> AddedTokens::Matcher::LongestAt(
@@ -124,6 +130,8 @@ absl::StatusOr<std::vector<TextSegment>> AddedTokens::Split(std::string_view tex
   std::vector<TextSegment> segments;
   size_t done = 0;
   for (size_t i = 0; i < text.size();) {
+    i += matchers_[normalized].Skip(text.substr(i));
+    if (i == text.size()) break;
     const auto match = matchers_[normalized].LongestAt(text.substr(i));
     if (!match) {
       ++i;

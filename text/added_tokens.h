@@ -2,6 +2,7 @@
 // the model sees it. Immutable and thread-safe.
 #pragma once
 
+#include <array>
 #include <map>
 #include <optional>
 #include <string>
@@ -47,6 +48,8 @@ class AddedTokens {
   class Matcher {
    public:
     void Add(std::string_view pattern, TokenId token);
+    // How many bytes of `text` no pattern begins at.
+    size_t Skip(std::string_view text) const;
     // The longest pattern at the start of `text`: its token and its length.
     std::optional<std::pair<TokenId, size_t>> LongestAt(std::string_view text) const;
 
@@ -54,6 +57,7 @@ class AddedTokens {
     absl::flat_hash_map<uint64_t, uint32_t> edges_;  // node << 8 | byte -> node
     absl::flat_hash_map<uint32_t, TokenId> ends_;    // node -> token
     uint32_t nodes_ = 1;
+    std::array<bool, 256> first_bytes_ = {};
   };
 
   explicit AddedTokens(Regex word) : word_(std::move(word)) {}

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 
+#include "absl/hash/hash.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/status_macros.h"
@@ -32,6 +34,7 @@ absl::StatusOr<BpeModel> BpeModel::Parse(Json json) {
   }
   BpeModel model;
   RETURN_IF_ERROR(model.ReadVocab(json));
+  model.FillCharacters();
   RETURN_IF_ERROR(model.ReadMerges(json));
   RETURN_IF_ERROR(model.ReadOptions(json));
   return model;
@@ -112,7 +115,16 @@ absl::Status BpeModel::AddMerge(std::string_view left, std::string_view right, u
                                                         : both,
                                                    "' is not in the vocabulary"));
   }
-  merges_.insert_or_assign(PairKey(*l, *r), Merge{rank, *merged});
+  merges_.insert_or_assign(PairKey(*l, *r), MergeRule{rank, *merged});
+  TokenId previous = -1;
+  for (size_t i = 0; i < both.size();) {
+    const std::string_view rest = std::string_view(both).substr(i);
+    const std::string_view character = rest.substr(0, FirstCodePoint(rest).length);
+    const TokenId token = TokenOf(character);
+    if (previous >= 0 && token >= 0) joined_.insert(PairKey(previous, token));
+    previous = token;
+    i += character.size();
+  }
   return absl::OkStatus();
 }
 
@@ -150,38 +162,76 @@ std::optional<TokenId> BpeModel::Find(std::string_view token) const {
   return it->second;
 }
 
-const BpeModel::Merge* BpeModel::FindMerge(TokenId left, TokenId right) const {
+const BpeModel::MergeRule* BpeModel::FindMerge(TokenId left, TokenId right) const {
   const auto it = merges_.find(PairKey(left, right));
   return it == merges_.end() ? nullptr : &it->second;
 }
 
+void BpeModel::FillCharacters() {
+  characters_.assign(1 << 16, -1);
+  for (size_t id = 0; id < tokens_.size(); ++id) {
+    const std::string_view token = tokens_[id];
+    if (token.empty()) continue;
+    const CodePoint first = FirstCodePoint(token);
+    if (first.length != token.size() || first.value >= characters_.size()) continue;
+    characters_[first.value] = static_cast<TokenId>(id);
+  }
+}
+
+TokenId BpeModel::TokenOf(std::string_view character) const {
+  const char32_t c = FirstCodePoint(character).value;
+  return c < characters_.size() ? characters_[c] : Find(character).value_or(-1);
+}
+
+// Characters without a token of their own may stand there as bytes: those are left together.
+bool BpeModel::MayJoin(TokenId left, TokenId right) const {
+  return left < 0 || right < 0 || joined_.contains(PairKey(left, right));
+}
+
 void BpeModel::Encode(std::string_view word, Scratch* scratch, std::vector<TokenId>* ids) const {
+  using Known = Scratch::Known;
+  constexpr size_t kPlaces = 4096;
+  if (word.empty()) return;
+  if (word.size() > Known::kBytesMax) return EncodeWord(word, scratch, ids);
+  if (scratch->known.empty()) scratch->known.resize(kPlaces);
+  Known& known = scratch->known[absl::HashOf(word) % kPlaces];
+  if (std::string_view(known.word, known.bytes) != word) {
+    const size_t begin = ids->size();
+    EncodeWord(word, scratch, ids);
+    if (ids->size() - begin > Known::kTokensMax) return;
+    known.bytes = static_cast<uint8_t>(word.size());
+    known.tokens = static_cast<uint8_t>(ids->size() - begin);
+    std::copy(word.begin(), word.end(), known.word);
+    std::copy(ids->begin() + begin, ids->end(), known.ids);
+    return;
+  }
+  ids->insert(ids->end(), known.ids, known.ids + known.tokens);
+}
+
+// One symbol per character; where the vocabulary lacks it, its bytes or the unknown token. A
+// character that has neither is dropped, as the reference implementation does. What merges can't
+// join is done part by part, so that a text without spaces costs no more than others.
+void BpeModel::EncodeWord(std::string_view word, Scratch* scratch,
+                          std::vector<TokenId>* ids) const {
   if (ignore_merges_) {
     if (const std::optional<TokenId> whole = Find(word)) {
       ids->push_back(*whole);
       return;
     }
   }
-  SplitIntoSymbols(word, scratch);
-  MergeAll(scratch);
-  for (const Scratch::Symbol& s : scratch->symbols) {
-    if (s.alive) ids->push_back(s.token);
-  }
-}
-
-// One symbol per character; where the vocabulary lacks it, its bytes or the unknown token. A
-// character that has neither is dropped, as the reference implementation does.
-void BpeModel::SplitIntoSymbols(std::string_view word, Scratch* scratch) const {
   scratch->symbols.clear();
   const auto add = [&](TokenId token) { scratch->symbols.push_back({token, -1, -1, true}); };
   bool unknown_pending = false;  // fuse_unk joins a run of unknown characters into one token
+  TokenId previous = -1;
   for (size_t i = 0; i < word.size();) {
     const std::string_view character = word.substr(i, FirstCodePoint(word.substr(i)).length);
     i += character.size();
-    if (const std::optional<TokenId> token = Find(character)) {
+    const TokenId token = TokenOf(character);
+    if (!MayJoin(std::exchange(previous, token), token)) Merge(scratch, ids);
+    if (token >= 0) {
       if (unknown_pending) add(*unknown_);
       unknown_pending = false;
-      add(*token);
+      add(token);
     } else if (byte_fallback_ && AppendByteTokens(character, scratch)) {
       continue;  // without closing a run of unknown characters: so does the reference
     } else if (unknown_) {
@@ -190,11 +240,7 @@ void BpeModel::SplitIntoSymbols(std::string_view word, Scratch* scratch) const {
     }
   }
   if (unknown_pending) add(*unknown_);
-  const int32_t count = static_cast<int32_t>(scratch->symbols.size());
-  for (int32_t i = 0; i < count; ++i) {
-    scratch->symbols[i].previous = i - 1;
-    scratch->symbols[i].next = i + 1 < count ? i + 1 : -1;
-  }
+  Merge(scratch, ids);
 }
 
 bool BpeModel::AppendByteTokens(std::string_view character, Scratch* scratch) const {
@@ -210,18 +256,24 @@ void BpeModel::PushCandidate(int32_t position, Scratch* scratch) const {
   if (position < 0) return;
   const Scratch::Symbol& left = scratch->symbols[position];
   if (left.next < 0) return;
-  const Merge* merge = FindMerge(left.token, scratch->symbols[left.next].token);
+  const MergeRule* merge = FindMerge(left.token, scratch->symbols[left.next].token);
   if (merge == nullptr) return;
   scratch->heap.push_back({merge->rank, position, merge->merged});
   std::push_heap(scratch->heap.begin(), scratch->heap.end(), Later);
 }
 
-// Symbols form a linked list; a candidate is stale if its pair has since become another.
-void BpeModel::MergeAll(Scratch* scratch) const {
+// Merges the symbols and moves what is left to `ids`. Symbols form a linked list; a candidate is
+// stale if its pair has since become another.
+void BpeModel::Merge(Scratch* scratch, std::vector<TokenId>* ids) const {
   auto& symbols = scratch->symbols;
   auto& heap = scratch->heap;
+  const int32_t count = static_cast<int32_t>(symbols.size());
+  for (int32_t i = 0; i < count; ++i) {
+    symbols[i].previous = i - 1;
+    symbols[i].next = i + 1 < count ? i + 1 : -1;
+  }
   heap.clear();
-  for (size_t i = 0; i + 1 < symbols.size(); ++i) PushCandidate(i, scratch);
+  for (int32_t i = 0; i + 1 < count; ++i) PushCandidate(i, scratch);
   while (!heap.empty()) {
     std::pop_heap(heap.begin(), heap.end(), Later);
     const Scratch::Candidate top = heap.back();
@@ -229,7 +281,7 @@ void BpeModel::MergeAll(Scratch* scratch) const {
     Scratch::Symbol& left = symbols[top.position];
     if (!left.alive || left.next < 0) continue;
     Scratch::Symbol& right = symbols[left.next];
-    const Merge* merge = FindMerge(left.token, right.token);
+    const MergeRule* merge = FindMerge(left.token, right.token);
     if (merge == nullptr || merge->merged != top.merged) continue;
     left.token = top.merged;
     right.alive = false;
@@ -238,6 +290,10 @@ void BpeModel::MergeAll(Scratch* scratch) const {
     PushCandidate(left.previous, scratch);
     PushCandidate(top.position, scratch);
   }
+  for (const Scratch::Symbol& s : symbols) {
+    if (s.alive) ids->push_back(s.token);
+  }
+  symbols.clear();
 }
 
 }  // namespace switchyard

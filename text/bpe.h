@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/statusor.h"
 #include "common/ids.h"
 #include "text/json_reader.h"
@@ -19,7 +20,7 @@ constexpr TokenId kTokenIdMax = (1 << 24) - 1;  // bounds the tables by id; real
 
 class BpeModel {
  public:
-  // Working memory of Encode, kept between words. One per thread.
+  // Working memory of Encode, kept between words. One per thread and model.
   struct Scratch {
     struct Symbol {
       TokenId token;
@@ -31,13 +32,22 @@ class BpeModel {
       int32_t position;
       TokenId merged;
     };
+    // What short words became: most words of a text come again. A word has one place, by its hash.
+    struct Known {
+      static constexpr size_t kBytesMax = 22, kTokensMax = 6;
+      uint8_t bytes = 0, tokens = 0;  // 0 bytes: the place is empty
+      char word[kBytesMax];
+      TokenId ids[kTokensMax];
+    };
     std::vector<Symbol> symbols;
     std::vector<Candidate> heap;
+    std::vector<Known> known;
   };
 
   static absl::StatusOr<BpeModel> Parse(Json json);
 
-  // Appends the tokens of `word`, valid UTF-8 of less than 2^31 characters. O(n log n).
+  // Appends the tokens of `word`, valid UTF-8 of less than 2^31 characters. O(n log n) in its
+  // longest part that merges could join.
   void Encode(std::string_view word, Scratch* scratch, std::vector<TokenId>* ids) const;
 
   std::optional<TokenId> Find(std::string_view token) const;
@@ -47,7 +57,7 @@ class BpeModel {
   size_t size() const { return ids_.size(); }
 
  private:
-  struct Merge {
+  struct MergeRule {
     uint32_t rank;
     TokenId merged;
   };
@@ -55,17 +65,26 @@ class BpeModel {
   absl::Status ReadMerges(Json json);
   absl::Status ReadOptions(Json json);
   absl::Status AddMerge(std::string_view left, std::string_view right, uint32_t rank);
-  void SplitIntoSymbols(std::string_view word, Scratch* scratch) const;
+  void FillCharacters();
+  void EncodeWord(std::string_view word, Scratch* scratch, std::vector<TokenId>* ids) const;
+  // The token that is this one character, or −1.
+  TokenId TokenOf(std::string_view character) const;
+  bool MayJoin(TokenId left, TokenId right) const;
   bool AppendByteTokens(std::string_view character, Scratch* scratch) const;
+  void Merge(Scratch* scratch, std::vector<TokenId>* ids) const;
   void PushCandidate(int32_t position, Scratch* scratch) const;
   void MergeAll(Scratch* scratch) const;
-  const Merge* FindMerge(TokenId left, TokenId right) const;
+  const MergeRule* FindMerge(TokenId left, TokenId right) const;
 
   std::unique_ptr<char[]> arena_;  // the tokens' bytes, which the views below point into
   std::vector<std::string_view> tokens_;
   absl::flat_hash_map<std::string_view, TokenId> ids_;
-  absl::flat_hash_map<uint64_t, Merge> merges_;  // by left << 32 | right
-  std::vector<TokenId> byte_tokens_;             // <0x00> … <0xFF>, -1 where absent
+  absl::flat_hash_map<uint64_t, MergeRule> merges_;  // by left << 32 | right
+  std::vector<TokenId> byte_tokens_;                 // <0x00> … <0xFF>, -1 where absent
+  std::vector<TokenId> characters_;                  // by code point below 2^16, -1 where absent
+  // Neighbours within a token that merges make, as PairKey of their characters' tokens: no merge
+  // ever crosses the place between two characters that are not here.
+  absl::flat_hash_set<uint64_t> joined_;
   std::optional<TokenId> unknown_;
   bool fuse_unknown_ = false;
   bool byte_fallback_ = false;

@@ -62,20 +62,22 @@ absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Parse(std::string_vi
 }
 
 template <typename J>
-absl::StatusOr<std::string> ChatTemplate::RenderJson(const J& context) const {
+absl::StatusOr<std::string> ChatTemplate::RenderJson(const J& context, absl::Time now) const {
   if (!context.is_object()) {
     return absl::InvalidArgumentError("chat template: the context is not an object");
   }
   ASSIGN_OR_RETURN(const jinja::Value values, jinja::FromJson(context));
-  return jinja::Interpreter(*values.AsDict()).Run(program_->body);
+  return jinja::Interpreter(*values.AsDict(), now).Run(program_->body);
 }
 
-absl::StatusOr<std::string> ChatTemplate::Render(const nlohmann::json& context) const {
-  return RenderJson(context);
+absl::StatusOr<std::string> ChatTemplate::Render(const nlohmann::json& context,
+                                                 absl::Time now) const {
+  return RenderJson(context, now);
 }
 
-absl::StatusOr<std::string> ChatTemplate::Render(const nlohmann::ordered_json& context) const {
-  return RenderJson(context);
+absl::StatusOr<std::string> ChatTemplate::Render(const nlohmann::ordered_json& context,
+                                                 absl::Time now) const {
+  return RenderJson(context, now);
 }
 
 absl::StatusOr<std::unique_ptr<ChatTemplate>> LoadChatTemplate(const std::string& model_dir,

@@ -9,6 +9,8 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 
 namespace switchyard {
 
@@ -24,14 +26,17 @@ class ChatTemplate {
   // bos_token, …). nlohmann::json sorts keys, ordered_json keeps the client's order, which shows
   // where a template prints an object. Errors: kInvalidArgument with the line, also for what the
   // template itself raises; kResourceExhausted past 1,000,000 steps or 16 MiB.
-  absl::StatusOr<std::string> Render(const nlohmann::json& context) const;
-  absl::StatusOr<std::string> Render(const nlohmann::ordered_json& context) const;
+  // `now`: what strftime_now tells, in local time.
+  absl::StatusOr<std::string> Render(const nlohmann::json& context,
+                                     absl::Time now = absl::Now()) const;
+  absl::StatusOr<std::string> Render(const nlohmann::ordered_json& context,
+                                     absl::Time now = absl::Now()) const;
 
  private:
   struct Program;
   explicit ChatTemplate(std::unique_ptr<const Program> program);
   template <typename J>
-  absl::StatusOr<std::string> RenderJson(const J& context) const;
+  absl::StatusOr<std::string> RenderJson(const J& context, absl::Time now) const;
 
   std::unique_ptr<const Program> program_;
 };

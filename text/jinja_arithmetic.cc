@@ -1,7 +1,9 @@
+#include <cctype>
 #include <cmath>
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "text/jinja_interpreter.h"
 
 namespace switchyard::jinja {
@@ -47,6 +49,67 @@ absl::StatusOr<Value> FloatArithmetic(std::string_view op, double a, double b) {
   return op == "//" ? Value(floor) : Value(a - floor * b);
 }
 
+// One %s, %r, %d, %i or %f (with a precision), without a width.
+absl::StatusOr<std::string> FormatOne(char letter, int precision, const Value& value) {
+  if (letter == 's') return value.Str();
+  if (letter == 'r') {
+    std::string out;
+    value.Repr(&out);
+    return out;
+  }
+  if (!value.IsNumber()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("%", std::string(1, letter), " of ", value.TypeName()));
+  }
+  if (letter == 'f') return absl::StrFormat("%.*f", precision, value.ToDouble());
+  return absl::StrCat(value.IsFloat() ? static_cast<int64_t>(value.ToDouble()) : value.ToInt());
+}
+
+// text % values. A list that has as many items as there are places stands for Python's tuple.
+absl::StatusOr<Value> PercentFormat(std::string_view text, const Value& values) {
+  List rest;
+  size_t places = 0;
+  for (size_t i = 0; i + 1 < text.size(); ++i) {
+    if (text[i] == '%') places += text[++i] != '%';
+  }
+  if (values.AsList() && values.AsList()->size() == places) {
+    rest = *values.AsList();
+  } else {
+    rest.push_back(values);
+  }
+  std::string out;
+  size_t used = 0;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] != '%') {
+      out.push_back(text[i]);
+      continue;
+    }
+    if (text.substr(i, 2) == "%%") {
+      out.push_back(text[++i]);
+      continue;
+    }
+    int precision = 6;
+    if (text.substr(i + 1, 1) == "." && i + 3 < text.size() && std::isdigit(text[i + 2])) {
+      precision = text[i + 2] - '0';
+      i += 2;
+    }
+    const char letter = i + 1 < text.size() ? text[++i] : '%';
+    if (std::string_view("srdif").find(letter) == std::string_view::npos) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("format %", std::string(1, letter), " is not supported"));
+    }
+    if (used == rest.size()) return absl::InvalidArgumentError("not enough arguments for format");
+    auto one = FormatOne(letter, precision, rest[used++]);
+    if (!one.ok()) return one.status();
+    out += *one;
+    if (out.size() > kBytesMax) return TooLong();
+  }
+  if (used < rest.size()) {
+    return absl::InvalidArgumentError("not all arguments are used by the format");
+  }
+  return Value(std::move(out));
+}
+
 }  // namespace
 
 absl::StatusOr<Value> Arithmetic(std::string_view op, const Value& left, const Value& right) {
@@ -61,6 +124,7 @@ absl::StatusOr<Value> Arithmetic(std::string_view op, const Value& left, const V
     if (a->size() + b->size() > kBytesMax) return TooLong();
     return Value(*a + *b);
   }
+  if (op == "%" && a) return PercentFormat(*a, right);
   if (op == "*" && (a || b) && (left.IsInt() || right.IsInt())) {
     const std::string& text = a ? *a : *b;
     const int64_t times = std::max(int64_t{0}, a ? right.ToInt() : left.ToInt());
@@ -68,6 +132,15 @@ absl::StatusOr<Value> Arithmetic(std::string_view op, const Value& left, const V
     if (static_cast<uint64_t>(times) > kBytesMax / text.size()) return TooLong();
     std::string out;
     for (int64_t i = 0; i < times; ++i) out += text;
+    return Value(std::move(out));
+  }
+  if (op == "*" && (left.AsList() || right.AsList()) && (left.IsInt() || right.IsInt())) {
+    const List& items = left.AsList() ? *left.AsList() : *right.AsList();
+    const int64_t times = std::max(int64_t{0}, left.AsList() ? right.ToInt() : left.ToInt());
+    const size_t weight = (left.AsList() ? left : right).weight();
+    if (static_cast<uint64_t>(times) > kBytesMax / weight) return TooLong();
+    List out;
+    for (int64_t i = 0; i < times; ++i) out.insert(out.end(), items.begin(), items.end());
     return Value(std::move(out));
   }
   if (op == "+" && left.AsList() && right.AsList()) {

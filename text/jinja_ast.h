@@ -54,6 +54,7 @@ struct Stmt {
     kBreak,
     kContinue,
     kBlock,  // body, in the same scope ({% generation %})
+    kWith,   // body, in a scope of its own with targets = defaults
   };
   struct Branch {
     ExprPtr condition;

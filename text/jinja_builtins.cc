@@ -1,11 +1,15 @@
 #include "text/jinja_builtins.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <limits>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "common/status_macros.h"
+#include "text/jinja_filters.h"
 #include "text/jinja_strings.h"
 #include "text/utf8.h"
 
@@ -34,7 +38,7 @@ absl::StatusOr<Value> Join(const Value& in, const Arguments& args) {
   std::string out;
   for (size_t i = 0; i < items.size(); ++i) {
     if (i > 0) out += between;
-    out += attribute ? GetItem(items[i], *attribute).Str() : items[i].Str();
+    out += attribute ? GetPath(items[i], *attribute).Str() : items[i].Str();
     if (out.size() > kBytesMax) return TooLong();
   }
   return Value(std::move(out));
@@ -43,19 +47,44 @@ absl::StatusOr<Value> Join(const Value& in, const Arguments& args) {
 absl::StatusOr<Value> ToJsonFilter(const Value& in, const Arguments& args) {
   constexpr int64_t kIndentMax = 16;
   int indent = -1;
-  for (const auto& [name, value] : args.named) {
-    const bool neutral = (name == "ensure_ascii" || name == "sort_keys") && !value.Truthy();
-    if (name != "indent" && !neutral)
-      return Bad(absl::StrCat("tojson(", name, ") is not supported"));
-  }
-  if (const Value* v = args.Get(0, "indent"); v && !v->IsNone()) {
+  // In the order of transformers' own tojson.
+  const Value *ascii = args.Get(0, "ensure_ascii"), *sort_keys = args.Get(3, "sort_keys");
+  if (const Value* v = args.Get(1, "indent"); v && !v->IsNone()) {
     if (!v->IsInt() || v->ToInt() < 0 || v->ToInt() > kIndentMax) {
       return Bad(absl::StrCat("tojson(indent) is ", v->Str(), "; it must be 0 to ", kIndentMax));
     }
     indent = static_cast<int>(v->ToInt());
   }
-  ASSIGN_OR_RETURN(std::string text, ToJson(in, indent));
+  JsonStyle style{.indent = indent, .item = indent < 0 ? ", " : ",", .key = ": "};
+  style.ensure_ascii = ascii != nullptr && ascii->Truthy();
+  style.sort_keys = sort_keys != nullptr && sort_keys->Truthy();
+  if (const Value* v = args.Get(2, "separators"); v && !v->IsNone()) {
+    const List* pair = v->AsList();
+    if (pair == nullptr || pair->size() != 2) return Bad("tojson(separators) is not a pair");
+    style.item = (*pair)[0].Str();
+    style.key = (*pair)[1].Str();
+  }
+  ASSIGN_OR_RETURN(std::string text, ToJson(in, style));
   return Value(std::move(text));
+}
+
+// Python's int(text, base) for 2…36, with its prefixes.
+bool ParseInteger(std::string_view text, int base, int64_t* out) {
+  if (base < 2 || base > 36) return false;
+  const bool negative = text.starts_with('-');
+  if (negative || text.starts_with('+')) text.remove_prefix(1);
+  const std::pair<int, char> prefixes[] = {{2, 'b'}, {8, 'o'}, {16, 'x'}};
+  for (const auto& [of, letter] : prefixes) {
+    if (base == of && text.size() > 2 && text[0] == '0' && (text[1] | 0x20) == letter) {
+      text.remove_prefix(2);
+    }
+  }
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *out, base);
+  if (error != std::errc() || text.empty() || text[0] == '-' || end != text.data() + text.size()) {
+    return false;
+  }
+  if (negative) *out = -*out;
+  return true;
 }
 
 absl::StatusOr<Value> ToNumber(const std::string& name, const Value& in, const Arguments& args) {
@@ -63,6 +92,14 @@ absl::StatusOr<Value> ToNumber(const std::string& name, const Value& in, const A
   const Value* fallback = args.Get(0, "default");
   double number = 0;
   bool ok = in.IsNumber();
+  if (const Value* base = args.Get(1, "base"); base && in.AsString() && to_int) {
+    int64_t parsed = 0;
+    const int radix = base->IsInt() ? static_cast<int>(base->ToInt()) : 10;
+    if (ParseInteger(Strip(*in.AsString(), nullptr, true, true), radix, &parsed)) {
+      return Value(parsed);
+    }
+    return fallback ? *fallback : Value(int64_t{0});
+  }
   if (in.IsInt() || in.IsBool()) return to_int ? Value(in.ToInt()) : Value(in.ToDouble());
   if (ok) number = in.ToDouble();
   if (const auto* s = in.AsString()) {
@@ -84,9 +121,11 @@ absl::StatusOr<Value> MapOrSelect(const std::string& name, const Value& in, cons
   List out;
   const Value* attribute = args.Get(args.positional.size(), "attribute");
   const bool by_attribute = name.ends_with("attr");
-  if (args.positional.empty() && (attribute == nullptr || name != "map")) {
-    return Bad(absl::StrCat(name, " needs an argument"));
+  const Value* fallback = args.Get(args.positional.size(), "default");
+  if (args.positional.empty() && name == "map" && attribute == nullptr) {
+    return Bad("map needs an argument");
   }
+  if (args.positional.empty() && by_attribute) return Bad(absl::StrCat(name, " needs an argument"));
   Arguments rest;
   const size_t used = by_attribute ? 2 : 1;
   if (args.positional.size() > used) {
@@ -97,14 +136,15 @@ absl::StatusOr<Value> MapOrSelect(const std::string& name, const Value& in, cons
     if (!out.empty() && (weight += out.back().weight()) > kBytesMax) return TooLong();
     if (name == "map") {
       if (args.positional.empty()) {
-        out.push_back(GetItem(item, *attribute));
+        const Value found = GetPath(item, *attribute);
+        out.push_back(found.IsUndefined() && fallback ? *fallback : found);
       } else {
         ASSIGN_OR_RETURN(Value mapped, ApplyFilter(args.positional[0].Str(), item, rest));
         out.push_back(std::move(mapped));
       }
       continue;
     }
-    const Value subject = by_attribute ? GetItem(item, args.positional[0]) : item;
+    const Value subject = by_attribute ? GetPath(item, args.positional[0]) : item;
     bool keep = subject.Truthy();
     if (args.positional.size() >= used) {
       ASSIGN_OR_RETURN(keep, ApplyTest(args.positional[used - 1].Str(), subject, rest));
@@ -196,6 +236,17 @@ Value GetItem(const Value& object, const Value& key) {
   return missing;
 }
 
+Value GetPath(const Value& object, const Value& path) {
+  const std::string* names = path.AsString();
+  if (names == nullptr) return GetItem(object, path);
+  Value at = object;
+  for (const absl::string_view name : absl::StrSplit(*names, '.')) {
+    int64_t index = 0;
+    at = GetItem(at, absl::SimpleAtoi(name, &index) ? Value(index) : Value(std::string(name)));
+  }
+  return at;
+}
+
 absl::StatusOr<Value> Slice(const Value& object, const Value* start, const Value* stop,
                             const Value* step) {
   if (!object.AsList() && !object.AsString()) {
@@ -256,7 +307,7 @@ absl::StatusOr<Value> ApplyFilter(const std::string& name, const Value& in, cons
       name == "title" || name == "replace") {
     return CallStringMethod(in.Str(), name == "trim" ? "strip" : name, args);
   }
-  return Bad(absl::StrCat("filter '", name, "' of ", in.TypeName(), " is not supported"));
+  return ApplyListFilter(name, in, args);
 }
 
 absl::StatusOr<bool> ApplyTest(const std::string& name, const Value& in, const Arguments& args) {
@@ -270,6 +321,10 @@ absl::StatusOr<bool> ApplyTest(const std::string& name, const Value& in, const A
   if (name == "boolean") return in.IsBool();
   if (name == "true") return in.IsBool() && in.Truthy();
   if (name == "false") return in.IsBool() && !in.Truthy();
+  if (name == "lower") return CallStringMethod(in.Str(), "islower", {})->Truthy();
+  if (name == "upper") return CallStringMethod(in.Str(), "isupper", {})->Truthy();
+  if (name == "filter") return in.AsString() != nullptr && IsFilter(*in.AsString());
+  if (name == "test") return in.AsString() != nullptr && IsTest(*in.AsString());
   if (name == "mapping") return in.AsDict() != nullptr;
   if (name == "sequence" || name == "iterable") {
     return in.AsList() || in.AsDict() || in.AsString() || in.IsUndefined();
@@ -280,6 +335,16 @@ absl::StatusOr<bool> ApplyTest(const std::string& name, const Value& in, const A
   if (other != nullptr) {
     if (name == "equalto" || name == "eq" || name == "==") return Equal(in, *other);
     if (name == "ne" || name == "!=") return !Equal(in, *other);
+    if (name == "sameas") {
+      return Equal(in, *other) && in.IsBool() == other->IsBool() && in.IsInt() == other->IsInt();
+    }
+    if (name == "lt" || name == "<" || name == "lessthan") return Less(in, *other);
+    if (name == "gt" || name == ">" || name == "greaterthan") return Less(*other, in);
+    if (name == "le" || name == "<=" || name == "ge" || name == ">=") {
+      const bool at_most = name == "le" || name == "<=";
+      ASSIGN_OR_RETURN(const bool beyond, at_most ? Less(*other, in) : Less(in, *other));
+      return !beyond;
+    }
     if (name == "in") return Contains(*other, in);
     if (name == "divisibleby" && in.IsInt() && other->IsInt() && other->ToInt() > 0) {
       return in.ToInt() % other->ToInt() == 0;
@@ -290,12 +355,24 @@ absl::StatusOr<bool> ApplyTest(const std::string& name, const Value& in, const A
 
 bool HasMethod(const Value& self, std::string_view name) {
   if (self.AsString()) return HasStringMethod(name);
+  if (self.AsList()) return name == "index" || name == "count";
   return self.AsDict() && (name == "items" || name == "keys" || name == "values" || name == "get");
 }
 
 absl::StatusOr<Value> CallMethod(const Value& self, const std::string& name,
                                  const Arguments& args) {
   if (const auto* text = self.AsString()) return CallStringMethod(*text, name, args);
+  if (const auto* list = self.AsList()) {
+    const Value* wanted = args.Get(0, "value");
+    if (wanted == nullptr) return Bad(absl::StrCat(name, " needs a value"));
+    const auto equal = [&](const Value& v) { return Equal(v, *wanted); };
+    if (name == "count") {
+      return Value(static_cast<int64_t>(std::count_if(list->begin(), list->end(), equal)));
+    }
+    const auto at = std::find_if(list->begin(), list->end(), equal);
+    if (at == list->end()) return Bad(absl::StrCat(wanted->Str(), " is not in list"));
+    return Value(static_cast<int64_t>(at - list->begin()));
+  }
   if (name == "items") return Items(self);
   if (name == "get") {
     const Value *key = args.Get(0, "key"), *fallback = args.Get(1, "default");

@@ -35,6 +35,8 @@ absl::StatusOr<List> Iterate(const Value& value);
 absl::StatusOr<bool> Contains(const Value& haystack, const Value& needle);
 // object[key], as an index or a slice bound would be; Undefined if it has no such item.
 Value GetItem(const Value& object, const Value& key);
+// The item that "a.b.0" leads to, as filters name attributes.
+Value GetPath(const Value& object, const Value& path);
 absl::StatusOr<Value> Slice(const Value& object, const Value* start, const Value* stop,
                             const Value* step);
 

@@ -6,6 +6,7 @@
 namespace switchyard::jinja {
 namespace {
 
+constexpr size_t kDateFormatBytesMax = 256;
 constexpr size_t kRangeMax = 100'000;
 
 absl::Status UndefinedError(const Undefined& u) {
@@ -204,6 +205,9 @@ absl::StatusOr<Value> Interpreter::EvalCall(const Expr& expr) {
   if (const Macro* macro = callee.AsMacro()) return CallMacro(*macro->definition, args);
   if (const Builtin* builtin = callee.AsBuiltin()) {
     if (!builtin->self) return CallFunction(builtin->name, args);
+    if (builtin->name.starts_with("loop.")) {
+      return CallLoopMethod(builtin->name, *builtin->self, args);
+    }
     RETURN_IF_ERROR(Charge(builtin->self->weight() / kBytesPerStep));
     return CallMethod(*builtin->self, builtin->name, args);
   }
@@ -215,6 +219,13 @@ absl::StatusOr<Value> Interpreter::CallFunction(const std::string& name, const A
   if (name == "raise_exception") {
     const Value* message = args.Get(0, "message");
     return absl::InvalidArgumentError(message ? message->Str() : "raise_exception");
+  }
+  if (name == "strftime_now") {
+    const Value* format = args.Get(0, "format");
+    if (!format || !format->AsString() || format->AsString()->size() > kDateFormatBytesMax) {
+      return absl::InvalidArgumentError("strftime_now takes a short format");
+    }
+    return Value(absl::FormatTime(*format->AsString(), now_, absl::LocalTimeZone()));
   }
   if (name == "dict") return Value(Dict(args.named.begin(), args.named.end()));
   if (name == "namespace") {

@@ -98,6 +98,7 @@ class Parser {
   absl::Status ParseFor(Stmt* stmt);
   absl::Status ParseSet(Stmt* stmt);
   absl::Status ParseMacro(Stmt* stmt);
+  absl::Status ParseWith(Stmt* stmt);
   absl::Status EndBlock(const char* keyword);
   absl::StatusOr<std::vector<std::string>> ParseTargets();
 

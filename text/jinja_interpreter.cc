@@ -9,7 +9,9 @@ namespace {
 
 constexpr size_t kStepsMax = 1'000'000;
 
-Value LoopVariable(const List& items, size_t i) {
+Value LoopVariable(const List& items, size_t i, const std::string& name) {
+  // Its methods know their loop by this.
+  const auto loop = std::make_shared<const Value>(List{Value(static_cast<int64_t>(i)), name});
   const auto at = [](size_t n) { return Value(static_cast<int64_t>(n)); };
   const size_t size = items.size();
   return Value(Dict{{"index", at(i + 1)},
@@ -19,14 +21,18 @@ Value LoopVariable(const List& items, size_t i) {
                     {"first", Value(i == 0)},
                     {"last", Value(i + 1 == size)},
                     {"length", at(size)},
+                    {"depth", at(1)},  // of recursion, which is not supported
+                    {"depth0", at(0)},
+                    {"cycle", Value(Builtin{"loop.cycle", loop})},
+                    {"changed", Value(Builtin{"loop.changed", loop})},
                     {"previtem", i > 0 ? items[i - 1] : Value(Undefined{"previtem"})},
                     {"nextitem", i + 1 < size ? items[i + 1] : Value(Undefined{"nextitem"})}});
 }
 
 }  // namespace
 
-Interpreter::Interpreter(const Dict& context) : scopes_(2) {
-  for (const char* function : {"range", "namespace", "raise_exception", "dict"}) {
+Interpreter::Interpreter(const Dict& context, absl::Time now) : now_(now), scopes_(2) {
+  for (const char* function : {"range", "namespace", "raise_exception", "dict", "strftime_now"}) {
     scopes_[0][function] = Value(Builtin{function, nullptr});
   }
   for (const auto& [name, value] : context) scopes_[0][name] = value;
@@ -102,6 +108,8 @@ absl::StatusOr<Interpreter::Flow> Interpreter::ExecOne(const Stmt& stmt, std::st
       return Flow::kContinue;
     case Stmt::kBlock:
       return Exec(stmt.body, out);
+    case Stmt::kWith:
+      return ExecWith(stmt, out);
   }
   return absl::InternalError("an unknown statement");
 }
@@ -134,16 +142,45 @@ absl::StatusOr<List> Interpreter::LoopItems(const Stmt& stmt) {
 absl::StatusOr<Interpreter::Flow> Interpreter::ExecFor(const Stmt& stmt, std::string* out) {
   ASSIGN_OR_RETURN(const List items, LoopItems(stmt));
   if (items.empty()) return Exec(stmt.else_body, out);
+  const std::string name = absl::StrCat(++loops_);
   for (size_t i = 0; i < items.size(); ++i) {
     scopes_.emplace_back();
-    scopes_.back()["loop"] = LoopVariable(items, i);
+    scopes_.back()["loop"] = LoopVariable(items, i, name);
     absl::Status assigned = Assign(stmt.targets, items[i]);
     absl::StatusOr<Flow> flow = assigned.ok() ? Exec(stmt.body, out) : assigned;
     scopes_.pop_back();
     if (!flow.ok()) return flow.status();
     if (*flow == Flow::kBreak) break;
   }
+  changed_.erase(name);
   return Flow::kNext;
+}
+
+absl::StatusOr<Interpreter::Flow> Interpreter::ExecWith(const Stmt& stmt, std::string* out) {
+  Scope scope;
+  for (size_t i = 0; i < stmt.targets.size(); ++i) {
+    ASSIGN_OR_RETURN(scope[stmt.targets[i]], Eval(*stmt.defaults[i]));
+  }
+  scopes_.push_back(std::move(scope));
+  absl::StatusOr<Flow> flow = Exec(stmt.body, out);
+  scopes_.pop_back();
+  return flow;
+}
+
+absl::StatusOr<Value> Interpreter::CallLoopMethod(const std::string& name, const Value& loop,
+                                                  const Arguments& args) {
+  const List& self = *loop.AsList();
+  if (args.positional.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(name, " needs a value"));
+  }
+  if (name == "loop.cycle") {
+    return args.positional[static_cast<size_t>(self[0].ToInt()) % args.positional.size()];
+  }
+  const Value now(args.positional);
+  Value& before = changed_[*self[1].AsString()];
+  const bool changed = !Equal(before, now);
+  before = now;
+  return Value(changed);
 }
 
 absl::Status Interpreter::Assign(const std::vector<std::string>& targets, const Value& value) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "text/jinja_ast.h"
 #include "text/jinja_builtins.h"
 
@@ -17,8 +18,8 @@ namespace switchyard::jinja {
 // One per rendering; not thread-safe.
 class Interpreter {
  public:
-  // `context`: the variables that the template sees; a dict.
-  explicit Interpreter(const Dict& context);
+  // `context`: the variables that the template sees; a dict. `now`: what strftime_now tells.
+  Interpreter(const Dict& context, absl::Time now);
 
   // The text that `body` prints. kInvalidArgument with the line: what the template raises and what
   // it does wrong. kResourceExhausted: more than 1,000,000 steps, 16 MiB, or nested too deep.
@@ -32,6 +33,7 @@ class Interpreter {
   absl::StatusOr<Flow> ExecOne(const Stmt& stmt, std::string* out);
   absl::StatusOr<Flow> ExecIf(const Stmt& stmt, std::string* out);
   absl::StatusOr<Flow> ExecFor(const Stmt& stmt, std::string* out);
+  absl::StatusOr<Flow> ExecWith(const Stmt& stmt, std::string* out);
   absl::StatusOr<List> LoopItems(const Stmt& stmt);
   absl::Status ExecSet(const Stmt& stmt);
   absl::Status Assign(const std::vector<std::string>& targets, const Value& value);
@@ -48,6 +50,9 @@ class Interpreter {
   absl::StatusOr<Value> EvalCall(const Expr& expr);
   absl::StatusOr<Arguments> EvalArguments(const Expr& expr);
   absl::StatusOr<Value> CallFunction(const std::string& name, const Arguments& args);
+  // loop.cycle and loop.changed; `loop`: the index, and the name of this run of the loop.
+  absl::StatusOr<Value> CallLoopMethod(const std::string& name, const Value& loop,
+                                       const Arguments& args);
   absl::StatusOr<Value> CallMacro(const Stmt& macro, const Arguments& args);
 
   Value Lookup(const std::string& name) const;
@@ -55,10 +60,13 @@ class Interpreter {
   absl::Status Charge(size_t steps);
   absl::Status Print(std::string_view text, std::string* out);
 
+  const absl::Time now_;
   std::vector<Scope> scopes_;  // [0] the context, [1] the template's own names, then blocks
   size_t frame_ = 2;           // where the scopes of the running macro begin
   size_t steps_ = 0;
   int depth_ = 0;
+  size_t loops_ = 0;                      // begun so far
+  std::map<std::string, Value> changed_;  // what loop.changed saw last, by run
 };
 
 constexpr size_t kBytesPerStep = 256;  // making a long value counts as many steps

@@ -59,6 +59,8 @@ absl::StatusOr<Stmt> Parser::ParseStatement() {
   } else if (keyword == "break" || keyword == "continue") {
     stmt.kind = keyword == "break" ? Stmt::kBreak : Stmt::kContinue;
     status = Expect(Token::kBlockEnd, "'%}'");
+  } else if (keyword == "with") {
+    status = ParseWith(&stmt);
   } else if (keyword == "generation") {  // transformers' mark of what the assistant says
     stmt.kind = Stmt::kBlock;
     RETURN_IF_ERROR(Expect(Token::kBlockEnd, "'%}'"));
@@ -69,6 +71,21 @@ absl::StatusOr<Stmt> Parser::ParseStatement() {
   }
   if (!status.ok()) return status;
   return stmt;
+}
+
+absl::Status Parser::ParseWith(Stmt* stmt) {
+  stmt->kind = Stmt::kWith;
+  while (Peek().kind != Token::kBlockEnd) {
+    if (!stmt->targets.empty()) RETURN_IF_ERROR(ExpectOp(","));
+    ASSIGN_OR_RETURN(std::string name, ExpectName());
+    stmt->targets.push_back(std::move(name));
+    RETURN_IF_ERROR(ExpectOp("="));
+    ASSIGN_OR_RETURN(ExprPtr value, ParseExpr());
+    stmt->defaults.push_back(std::move(value));
+  }
+  RETURN_IF_ERROR(Expect(Token::kBlockEnd, "'%}'"));
+  ASSIGN_OR_RETURN(stmt->body, ParseBody({"endwith"}));
+  return EndBlock("endwith");
 }
 
 absl::Status Parser::ParseIf(Stmt* stmt) {

@@ -61,9 +61,26 @@ absl::StatusOr<Value> Convert(const J& json, int depth) {
   }
 }
 
-void QuoteJson(std::string_view text, std::string* out) {
+// \uXXXX, in two halves beyond the first plane.
+void EscapeJson(char32_t c, std::string* out) {
+  if (c < 0x10000) {
+    absl::StrAppendFormat(out, "\\u%04x", static_cast<uint32_t>(c));
+    return;
+  }
+  EscapeJson(0xd800 + ((c - 0x10000) >> 10), out);
+  EscapeJson(0xdc00 + ((c - 0x10000) & 0x3ff), out);
+}
+
+void QuoteJson(std::string_view text, bool ensure_ascii, std::string* out) {
   out->push_back('"');
-  for (char c : text) {
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (ensure_ascii && (c & 0x80) != 0) {
+      const CodePoint point = FirstCodePoint(text.substr(i));
+      EscapeJson(point.value, out);
+      i += point.length - 1;
+      continue;
+    }
     switch (c) {
       case '"':
         out->append("\\\"");
@@ -121,19 +138,24 @@ void QuotePython(std::string_view text, std::string* out) {
 
 class JsonWriter {
  public:
-  JsonWriter(int indent, std::string* out) : indent_(indent), out_(out) {}
+  JsonWriter(const JsonStyle& style, std::string* out) : style_(style), out_(out) {}
 
   absl::Status Write(const Value& value, int level) {
     if (const auto* text = value.AsString()) {
-      QuoteJson(*text, out_);
+      QuoteJson(*text, style_.ensure_ascii, out_);
     } else if (const auto* list = value.AsList()) {
       return WriteItems('[', ']', list->size(), level,
                         [&](size_t i) { return Write((*list)[i], level + 1); });
-    } else if (const auto* dict = value.AsDict()) {
-      return WriteItems('{', '}', dict->size(), level, [&](size_t i) {
-        QuoteJson((*dict)[i].first, out_);
-        out_->append(": ");
-        return Write((*dict)[i].second, level + 1);
+    } else if (value.AsDict()) {
+      Dict dict = *value.AsDict();
+      if (style_.sort_keys) {
+        std::sort(dict.begin(), dict.end(),
+                  [](const auto& a, const auto& b) { return a.first < b.first; });
+      }
+      return WriteItems('{', '}', dict.size(), level, [&](size_t i) {
+        QuoteJson(dict[i].first, style_.ensure_ascii, out_);
+        out_->append(style_.key);
+        return Write(dict[i].second, level + 1);
       });
     } else if (value.IsNone()) {
       out_->append("null");
@@ -155,7 +177,7 @@ class JsonWriter {
   absl::Status WriteItems(char open, char close, size_t count, int level, const Item& item) {
     out_->push_back(open);
     for (size_t i = 0; i < count; ++i) {
-      if (i > 0) out_->append(indent_ < 0 ? ", " : ",");
+      if (i > 0) out_->append(style_.item);
       NewLine(level + 1);
       RETURN_IF_ERROR(item(i));
     }
@@ -164,10 +186,11 @@ class JsonWriter {
     return absl::OkStatus();
   }
   void NewLine(int level) {
-    if (indent_ >= 0) out_->append("\n").append(static_cast<size_t>(indent_) * level, ' ');
+    if (style_.indent < 0) return;
+    out_->append("\n").append(static_cast<size_t>(style_.indent) * level, ' ');
   }
 
-  int indent_;
+  const JsonStyle& style_;
   std::string* out_;
 };
 
@@ -176,9 +199,9 @@ class JsonWriter {
 absl::StatusOr<Value> FromJson(const nlohmann::json& json) { return Convert(json, 0); }
 absl::StatusOr<Value> FromJson(const nlohmann::ordered_json& json) { return Convert(json, 0); }
 
-absl::StatusOr<std::string> ToJson(const Value& value, int indent) {
+absl::StatusOr<std::string> ToJson(const Value& value, const JsonStyle& style) {
   std::string out;
-  RETURN_IF_ERROR(JsonWriter(indent, &out).Write(value, 0));
+  RETURN_IF_ERROR(JsonWriter(style, &out).Write(value, 0));
   return out;
 }
 

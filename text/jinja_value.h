@@ -125,8 +125,13 @@ absl::StatusOr<bool> Less(const Value& a, const Value& b);
 absl::StatusOr<Value> FromJson(const nlohmann::json& json);
 absl::StatusOr<Value> FromJson(const nlohmann::ordered_json& json);
 
-// json.dumps(ensure_ascii=False), with `indent` spaces per level, or on one line if negative.
-absl::StatusOr<std::string> ToJson(const Value& value, int indent);
+// json.dumps with its options; on one line if `indent` is negative.
+struct JsonStyle {
+  int indent = -1;
+  std::string item = ", ", key = ": ";  // separators
+  bool ensure_ascii = false, sort_keys = false;
+};
+absl::StatusOr<std::string> ToJson(const Value& value, const JsonStyle& style);
 
 // repr() of a float: the shortest digits that read back the same.
 std::string FloatRepr(double value);
