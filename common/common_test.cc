@@ -49,6 +49,23 @@ TEST(ComputePoolTest, RunsEveryTaskOnce) {
   }
 }
 
+TEST(ComputePoolTest, RangesCoverEveryItemOnce) {
+  ComputePool pool(3);
+  for (const size_t count : {0, 1, 2, 7, 1000}) {
+    for (const size_t cost : {1, 1000, 1000000}) {
+      std::vector<std::atomic<int>> hits(count);
+      std::atomic<int> calls{0};
+      pool.ForRanges(count, cost, [&](size_t begin, size_t end, int) {
+        ASSERT_LT(begin, end);
+        ++calls;
+        for (size_t i = begin; i < end; ++i) ++hits[i];
+      });
+      for (auto& h : hits) ASSERT_EQ(h.load(), 1);
+      EXPECT_EQ(calls > 1, count > 1 && count * cost > 1 << 14) << count << " of " << cost;
+    }
+  }
+}
+
 TEST(MailboxTest, IsBoundedOrderedAndClosable) {
   Mailbox<int> box(2);
   EXPECT_TRUE(box.Post(1));

@@ -1,5 +1,6 @@
 #include "common/compute_pool.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "common/check.h"
@@ -9,6 +10,8 @@ namespace {
 // Long enough to bridge the gap between two kernels of a step, short enough that an idle pool, or
 // one that shares its cores with another process, costs nothing that shows.
 constexpr std::chrono::microseconds kSpin{30};
+// Numbers moved by a task of ForRanges at least: some microseconds, what it takes to wake a thread.
+constexpr size_t kRangeCost = size_t{1} << 14;
 }  // namespace
 
 struct ComputePool::Job {
@@ -54,6 +57,16 @@ void ComputePool::ParallelFor(size_t count, FunctionRef<void(size_t, int)> task)
     std::this_thread::yield();
   }
   SY_CHECK(job.done.load(std::memory_order_acquire) == count);
+}
+
+void ComputePool::ForRanges(size_t count, size_t cost,
+                            FunctionRef<void(size_t, size_t, int)> body) {
+  if (count == 0) return;
+  const size_t worth = count * cost / kRangeCost + 1;
+  const size_t tasks = std::min({count, worth, 4 * static_cast<size_t>(threads())});
+  ParallelFor(tasks, [&](size_t task, int thread) {
+    body(task * count / tasks, (task + 1) * count / tasks, thread);
+  });
 }
 
 void ComputePool::Work(int thread) {

@@ -47,6 +47,11 @@ class ComputePool {
   // not depend on it. Not reentrant.
   void ParallelFor(size_t count, FunctionRef<void(size_t task, int thread)> task);
 
+  // Calls body(begin, end, thread) for ranges that cover [0, count), each item in one of them: in
+  // parallel if that is worth waking a thread. `cost` of an item is in numbers loaded and stored.
+  void ForRanges(size_t count, size_t cost,
+                 FunctionRef<void(size_t begin, size_t end, int thread)> body);
+
  private:
   struct Job;
   void Work(int thread);

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <vector>
 
 namespace switchyard {
 namespace {
@@ -23,10 +22,11 @@ void Score(GateScoring scoring, const float* logits, std::span<float> scores) {
   for (float& s : scores) s /= sum;
 }
 
-// The k best of `scores`, descending, ties to the lowest index. k <= scores.size(), both small.
+// The k best of `scores`, descending, ties to the lowest index; taken [scores.size()] tells which.
+// k <= scores.size(), both small.
 template <typename Emit>
-void TopK(std::span<const float> scores, int k, std::vector<char>& taken, Emit emit) {
-  taken.assign(scores.size(), 0);
+void TopK(std::span<const float> scores, int k, char* taken, Emit emit) {
+  std::fill_n(taken, scores.size(), 0);
   for (int slot = 0; slot < k; ++slot) {
     int best = -1;
     for (size_t i = 0; i < scores.size(); ++i) {
@@ -52,9 +52,9 @@ float GroupScore(std::span<const float> group, bool top2) {
 }
 
 // Scores of experts outside the chosen groups become −∞.
-void MaskGroups(const GateConfig& c, std::span<float> selection, std::vector<char>& taken) {
+void MaskGroups(const GateConfig& c, std::span<float> selection, std::span<float> group_scores,
+                char* taken) {
   const size_t size = c.experts / c.groups;
-  std::vector<float> group_scores(c.groups);
   for (int g = 0; g < c.groups; ++g) {
     group_scores[g] = GroupScore(selection.subspan(g * size, size), c.group_score_top2);
   }
@@ -64,35 +64,47 @@ void MaskGroups(const GateConfig& c, std::span<float> selection, std::vector<cha
   }
 }
 
+// One token. `scratch` is of the thread that runs it.
+void ChooseForToken(const GateConfig& c, const float* logits, std::span<const float> bias,
+                    Scratch& scratch, int32_t* experts, float* weights) {
+  const size_t n = c.experts;
+  const std::span<float> scores(scratch.Get<float>(0, n), n);
+  const std::span<float> selection(scratch.Get<float>(1, n), n);
+  const std::span<float> group_scores(scratch.Get<float>(2, c.groups), c.groups);
+  char* taken = scratch.Get<char>(3, n);
+  Score(c.scoring, logits, scores);
+  for (size_t e = 0; e < n; ++e) selection[e] = scores[e] + (bias.empty() ? 0.0f : bias[e]);
+  if (c.groups_chosen < c.groups) MaskGroups(c, selection, group_scores, taken);
+  TopK(selection, c.top_k, taken, [&](int slot, int expert) {
+    experts[slot] = expert;
+    weights[slot] = scores[expert];
+  });
+  if (c.normalize) {
+    float sum = 0;
+    for (int slot = 0; slot < c.top_k; ++slot) sum += weights[slot];
+    // DeepSeek-V3's guard against sigmoid scores that are all zero; a softmax does not feel it.
+    for (int slot = 0; slot < c.top_k; ++slot) weights[slot] /= sum + 1e-20f;
+  }
+  for (int slot = 0; slot < c.top_k; ++slot) weights[slot] *= c.scale;
+}
+
 }  // namespace
 
-void ChooseExperts(const GateConfig& c, Matrix<const float> logits, std::span<const float> bias,
-                   Matrix<int32_t> experts, Matrix<float> weights) {
+void ChooseExperts(KernelContext& ctx, const GateConfig& c, Matrix<const float> logits,
+                   std::span<const float> bias, Matrix<int32_t> experts, Matrix<float> weights) {
   SY_CHECK_MSG(c.experts >= 1 && c.groups >= 1 && c.experts % c.groups == 0, c.experts,
                " experts in ", c.groups, " groups");
   SY_CHECK_MSG(c.groups_chosen >= 1 && c.groups_chosen <= c.groups && c.top_k >= 1 &&
                    c.top_k <= c.experts / c.groups * c.groups_chosen,
                "top_k ", c.top_k, " of ", c.groups_chosen, " groups");
   SY_CHECK_MSG(bias.empty() || bias.size() == static_cast<size_t>(c.experts), bias.size());
-  std::vector<float> scores(c.experts), selection(c.experts);
-  std::vector<char> taken;
-  for (size_t t = 0; t < logits.rows(); ++t) {
-    Score(c.scoring, logits.row(t), scores);
-    for (int e = 0; e < c.experts; ++e) selection[e] = scores[e] + (bias.empty() ? 0.0f : bias[e]);
-    if (c.groups_chosen < c.groups) MaskGroups(c, selection, taken);
-    TopK(selection, c.top_k, taken, [&](int slot, int expert) {
-      experts(t, slot) = expert;
-      weights(t, slot) = scores[expert];
-    });
-    float* w = weights.row(t);
-    if (c.normalize) {
-      float sum = 0;
-      for (int slot = 0; slot < c.top_k; ++slot) sum += w[slot];
-      // DeepSeek-V3's guard against sigmoid scores that are all zero; a softmax does not feel it.
-      for (int slot = 0; slot < c.top_k; ++slot) w[slot] /= sum + 1e-20f;
+  const size_t cost = static_cast<size_t>(c.experts) * (c.top_k + 4);
+  ctx.pool.ForRanges(logits.rows(), cost, [&](size_t begin, size_t end, int thread) {
+    for (size_t t = begin; t < end; ++t) {
+      ChooseForToken(c, logits.row(t), bias, ctx.thread_scratch[thread], experts.row(t),
+                     weights.row(t));
     }
-    for (int slot = 0; slot < c.top_k; ++slot) w[slot] *= c.scale;
-  }
+  });
 }
 
 }  // namespace switchyard

@@ -5,6 +5,7 @@
 #include <span>
 
 #include "common/tensor_view.h"
+#include "kernels/context.h"
 
 namespace switchyard {
 
@@ -26,7 +27,7 @@ struct GateConfig {
 // logits [T, E] FP32; bias [E] or empty is added to the scores for the choice only (DeepSeek-V3,
 // section 2.1.2, auxiliary-loss-free balancing). Out: experts [T, K] and weights [T, K] in slots by
 // descending selection score, ties to the lowest id.
-void ChooseExperts(const GateConfig& config, Matrix<const float> logits,
+void ChooseExperts(KernelContext& ctx, const GateConfig& config, Matrix<const float> logits,
                    std::span<const float> bias, Matrix<int32_t> experts, Matrix<float> weights);
 
 }  // namespace switchyard

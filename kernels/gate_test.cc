@@ -19,7 +19,8 @@ struct Choice {
 Choice Choose(const GateConfig& c, std::vector<float> logits, std::span<const float> bias = {}) {
   Choice out{std::vector<int32_t>(c.top_k, -1), std::vector<float>(c.top_k, NAN)};
   const size_t k = c.top_k;
-  ChooseExperts(c, Matrix<const float>(logits.data(), {1, logits.size()}), bias,
+  KernelContext ctx(1);
+  ChooseExperts(ctx, c, Matrix<const float>(logits.data(), {1, logits.size()}), bias,
                 Matrix<int32_t>(out.experts.data(), {1, k}),
                 Matrix<float>(out.weights.data(), {1, k}));
   return out;

@@ -36,6 +36,7 @@ struct KvLayout {
   KvAddressing Addressing() const;
   // E.g. "mla:bfloat16:bt16:k80:v64:g1:L6:v1": equal ids mean equal bytes for equal tokens.
   std::string LayoutId() const;
+  friend bool operator==(const KvLayout&, const KvLayout&) = default;
 };
 
 // The memory of one rank's cache: [L][B][BlockBytes()]. Written by the engine thread (its own

@@ -30,30 +30,43 @@ void WriteRow(const float* from, size_t width, T* to) {
 
 // rows [T, heads·width] of this step into the blocks of their sequences.
 template <typename T>
-void WriteKvAs(const KvAddressing& a, const KvPlace& place, std::byte* layer_base, int heads,
-               Matrix<const float> rows, std::span<const AttentionSequence> sequences) {
+void WriteKvAs(ComputePool& pool, const KvAddressing& a, const KvPlace& place,
+               std::byte* layer_base, int heads, Matrix<const float> rows,
+               std::span<const AttentionSequence> sequences) {
   T* base = reinterpret_cast<T*>(layer_base);
   const size_t width = rows.cols() / heads;
   for (const AttentionSequence& s : sequences) {
-    for (int32_t i = 0; i < s.count; ++i) {
-      const int32_t position = s.first_position + i;
-      T* token = base + s.blocks[position / a.block_tokens] * a.block_stride + place.offset +
-                 (position % a.block_tokens) * place.token_stride;
-      const float* from = rows.row(s.first_row + i);
-      for (int g = 0; g < heads; ++g) {
-        WriteRow(from + g * width, width, token + g * place.head_stride);
+    pool.ForRanges(s.count, rows.cols(), [&](size_t begin, size_t end, int) {
+      for (size_t i = begin; i < end; ++i) {
+        const size_t position = s.first_position + i;
+        T* token = base + s.blocks[position / a.block_tokens] * a.block_stride + place.offset +
+                   (position % a.block_tokens) * place.token_stride;
+        const float* from = rows.row(s.first_row + i);
+        for (int g = 0; g < heads; ++g) {
+          WriteRow(from + g * width, width, token + g * place.head_stride);
+        }
       }
-    }
+    });
   }
 }
 
-void WriteKv(KvStorage& kv, const KvAddressing& a, const KvPlace& place, int layer, int heads,
-             Matrix<const float> rows, std::span<const AttentionSequence> sequences) {
+void WriteKv(StepContext& step, const KvAddressing& a, const KvPlace& place, int layer, int heads,
+             Matrix<const float> rows, const MicroBatch& b) {
+  ComputePool& pool = step.kernel_context.pool;
   if (a.dtype == DType::kBfloat16) {
-    WriteKvAs<Bf16>(a, place, kv.Layer(layer), heads, rows, sequences);
+    WriteKvAs<Bf16>(pool, a, place, step.kv.Layer(layer), heads, rows, b.sequences);
   } else {
-    WriteKvAs<float>(a, place, kv.Layer(layer), heads, rows, sequences);
+    WriteKvAs<float>(pool, a, place, step.kv.Layer(layer), heads, rows, b.sequences);
   }
+}
+
+void Rope(StepContext& step, const MicroBatch& b, int heads, size_t head_stride, Matrix<float> x) {
+  step.kernel_context.pool.ForRanges(x.rows(), heads * static_cast<size_t>(step.rope.dim),
+                                     [&](size_t begin, size_t end, int) {
+                                       ApplyRope(step.rope, step.config.rope_style,
+                                                 std::span(b.positions).subspan(begin, end - begin),
+                                                 heads, head_stride, x.Slice(begin, end - begin));
+                                     });
 }
 
 // out = the sum over head groups [begin, end) of their partial projections, as a binary tree that
@@ -71,7 +84,7 @@ void ProjectGroups(StepContext& step, const LayerWeights& w, Matrix<float> heads
   float* deeper = partial + out.rows() * out.cols();
   ProjectGroups(step, w, heads_out, begin, middle, out, deeper);
   ProjectGroups(step, w, heads_out, middle, end, right, deeper);
-  for (size_t i = 0; i < out.rows() * out.cols(); ++i) out.data()[i] += right.data()[i];
+  AddRows(step.kernel_context.pool, right, out);
 }
 
 // `bias` [N] or empty.
@@ -90,7 +103,7 @@ void ProjectOutput(StepContext& step, const LayerWeights& w, Matrix<float> heads
   const Matrix<float> out = b.projected.Get(rows, hidden);
   ProjectGroups(step, w, heads_out, 0, groups, out, b.partial.Get(levels * rows * hidden));
   AddBias(w.attention.o_bias, out);
-  for (size_t i = 0; i < rows * hidden; ++i) b.residual.data()[i] += out.data()[i];
+  AddRows(step.kernel_context.pool, out, b.residual);
 }
 
 Matrix<float> Gemm(StepContext& step, Matrix<const float> x, const PackedWeight& w,
@@ -133,14 +146,12 @@ void GqaAttention(StepContext& step, int layer, const LayerWeights& weights, Mic
   QkNorm(step, w.q_norm, q);
   QkNorm(step, w.k_norm, k);
   for (const Matrix<float>& m : {q, k, v}) Clip(c.clip_qkv, m);
-  ApplyRope(step.rope, c.rope_style, b.positions, c.heads, c.head_dim, q);
-  ApplyRope(step.rope, c.rope_style, b.positions, c.kv_heads, c.head_dim, k);
+  Rope(step, b, c.heads, c.head_dim, q);
+  Rope(step, b, c.kv_heads, c.head_dim, k);
 
   const KvAddressing a = step.kv.layout().Addressing();
-  WriteKv(step.kv, a, {a.k_offset, a.k_head_stride, a.k_token_stride}, layer, c.kv_heads, k,
-          b.sequences);
-  WriteKv(step.kv, a, {a.v_offset, a.v_head_stride, a.v_token_stride}, layer, c.kv_heads, v,
-          b.sequences);
+  WriteKv(step, a, {a.k_offset, a.k_head_stride, a.k_token_stride}, layer, c.kv_heads, k, b);
+  WriteKv(step, a, {a.v_offset, a.v_head_stride, a.v_token_stride}, layer, c.kv_heads, v, b);
   const Matrix<float> out = b.heads_out.Get(b.rows(), q.cols());
   step.kernels.attention->PagedAttention(step.kernel_context,
                                          {.heads = c.heads,
@@ -173,11 +184,10 @@ void MlaAttention(StepContext& step, int layer, const LayerWeights& weights, Mic
   const Matrix<float> kv = Gemm(step, x, w.kv_a, b.kv, w.kv_a_bias);  // [T, C + R]
   const Matrix<float> kv_latent = Columns(kv, 0, latent);
   norm.RmsNorm(ctx, kv_latent, w.kv_a_norm, kLatentNormEps, kv_latent);
-  ApplyRope(step.rope, c.rope_style, b.positions, 1, key_dim, Columns(kv, latent, rope));
-  ApplyRope(step.rope, c.rope_style, b.positions, c.heads, q_dim,
-            Columns(q, nope, q.cols() - nope));
+  Rope(step, b, 1, key_dim, Columns(kv, latent, rope));
+  Rope(step, b, c.heads, q_dim, Columns(q, nope, q.cols() - nope));
   const KvAddressing a = step.kv.layout().Addressing();
-  WriteKv(step.kv, a, {a.k_offset, a.k_head_stride, a.k_token_stride}, layer, 1, kv, b.sequences);
+  WriteKv(step, a, {a.k_offset, a.k_head_stride, a.k_token_stride}, layer, 1, kv, b);
 
   const Matrix<float> q_latent = b.q_latent.Get(rows, heads * key_dim);
   for (size_t h = 0; h < heads; ++h) {

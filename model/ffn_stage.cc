@@ -25,7 +25,7 @@ Matrix<float> SingleFfn(StepContext& step, const PackedExpert& expert, MicroBatc
 void DenseFfn(StepContext& step, const LayerWeights& w, MicroBatch& b) {
   PostNorm(step, w, b);
   const Matrix<float> out = SingleFfn(step, w.experts[0], b, b.moe_sum);
-  for (size_t i = 0; i < out.rows() * out.cols(); ++i) b.residual.data()[i] += out.data()[i];
+  AddRows(step.kernel_context.pool, out, b.residual);
 }
 
 absl::Status DispatchSend(StepContext& step, int layer, const LayerWeights& w, MicroBatch& b) {
@@ -34,7 +34,8 @@ absl::Status DispatchSend(StepContext& step, int layer, const LayerWeights& w, M
   const Matrix<float> logits = b.gate_logits.Get(b.rows(), gate.experts);
   step.kernels.gemm->Gemm(step.kernel_context, b.ffn_input, w.gate, logits);
   const Matrix<int32_t> ids = b.expert_ids.Get(b.rows(), gate.top_k);
-  ChooseExperts(gate, logits, w.gate_bias, ids, b.gate_weights.Get(b.rows(), gate.top_k));
+  ChooseExperts(step.kernel_context, gate, logits, w.gate_bias, ids,
+                b.gate_weights.Get(b.rows(), gate.top_k));
   ASSIGN_OR_RETURN(b.dispatch, step.dispatcher.Send(layer, b.ffn_input, ids));
   // Needs no wire: computed while the rows travel.
   if (w.shared) SingleFfn(step, *w.shared, b, b.shared_out);
@@ -58,16 +59,21 @@ absl::Status CombineReceive(StepContext& step, const LayerWeights& w, MicroBatch
   const Matrix<float> sum = b.moe_sum.Get(b.rows(), hidden);
   RETURN_IF_ERROR(step.dispatcher.CombineReceive(
       b.dispatch, b.gate_weights.Get(b.rows(), step.config.gate.top_k), sum));
-  const size_t count = b.rows() * hidden;
-  if (w.shared) {
-    const float* shared = b.shared_out.Get(count);
-    for (size_t i = 0; i < count; ++i) sum.data()[i] += shared[i];
-  }
-  for (size_t i = 0; i < count; ++i) b.residual.data()[i] += sum.data()[i];
+  ComputePool& pool = step.kernel_context.pool;
+  if (w.shared) AddRows(pool, b.shared_out.Get(b.rows(), hidden), sum);
+  AddRows(pool, sum, b.residual);
   return absl::OkStatus();
 }
 
 }  // namespace
+
+void AddRows(ComputePool& pool, Matrix<const float> from, Matrix<float> to) {
+  pool.ForRanges(to.rows(), 2 * to.cols(), [&](size_t begin, size_t end, int) {
+    float* __restrict y = to.row(begin);
+    const float* x = from.row(begin);
+    for (size_t i = 0; i < (end - begin) * to.cols(); ++i) y[i] += x[i];
+  });
+}
 
 std::span<const Stage> StagesOf(bool is_moe) {
   static constexpr Stage kDense[] = {Stage::kAttention, Stage::kDenseFfn};

@@ -66,7 +66,8 @@ absl::Status LoadedModel::LoadFrom(const std::string& dir) {
                                                             .top_k = config_.gate.top_k,
                                                             .hidden = config_.hidden_size,
                                                             .max_tokens = options_.max_batch_tokens,
-                                                            .dtype = options_.dtype}));
+                                                            .dtype = options_.dtype,
+                                                            .pool = &context_.pool}));
   std::vector<int> experts;
   for (int i = 0; i < dispatcher_->local_experts(); ++i) {
     experts.push_back(dispatcher_->LogicalExpert(i));
@@ -125,10 +126,9 @@ absl::Status LoadedModel::Validate(const ForwardBatch& batch, const KvStorage& k
       return refuse("token ", token, " is not in the vocabulary of ", config_.vocab_size);
     }
   }
-  const std::string wanted =
-      config_.KvLayoutFor(options_.dtype, kv.layout().block_tokens).LayoutId();
-  if (kv.layout().LayoutId() != wanted) {
-    return refuse("KV layout ", kv.layout().LayoutId(), ", wanted ", wanted);
+  const KvLayout wanted = config_.KvLayoutFor(options_.dtype, kv.layout().block_tokens);
+  if (kv.layout() != wanted) {
+    return refuse("KV layout ", kv.layout().LayoutId(), ", wanted ", wanted.LayoutId());
   }
   int32_t next_row = 0;
   for (const AttentionSequence& s : batch.sequences) {

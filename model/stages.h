@@ -46,6 +46,9 @@ struct StepContext {
 absl::Status RunStage(Stage stage, StepContext& step, int layer, const LayerWeights& weights,
                       MicroBatch& batch);
 
+// to += from, both [T, N] and dense, by all threads.
+void AddRows(ComputePool& pool, Matrix<const float> from, Matrix<float> to);
+
 // The stages by family; RunStage chooses.
 void GqaAttention(StepContext& step, int layer, const LayerWeights& weights, MicroBatch& batch);
 void MlaAttention(StepContext& step, int layer, const LayerWeights& weights, MicroBatch& batch);

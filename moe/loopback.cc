@@ -44,6 +44,12 @@ LoopbackDispatcher::LoopbackDispatcher(const Options& options) : options_(option
 
 LoopbackDispatcher::~LoopbackDispatcher() = default;
 
+void LoopbackDispatcher::ForTokens(size_t tokens,
+                                   FunctionRef<void(size_t, size_t, int)> body) const {
+  if (options_.pool == nullptr) return body(0, tokens, 0);
+  options_.pool->ForRanges(tokens, options_.top_k * static_cast<size_t>(options_.hidden), body);
+}
+
 absl::StatusOr<DispatchHandle> LoopbackDispatcher::Send(int layer, Matrix<const float> hidden,
                                                         Matrix<const int32_t> experts) {
   const size_t tokens = hidden.rows(), top_k = options_.top_k, width = options_.hidden;
@@ -80,13 +86,20 @@ absl::StatusOr<DispatchHandle> LoopbackDispatcher::Send(int layer, Matrix<const 
   d.row_of.resize(tokens * top_k);
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t k = 0; k < top_k; ++k) {
-      const int32_t row = d.offsets[experts(t, k)]++;
-      d.row_of[t * top_k + k] = row;
-      float* to = &d.rows[row * width];
-      std::copy_n(hidden.row(t), width, to);
-      if (options_.dtype == DType::kBfloat16) std::transform(to, to + width, to, RoundToBf16);
+      d.row_of[t * top_k + k] = d.offsets[experts(t, k)]++;
     }
   }
+  ForTokens(tokens, [&](size_t begin, size_t end, int) {
+    for (size_t t = begin; t < end; ++t) {
+      const int32_t* row_of = &d.row_of[t * top_k];
+      float* first = &d.rows[row_of[0] * width];
+      std::copy_n(hidden.row(t), width, first);
+      if (options_.dtype == DType::kBfloat16) {
+        std::transform(first, first + width, first, RoundToBf16);
+      }
+      for (size_t k = 1; k < top_k; ++k) std::copy_n(first, width, &d.rows[row_of[k] * width]);
+    }
+  });
   // Each offset now stands at its expert's end, which is the next one's begin.
   std::copy_backward(d.offsets.begin(), d.offsets.end() - 1, d.offsets.end());
   d.offsets[0] = 0;
@@ -146,18 +159,20 @@ absl::Status LoopbackDispatcher::CombineReceive(DispatchHandle handle, Matrix<co
         "combine: weights [", weights.rows(), ", ", weights.cols(), "] and out [", out.rows(), ", ",
         out.cols(), "] for ", in.tokens, " tokens, ", top_k, " slots and width ", width));
   }
-  for (size_t t = 0; t < in.tokens; ++t) {
-    float* y = out.row(t);
-    for (size_t k = 0; k < top_k; ++k) {
-      const float* x = in.expert_rows.row(in.row_of[t * top_k + k]);
-      const float w = weights(t, k);
-      if (k == 0) {
-        for (size_t i = 0; i < width; ++i) y[i] = w * x[i];
-      } else {
-        for (size_t i = 0; i < width; ++i) y[i] += w * x[i];
+  ForTokens(in.tokens, [&](size_t begin, size_t end, int) {
+    for (size_t t = begin; t < end; ++t) {
+      float* __restrict y = out.row(t);
+      for (size_t k = 0; k < top_k; ++k) {
+        const float* x = in.expert_rows.row(in.row_of[t * top_k + k]);
+        const float w = weights(t, k);
+        if (k == 0) {
+          for (size_t i = 0; i < width; ++i) y[i] = w * x[i];
+        } else {
+          for (size_t i = 0; i < width; ++i) y[i] += w * x[i];
+        }
       }
     }
-  }
+  });
   in.state = State::kIdle;
   return absl::OkStatus();
 }

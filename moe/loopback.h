@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "common/bf16.h"
+#include "common/compute_pool.h"
 #include "moe/dispatch.h"
 
 namespace switchyard {
@@ -18,6 +19,7 @@ class LoopbackDispatcher final : public Dispatcher {
     int hidden = 0;                  // H
     int max_tokens = 0;              // T of one dispatch at most
     DType dtype = DType::kBfloat16;  // kBfloat16: hidden is rounded to BF16
+    ComputePool* pool = nullptr;     // moves the rows; borrowed; null: the caller's thread
   };
   // Errors: kInvalidArgument names the option that is out of range.
   static absl::StatusOr<std::unique_ptr<LoopbackDispatcher>> Create(const Options& options);
@@ -41,6 +43,7 @@ class LoopbackDispatcher final : public Dispatcher {
   struct InFlight;
 
   explicit LoopbackDispatcher(const Options& options);
+  void ForTokens(size_t tokens, FunctionRef<void(size_t begin, size_t end, int thread)> body) const;
   InFlight& at(uint64_t id) { return *in_flight_[id % 2]; }
   // The dispatch `handle` if it is in `state` and no older one is behind it.
   absl::StatusOr<InFlight*> Expect(DispatchHandle handle, State state);

@@ -1,0 +1,77 @@
+// A step that is no larger than those before it takes no memory from the heap, on any thread.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "model/model_testing.h"
+
+namespace {
+
+std::atomic<int64_t> allocations{0};
+
+void* Allocate(size_t bytes, size_t alignment) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  // aligned_alloc wants a multiple of the alignment.
+  void* p = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  if (p == nullptr) std::abort();
+  return p;
+}
+
+}  // namespace
+
+// The others of the standard library end in these.
+void* operator new(size_t bytes) { return Allocate(bytes, alignof(std::max_align_t)); }
+void* operator new(size_t bytes, std::align_val_t alignment) {
+  return Allocate(bytes, static_cast<size_t>(alignment));
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, size_t) noexcept { std::free(p); }
+void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
+
+namespace switchyard {
+namespace {
+
+class AllocationTest : public testing::TestWithParam<Case> {};
+
+TEST_P(AllocationTest, SteadyStateStepsAllocateNothing) {
+  constexpr int kSequences = 3, kPrompt = 40, kWarm = 2, kSteps = 8;
+  if (GetParam().kernels == "reference") GTEST_SKIP() << "its scores are as long as the context";
+  const auto model = LoadOrDie(GetParam());
+  const size_t vocab = model->config().vocab_size;
+  KvStorage kv(model->config().KvLayoutFor(model->options().dtype, 16), 4 * kSequences);
+  std::mt19937 rng(5);
+  std::vector<std::vector<int32_t>> blocks;
+  std::vector<AttentionSequence> prompts, decoded;
+  for (int i = 0; i < kSequences; ++i) blocks.push_back(Blocks(4 * i, 4));
+  for (int i = 0; i < kSequences; ++i) {
+    prompts.push_back({i * kPrompt, kPrompt, 0, blocks[i]});
+    decoded.push_back({i, 1, kPrompt, blocks[i]});
+  }
+  const auto tokens = RandomTokens(rng, kSequences * kPrompt, static_cast<int>(vocab));
+  const std::vector<int32_t> rows = {0, 1, 2};
+  std::vector<float> logits(kSequences * vocab);
+  const Matrix<float> out(logits.data(), {kSequences, vocab});
+  ASSERT_TRUE(model->Forward({tokens, prompts, rows}, kv, nullptr, out).ok());
+
+  const int64_t before_any = allocations;
+  auto probe = std::make_unique<int>(1);
+  ASSERT_GT(allocations, before_any) << "nothing is counted";
+  int64_t before = 0;
+  for (int step = 0; step < kWarm + kSteps; ++step) {
+    if (step == kWarm) before = allocations;
+    const std::span<const int32_t> ids = std::span(tokens).first(kSequences);
+    const auto status = model->Forward({ids, decoded, rows}, kv, nullptr, out);
+    ASSERT_TRUE(status.ok()) << status;
+    for (AttentionSequence& s : decoded) ++s.first_position;
+  }
+  EXPECT_EQ(allocations - before, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, AllocationTest, testing::ValuesIn(AllKernels({kV3, kQwen3})),
+                         CaseName);
+
+}  // namespace
+}  // namespace switchyard
