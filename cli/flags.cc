@@ -9,6 +9,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "cluster/discovery.h"
 #include "common/clock.h"
 #include "engine/worker_core.h"
 
@@ -25,6 +26,15 @@ CLI::Validator IsAddress() {
     return absl::StrCat("\"", value, "\": host:port with a port of 1 to 65535 is wanted");
   };
   return CLI::Validator(complaint, "HOST:PORT");
+}
+
+CLI::Validator IsWorkerAddress() {
+  const auto complaint = [](const std::string& value) {
+    if (Discovery::Create({value}).ok()) return std::string();
+    return absl::StrCat("\"", value,
+                        "\": host:port, or dns:name:port for all addresses of a name, is wanted");
+  };
+  return CLI::Validator(complaint, "[dns:]HOST:PORT");
 }
 
 CLI::Validator IsWritableFile() {

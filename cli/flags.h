@@ -19,6 +19,8 @@ constexpr double kTemperatureMax = 100;  // the router's limit
 
 // A value that is host:port and can be dialed: the port is 1…65535.
 CLI::Validator IsAddress();
+// The same, or all addresses of a name (cluster/discovery.h).
+CLI::Validator IsWorkerAddress();
 // A file that could be written: its folder exists and lets us.
 CLI::Validator IsWritableFile();
 

@@ -22,10 +22,10 @@ class RouterCommand final : public Command {
     AddConfigFlag(app);
     AddRouterFlags(app, &front_);
     app.add_option("--prefill-address", options_.prefill_addresses, "a prefill rank")
-        ->check(IsAddress())
+        ->check(IsWorkerAddress())
         ->delimiter(',');
     app.add_option("--decode-address", options_.decode_addresses, "a decode rank")
-        ->check(IsAddress())
+        ->check(IsWorkerAddress())
         ->delimiter(',');
     AddMaxModelLenFlag(app, &options_.max_model_len);
     log_.AddTo(app);

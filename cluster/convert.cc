@@ -1,6 +1,10 @@
 #include "cluster/convert.h"
 
 #include <algorithm>
+#include <string>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
 
 namespace switchyard {
 
@@ -46,21 +50,37 @@ void ToProto(const SampledToken& token, cluster::v1::ScoredToken* out) {
   }
 }
 
+void SetRetryAfter(absl::Duration after, absl::Status* status) {
+  status->SetPayload(kRetryAfterUrl, absl::Cord(absl::StrCat(absl::ToInt64Milliseconds(after))));
+}
+
+absl::Duration RetryAfter(const absl::Status& status) {
+  const absl::optional<absl::Cord> payload = status.GetPayload(kRetryAfterUrl);
+  int64_t ms = 0;
+  if (!payload || !absl::SimpleAtoi(std::string(*payload), &ms)) return absl::ZeroDuration();
+  return std::clamp(absl::Milliseconds(ms), absl::ZeroDuration(), absl::Minutes(1));
+}
+
 cluster::v1::AttemptEvent ErrorEvent(const AttemptKey& key, const absl::Status& status) {
   cluster::v1::AttemptEvent event;
   ToProto(key, event.mutable_id());
   event.set_finish(cluster::v1::FINISH_ERROR);
   event.set_error_code(static_cast<uint32_t>(status.code()));
   event.set_error(std::string(status.message()));
+  event.set_retry_after_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(RetryAfter(status))));
   return event;
 }
 
 absl::Status ErrorOf(const cluster::v1::AttemptEvent& event) {
   constexpr uint32_t kLastCode = static_cast<uint32_t>(absl::StatusCode::kUnauthenticated);
   const bool known = event.error_code() >= 1 && event.error_code() <= kLastCode;
-  return absl::Status(
+  absl::Status status(
       known ? static_cast<absl::StatusCode>(event.error_code()) : absl::StatusCode::kInternal,
       event.error());
+  if (event.retry_after_ms() > 0) {
+    SetRetryAfter(absl::Milliseconds(event.retry_after_ms()), &status);
+  }
+  return status;
 }
 
 }  // namespace switchyard

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "common/ids.h"
 #include "kernels/sample.h"
 #include "proto/cluster.pb.h"
@@ -20,7 +21,14 @@ void ToProto(const SamplingParams& sampling, cluster::v1::WorkerSampling* out);
 SampledToken FromProto(const cluster::v1::ScoredToken& token);
 void ToProto(const SampledToken& token, cluster::v1::ScoredToken* out);
 
-// An end with an error. `index` and the token stay unset.
+// A worker's advice on when to try again travels with a status: a payload of this type, decimal
+// milliseconds.
+inline constexpr char kRetryAfterUrl[] = "switchyard/retry_after_ms";
+void SetRetryAfter(absl::Duration after, absl::Status* status);
+// Zero if there is none, or nonsense; at most a minute.
+absl::Duration RetryAfter(const absl::Status& status);
+
+// An end with an error, and its RetryAfter. `index` and the token stay unset.
 cluster::v1::AttemptEvent ErrorEvent(const AttemptKey& key, const absl::Status& status);
 // The status that an end with FINISH_ERROR carries; a code that is none, or OK, is kInternal.
 absl::Status ErrorOf(const cluster::v1::AttemptEvent& event);

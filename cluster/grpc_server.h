@@ -1,6 +1,6 @@
 // cluster/grpc_server.h: a listening gRPC server and the channel settings that go with it, the same
-// for every process of a cluster: a health service, keepalive that notices a hung peer in about 2 s,
-// capped sizes; a taken port is an error and never silently shared.
+// for every process of a cluster: a health service, keepalive that notices a hung peer in about 2
+// s, capped sizes; a taken port is an error and never silently shared.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -52,6 +52,9 @@ absl::Status ProbePort(const std::string& host, int port);
 // An insecure channel that notices a hung peer, redials within 500 ms, and shares no connection
 // with another one.
 std::shared_ptr<grpc::Channel> DialChannel(const std::string& address);
+
+// Trailing metadata of a call that was refused for lack of room: when to try again.
+inline constexpr char kRetryAfterKey[] = "retry_after_ms";
 
 absl::Status FromGrpc(const grpc::Status& status);
 grpc::Status ToGrpc(const absl::Status& status);

@@ -90,6 +90,7 @@ absl::StatusOr<WorkerId> Membership::Register(const std::string& address, pb::Ro
                         .heartbeat = {},
                         .heard = now,
                         .stepped = now,
+                        .worked = now,
                         .suspect = suspect};
   return id;
 }
@@ -103,7 +104,11 @@ void Membership::Beat(WorkerId id, const pb::Heartbeat& heartbeat, absl::Time no
   if (it == members_.end()) return;
   Member& member = it->second;
   member.heard = now;
-  if (!heartbeat.busy() || Moved(member.heartbeat, heartbeat)) member.stepped = now;
+  if (!heartbeat.busy() || Moved(member.heartbeat, heartbeat)) {
+    member.stepped = member.worked = now;
+  } else if (heartbeat.engine_cpu_ms() != member.heartbeat.engine_cpu_ms()) {
+    member.worked = now;
+  }
   if (member.suspect && (!heartbeat.busy() || Moved(stuck_.at(member.address).last, heartbeat))) {
     member.suspect = false;
     stuck_.erase(member.address);
@@ -118,7 +123,7 @@ std::vector<Membership::Expired> Membership::Expire(absl::Time now) {
     std::string reason;
     if (now - m.heard > options_.lease) {
       reason = absl::StrCat("silent for ", absl::FormatDuration(now - m.heard));
-    } else if (now - m.stepped > options_.stuck) {
+    } else if (now - m.worked > options_.blocked || now - m.stepped > options_.stuck) {
       reason = absl::StrCat("busy without progress for ", absl::FormatDuration(now - m.stepped));
       stuck_[m.address] = {m.registration.incarnation(), m.heartbeat};
     }

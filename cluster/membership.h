@@ -2,9 +2,9 @@
 // the streams; not thread-safe.
 //
 // A worker registers on each new stream and gets a WorkerId; the id ends with the stream, with
-// silence for `lease`, or when its engine is busy without progress for `stuck`. It must then
-// register anew, under a new id: everything that was in flight under the old one is gone. A process
-// whose engine got stuck stays suspect until its engine moves.
+// silence for `lease`, or when its engine has work and stands still (`blocked`, `stuck`). It must
+// then register anew, under a new id: everything that was in flight under the old one is gone. A
+// process whose engine got stuck stays suspect until its engine moves.
 //
 // The first registration pins numerics, layout, vocabulary and context of the cluster for the life
 // of the router, because a request may be replayed on any worker; one that differs is refused.
@@ -25,9 +25,11 @@ namespace switchyard {
 
 struct MembershipOptions {
   absl::Duration lease = absl::Seconds(3);
-  // Progress is a layer, not a step: one layer of the largest chunk takes far less on any machine
-  // that could serve the model at all, however long the whole step takes.
-  absl::Duration stuck = absl::Seconds(3);
+  // Has work, but for so long finished no layer and used no CPU time: blocked.
+  absl::Duration blocked = absl::Seconds(3);
+  // Has work, but for so long finished no layer: one layer of the largest chunk takes far less on a
+  // machine that could serve the model, even if others use most of it.
+  absl::Duration stuck = absl::Seconds(30);
   int vocab_size = 0;     // what workers must have; 0: what the first one has
   int max_model_len = 0;  // what workers must have at least; 0: what the first one has
 };
@@ -38,6 +40,7 @@ struct Member {
   cluster::v1::Registration registration;
   cluster::v1::Heartbeat heartbeat;  // all zero before the first
   absl::Time heard, stepped;         // last message; last progress of the engine
+  absl::Time worked;                 // it had used CPU time, or had nothing to do
   bool suspect = false;              // its engine stood still and has not moved since
 
   // Blocks that a new sequence can have: free ones and those that only the cache holds.

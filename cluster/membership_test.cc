@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "cluster/convert.h"
 #include "common/clock.h"
 
@@ -73,6 +75,7 @@ TEST_F(MembershipTest, BusyEngineWithoutProgressIsStuckAndOthersAreNot) {
   auto busy = members_.Register("a:1", pb::ROLE_DECODE, Decode(), clock_.Now());
   auto idle = members_.Register("b:1", pb::ROLE_DECODE, Decode(), clock_.Now());
   auto slow = members_.Register("c:1", pb::ROLE_DECODE, Decode(), clock_.Now());
+  auto starved = members_.Register("d:1", pb::ROLE_DECODE, Decode(), clock_.Now());
   pb::Heartbeat beat;
   beat.set_steps(5);
   for (int i = 0; i < 4; ++i) {
@@ -81,6 +84,9 @@ TEST_F(MembershipTest, BusyEngineWithoutProgressIsStuckAndOthersAreNot) {
     beat.set_progress(i);  // a long step, layer by layer
     members_.Beat(*slow, beat, clock_.Now());
     beat.set_progress(0);
+    beat.set_engine_cpu_ms(i);  // no layer yet, but it computes
+    members_.Beat(*starved, beat, clock_.Now());
+    beat.set_engine_cpu_ms(0);
     beat.set_busy(false);
     members_.Beat(*idle, beat, clock_.Now());
     clock_.Advance(absl::Seconds(1));
@@ -98,6 +104,16 @@ TEST_F(MembershipTest, BusyEngineWithoutProgressIsStuckAndOthersAreNot) {
   beat.set_progress(1);
   members_.Beat(*again, beat, clock_.Now());
   EXPECT_FALSE(members_.Find(*again)->suspect);
+
+  for (int i = 10; i < 40; ++i) {
+    beat.set_engine_cpu_ms(i);
+    members_.Beat(*starved, beat, clock_.Now());
+    clock_.Advance(absl::Seconds(1));
+  }
+  expired = members_.Expire(clock_.Now());
+  EXPECT_TRUE(std::any_of(expired.begin(), expired.end(), [](const auto& e) {
+    return e.address == "d:1";
+  })) << "an endless loop uses CPU time too";
 }
 
 TEST_F(MembershipTest, RefusesNonsense) {

@@ -149,9 +149,15 @@ void DecodeAttempts::Feed(const AttemptKey& key, const AttemptJoin::Event& event
   for (const auto& effect : attempt.join.Step(event, env_->clock().Now())) {
     Execute(key, attempt, effect);
   }
-  if (had_ended || !attempt.join.ended()) return;
-  attempt.request = {};  // a tombstone needs little
-  env_->SetActive(--live_);
+  if (!attempt.join.ended()) return;
+  attempt.request = {};  // a tombstone needs little; a Submit may have come after the end
+  if (!had_ended) env_->SetActive(--live_);
+}
+
+size_t DecodeAttempts::prompts() const {
+  return static_cast<size_t>(std::count_if(attempts_.begin(), attempts_.end(), [](const auto& a) {
+    return !a.second.request.prompt_ids.empty();
+  }));
 }
 
 void DecodeAttempts::Execute(const AttemptKey& key, Attempt& attempt,

@@ -45,6 +45,7 @@ class DecodeAttempts {
   void OnTick(absl::Time now);
 
   size_t live() const { return live_; }  // attempts that have not ended
+  size_t prompts() const;                // prompts that it keeps, for attempts that are not joined
 
  private:
   struct Attempt {

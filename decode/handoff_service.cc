@@ -31,7 +31,7 @@ class PendingCall {
     }
     if (reactor == nullptr) return;
     if (absl::IsResourceExhausted(answer.status())) {
-      context_->AddTrailingMetadata("retry_after_ms", kRetryAfterMs);
+      context_->AddTrailingMetadata(kRetryAfterKey, kRetryAfterMs);
     }
     if (answer.ok()) *response_ = *std::move(answer);
     reactor->Finish(ToGrpc(answer.status()));

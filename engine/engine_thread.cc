@@ -1,5 +1,8 @@
 #include "engine/engine_thread.h"
 
+#include <pthread.h>
+#include <time.h>
+
 #include <utility>
 
 namespace switchyard {
@@ -27,6 +30,17 @@ EngineThread::~EngineThread() {
 }
 
 bool EngineThread::Post(Task task) { return mailbox_.Post(std::move(task)); }
+
+uint64_t EngineThread::cpu_ms() const {
+  clockid_t clock;
+  timespec t{};
+  // The handle stays valid until the destructor joins.
+  if (pthread_getcpuclockid(const_cast<std::thread&>(thread_).native_handle(), &clock) != 0 ||
+      clock_gettime(clock, &t) != 0) {
+    return 0;
+  }
+  return static_cast<uint64_t>(t.tv_sec) * 1000 + static_cast<uint64_t>(t.tv_nsec) / 1'000'000;
+}
 
 void EngineThread::Run() {
   bool failed = false, work = false;

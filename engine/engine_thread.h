@@ -31,6 +31,9 @@ class EngineThread {
   uint64_t steps() const { return steps_.load(std::memory_order_relaxed); }
   // Layers computed so far, also of a step under way. Thread-safe.
   uint64_t progress() const { return engine_->progress(); }
+  // CPU time that the thread has used. A blocked engine uses none, a starved one little.
+  // Thread-safe.
+  uint64_t cpu_ms() const;
   // True while the engine has something to compute. Thread-safe.
   bool busy() const { return busy_.load(std::memory_order_relaxed); }
 

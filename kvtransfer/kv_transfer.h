@@ -47,7 +47,9 @@ struct KvReceiverOptions {
   size_t ring_bytes = 64 << 20;                     // per peer, shm
   int peers_max = 64;
   int sessions_max = 4096;
-  absl::Duration lease = absl::Seconds(10);      // of a reservation, unless renewed
+  // Of a reservation, unless renewed: what a prefill rank out of everybody's reach leaves is gone
+  // within 5 s.
+  absl::Duration lease = absl::Seconds(4);
   absl::Duration tombstone = absl::Seconds(60);  // how long a cancelled attempt is remembered
   uint64_t incarnation = 0;
   std::string net_devices = "lo";  // interfaces of the TCP lane and of the doorbells
@@ -110,7 +112,7 @@ struct KvSenderOptions {
   size_t in_flight_bytes_max = 64 << 20;  // copies on their way to one peer (tcp)
   // No progress for this long although there is work: the transfer fails with kDeadlineExceeded,
   // and its peer is given up: all others to it fail with kUnavailable until a new Hello.
-  absl::Duration stall = absl::Seconds(10);
+  absl::Duration stall = absl::Seconds(4);
   std::string net_devices = "lo";  // as the receiver's
   Logger* log = nullptr;           // must outlive the sender
 };

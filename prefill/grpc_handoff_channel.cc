@@ -3,11 +3,30 @@
 #include <chrono>
 #include <utility>
 
+#include "absl/strings/numbers.h"
+#include "cluster/convert.h"
 #include "cluster/grpc_server.h"
 
 namespace switchyard {
 
 namespace pb = handoff::v1;
+
+namespace {
+
+// With the decode rank's advice, if it gave one.
+absl::Status FailureOf(const grpc::Status& status, const grpc::ClientContext& context) {
+  absl::Status out = FromGrpc(status);
+  const auto& trailing = context.GetServerTrailingMetadata();
+  int64_t ms = 0;
+  const auto found = trailing.find(kRetryAfterKey);
+  if (found != trailing.end() &&
+      absl::SimpleAtoi(std::string(found->second.data(), found->second.size()), &ms)) {
+    SetRetryAfter(absl::Milliseconds(ms), &out);
+  }
+  return out;
+}
+
+}  // namespace
 
 GrpcHandoffChannel::GrpcHandoffChannel(const std::string& address, PostToLoop post)
     : post_(std::move(post)), stub_(pb::Handoff::NewStub(DialChannel(address))) {}
@@ -45,7 +64,7 @@ void GrpcHandoffChannel::Call(void (Stub::*method)(grpc::ClientContext*, const R
         if (!closed_) {
           post([state, done, status, alive = alive_] {
             if (!*alive) return;
-            if (!status.ok()) return done(FromGrpc(status));
+            if (!status.ok()) return done(FailureOf(status, state->context));
             done(std::move(state->response));
           });
         }

@@ -59,7 +59,7 @@ void RequestAttempts::OnPrefillEvent(absl::Time now, WorkerEvent event, Effects*
     if (first_taken_ && (prefill_done_ || decode_next_ > decode_first_)) {
       prefill_done_ = true;
     } else {
-      return Fail(now, {*route_.prefill, route_.decode}, event.error, effects);
+      return Fail(now, {*route_.prefill, route_.decode}, event.error, effects, event.retry_after);
     }
   } else if ((event.token.has_value() || event.finish != Finish::kNone) && !first_taken_) {
     if (event.token.has_value() && event.index != decode_first_ - 1) {
@@ -79,7 +79,9 @@ void RequestAttempts::OnPrefillEvent(absl::Time now, WorkerEvent event, Effects*
 }
 
 void RequestAttempts::OnDecodeEvent(absl::Time now, WorkerEvent event, Effects* effects) {
-  if (event.finish == Finish::kError) return Fail(now, {route_.decode}, event.error, effects);
+  if (event.finish == Finish::kError) {
+    return Fail(now, {route_.decode}, event.error, effects, event.retry_after);
+  }
   if (event.token.has_value()) {
     if (event.index < decode_next_) return;  // a repeat
     if (event.index > decode_next_) {
@@ -173,7 +175,7 @@ void RequestAttempts::Finish(End end, Effects* effects) {
 }
 
 void RequestAttempts::Fail(absl::Time now, std::initializer_list<WorkerId> culprits,
-                           const absl::Status& why, Effects* effects) {
+                           const absl::Status& why, Effects* effects, absl::Duration retry_after) {
   AbortAll(effects);
   held_.clear();
   if (!Retryable(why.code())) return Finish({Reason::kError, why}, effects);
@@ -196,7 +198,7 @@ void RequestAttempts::Fail(absl::Time now, std::initializer_list<WorkerId> culpr
     effects->faults = culprits;
   }
   phase_ = Phase::kWaiting;
-  wake_ = now + Backoff(count);
+  wake_ = now + std::max(Backoff(count), retry_after);
 }
 
 void RequestAttempts::AbortAll(Effects* effects) {

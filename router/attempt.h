@@ -51,6 +51,7 @@ struct WorkerEvent {
   std::optional<SampledToken> token;
   Finish finish = Finish::kNone;
   absl::Status error;
+  absl::Duration retry_after;  // the worker's advice
   std::vector<SampledToken> prompt_logprobs;
   bool handed_off = false;
   uint64_t kv_bytes_moved = 0;
@@ -109,7 +110,7 @@ class RequestAttempts {
   void Finish(End end, Effects* effects);
   void FinishByWorker(End end, Effects* effects);
   void Fail(absl::Time now, std::initializer_list<WorkerId> culprits, const absl::Status& why,
-            Effects* effects);
+            Effects* effects, absl::Duration retry_after = absl::ZeroDuration());
   void AbortAll(Effects* effects);
   absl::Duration Backoff(int n);
 

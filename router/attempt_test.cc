@@ -179,10 +179,13 @@ TEST_F(AttemptTest, NewTokenRenewsTheBudget) {
   }
 }
 
-TEST_F(AttemptTest, FullDecodeWorkerIsNobodysFault) {
+TEST_F(AttemptTest, FullDecodeWorkerIsNobodysFaultAndItsAdviceIsTaken) {
   RequestAttempts a(9, {}, &rng_);
   a.Start({kD, kP});
-  Effects e = a.OnEvent(now(), kP, Error(1, absl::ResourceExhaustedError("no blocks")));
+  WorkerEvent full = Error(1, absl::ResourceExhaustedError("no blocks"));
+  full.retry_after = absl::Seconds(1);
+  Effects e = a.OnEvent(now(), kP, full);
+  EXPECT_EQ(a.wake(), now() + absl::Seconds(1));
   EXPECT_TRUE(e.faults.empty());
   EXPECT_FALSE(a.avoid().contains(kP));
 }

@@ -12,13 +12,10 @@ namespace {
 namespace pb = cluster::v1;
 using End = RequestAttempts::End;
 
-WorkerPoolOptions PoolOptions(const CoreOptions& options) {
-  return {.prefill_addresses = options.prefill_addresses,
-          .decode_addresses = options.decode_addresses,
-          .membership = {
-              .lease = options.lease,
-              .vocab_size = options.model.vocab_size,
-              .max_model_len = options.max_model_len_fixed ? options.model.max_model_len : 0}};
+MembershipOptions MembershipFor(const CoreOptions& options) {
+  return {.lease = options.lease,
+          .vocab_size = options.model.vocab_size,
+          .max_model_len = options.max_model_len_fixed ? options.model.max_model_len : 0};
 }
 
 }  // namespace
@@ -29,7 +26,7 @@ Conductor::Conductor(const CoreOptions* options, std::string router_id, Outside 
       outside_(std::move(outside)),
       clock_(outside_.clock),
       jitter_(options_.seed ^ 1),
-      workers_(PoolOptions(options_), MakePoolEvents(), outside_.links, clock_, outside_.log) {}
+      workers_(MembershipFor(options_), MakePoolEvents(), outside_.links, clock_, outside_.log) {}
 
 Conductor::~Conductor() = default;
 

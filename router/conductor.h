@@ -25,6 +25,7 @@ struct CoreOptions {
       model;  // numerics_id and, unless it is fixed, max_model_len come from the workers
   bool max_model_len_fixed = false;
   const Tokenizer* tokenizer = nullptr;  // must outlive the core
+  // As discovery.h: host:port or dns:name:port. For the owner: it tells workers() what they are.
   std::vector<std::string> prefill_addresses, decode_addresses;
   Disaggregate disaggregate = Disaggregate::kAuto;
   RouterLimits limits;

@@ -32,6 +32,7 @@ WorkerEvent EventFromProto(const pb::AttemptEvent& e) {
     default:
       out.finish = WorkerEvent::Finish::kError;
       out.error = ErrorOf(e);
+      out.retry_after = RetryAfter(out.error);
   }
   for (const pb::ScoredToken& t : e.prompt_logprobs()) out.prompt_logprobs.push_back(FromProto(t));
   out.handed_off = e.handed_off();

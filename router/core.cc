@@ -1,6 +1,7 @@
 #include "router/core.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,40 +16,41 @@ namespace pb = cluster::v1;
 constexpr size_t kMailboxMax = 1 << 14;
 constexpr absl::Duration kTick = absl::Milliseconds(50);  // leases are checked at least so often
 
-absl::Status CheckAddresses(const CoreOptions& options) {
-  if (options.decode_addresses.empty()) {
-    return absl::InvalidArgumentError("decode: at least 1 worker address wanted, got 0");
-  }
-  std::set<std::string> seen;
-  for (const auto* list : {&options.prefill_addresses, &options.decode_addresses}) {
-    for (const std::string& address : *list) {
-      if (!seen.insert(address).second) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("worker address ", address, " is listed twice"));
-      }
-    }
-  }
-  return absl::OkStatus();
+constexpr absl::Duration kLookupEvery = absl::Seconds(1);  // of names
+
+// An address under both roles is refused like one that is listed twice.
+absl::Status CheckDistinct(const CoreOptions& options) {
+  std::vector<std::string> all = options.prefill_addresses;
+  all.insert(all.end(), options.decode_addresses.begin(), options.decode_addresses.end());
+  return Discovery::Create(all).status();
 }
 
 }  // namespace
 
 // The streams, each with a thread that dials and reads. What they hear becomes work of the core's.
+// Used by the core's thread only, but for Bury.
 class Core::Links final : public WorkerLinks {
  public:
   explicit Links(Core* core) : core_(*core) {}
-  void Dial() {
-    for (const auto* list : {&core_.options_.prefill_addresses, &core_.options_.decode_addresses}) {
-      for (const std::string& address : *list) {
-        clients_.push_back(std::make_unique<WorkerClient>(address, core_.router_id_,
-                                                          CallbacksFor(clients_.size(), address)));
-      }
-    }
+  void Dial(size_t slot, const std::string& address) override {
+    clients_[slot] =
+        std::make_unique<WorkerClient>(address, core_.router_id_, CallbacksFor(slot, address));
+  }
+  // The client's end waits for its thread, which may wait for the core's.
+  void Forget(size_t slot) override {
+    MutexLock lock(mu_);
+    forgotten_.push_back(std::move(clients_.extract(slot).mapped()));
+  }
+  // On any other thread than the core's.
+  void Bury() {
+    std::vector<std::unique_ptr<WorkerClient>> buried;
+    MutexLock lock(mu_);
+    buried.swap(forgotten_);
   }
   bool Send(size_t slot, StreamId stream, pb::ToWorker message) override {
-    return clients_[slot]->Send(stream, std::move(message));
+    return clients_.at(slot)->Send(stream, std::move(message));
   }
-  void Cancel(size_t slot, StreamId stream) override { clients_[slot]->Cancel(stream); }
+  void Cancel(size_t slot, StreamId stream) override { clients_.at(slot)->Cancel(stream); }
 
  private:
   WorkerClientCallbacks CallbacksFor(size_t slot, const std::string& address) {
@@ -81,17 +83,28 @@ class Core::Links final : public WorkerLinks {
   }
 
   Core& core_;
-  std::vector<std::unique_ptr<WorkerClient>> clients_;  // all made before the core's thread runs
+  std::map<size_t, std::unique_ptr<WorkerClient>> clients_;
+  Mutex mu_;
+  std::vector<std::unique_ptr<WorkerClient>> forgotten_ ABSL_GUARDED_BY(mu_);
 };
 
 absl::StatusOr<std::unique_ptr<Core>> Core::Create(CoreOptions options, const Clock* clock,
                                                    Logger* log) {
-  RETURN_IF_ERROR(CheckAddresses(options));
-  return std::unique_ptr<Core>(new Core(std::move(options), clock, log));
+  if (options.decode_addresses.empty()) {
+    return absl::InvalidArgumentError("decode: at least 1 worker address wanted, got 0");
+  }
+  RETURN_IF_ERROR(CheckDistinct(options));
+  ASSIGN_OR_RETURN(Discovery prefill, Discovery::Create(options.prefill_addresses));
+  ASSIGN_OR_RETURN(Discovery decode, Discovery::Create(options.decode_addresses));
+  return std::unique_ptr<Core>(
+      new Core(std::move(options), std::move(prefill), std::move(decode), clock, log));
 }
 
-Core::Core(CoreOptions options, const Clock* clock, Logger* log)
+Core::Core(CoreOptions options, Discovery prefill, Discovery decode, const Clock* clock,
+           Logger* log)
     : options_(std::move(options)),
+      prefill_(std::move(prefill)),
+      decode_(std::move(decode)),
       clock_(clock),
       log_(log),
       router_id_(absl::StrCat(absl::Hex(std::mt19937_64(options_.seed)(), absl::kZeroPad16))),
@@ -115,14 +128,33 @@ Core::Core(CoreOptions options, const Clock* clock, Logger* log)
                                                        MutexLock lock(mu_);
                                                        shared_.ids.erase(id);
                                                      }});
-  links_->Dial();
+  Discover();
   thread_ = std::thread([this] { Run(); });
+  if (prefill_.changes() || decode_.changes()) {
+    discovery_ = std::thread([this] {
+      while (!stopping_.WaitForNotificationWithTimeout(kLookupEvery)) {
+        Discover();
+        links_->Bury();
+      }
+    });
+  }
+}
+
+void Core::Discover() {
+  for (auto [discovery, role] :
+       {std::pair(&prefill_, pb::ROLE_PREFILL), std::pair(&decode_, pb::ROLE_DECODE)}) {
+    Post([this, role = role, addresses = discovery->Resolve()] {
+      conductor_->workers().SetAddresses(role, addresses);
+    });
+  }
 }
 
 Core::~Core() {
   stop_ = true;
+  stopping_.Notify();
   mailbox_.Close();
   thread_.join();
+  if (discovery_.joinable()) discovery_.join();
   links_.reset();  // joins its threads
 }
 
@@ -256,10 +288,10 @@ void Core::PublishStatus() {
   if (shared_.draining) {
     why = "draining";
   } else if (decode == 0) {
-    why = absl::StrCat("none of ", options_.decode_addresses.size(),
+    why = absl::StrCat("none of ", workers.Addresses(pb::ROLE_DECODE),
                        " decode workers is registered and takes requests");
   } else if (options_.disaggregate == Disaggregate::kAlways && prefill == 0) {
-    why = absl::StrCat("none of ", options_.prefill_addresses.size(),
+    why = absl::StrCat("none of ", workers.Addresses(pb::ROLE_PREFILL),
                        " prefill workers is registered");
   }
   SetReady(std::move(why));

@@ -13,6 +13,8 @@
 #include <thread>
 #include <unordered_map>
 
+#include "absl/synchronization/notification.h"
+#include "cluster/discovery.h"
 #include "common/clock.h"
 #include "common/mailbox.h"
 #include "common/mutex.h"
@@ -25,8 +27,8 @@ namespace switchyard {
 
 class Core final : public RouterCore {
  public:
-  // Dials the workers at once. `clock` and `log` must outlive it. kInvalidArgument: an address that
-  // is listed twice, no decode worker.
+  // Dials the workers at once; names are asked again each second. `clock` and `log` must outlive
+  // it. kInvalidArgument: an address that is none or is listed twice, no decode worker.
   static absl::StatusOr<std::unique_ptr<Core>> Create(CoreOptions options, const Clock* clock,
                                                       Logger* log);
   // Ends all requests with kAbort.
@@ -57,7 +59,8 @@ class Core final : public RouterCore {
     std::function<void(bool)> watch;
   };
 
-  Core(CoreOptions options, const Clock* clock, Logger* log);
+  Core(CoreOptions options, Discovery prefill, Discovery decode, const Clock* clock, Logger* log);
+  void Discover();                        // tells the thread what the addresses are now
   void Post(std::function<void()> work);  // blocks while the mailbox is full
   void Run();
 
@@ -67,6 +70,7 @@ class Core final : public RouterCore {
   void SetReady(std::string why_not) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const CoreOptions options_;
+  Discovery prefill_, decode_;  // the discovery thread's, once it runs
   const Clock* const clock_;
   Logger* const log_;
   const std::string router_id_;
@@ -85,6 +89,8 @@ class Core final : public RouterCore {
   std::unique_ptr<Links> links_;
   std::unique_ptr<Conductor> conductor_;
   std::thread thread_;
+  absl::Notification stopping_;
+  std::thread discovery_;  // only if a name is to be asked again and again
 };
 
 }  // namespace switchyard

@@ -117,7 +117,7 @@ struct RouterOptions {
   std::string host = "127.0.0.1";
   int http_port = 8000, grpc_port = 50051;
   bool next_free_port = false;  // a taken port moves to the next free one
-  std::vector<std::string> prefill_addresses, decode_addresses;  // host:port
+  std::vector<std::string> prefill_addresses, decode_addresses;  // host:port or dns:name:port
   Disaggregate disaggregate = Disaggregate::kAuto;
   RouterLimits limits;
   Logger* log = nullptr;  // must outlive the process; null: its own, text to stderr

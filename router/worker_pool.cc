@@ -1,6 +1,7 @@
 #include "router/worker_pool.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -8,22 +9,44 @@
 namespace switchyard {
 namespace pb = cluster::v1;
 
-WorkerPool::WorkerPool(WorkerPoolOptions options, WorkerPoolEvents events, WorkerLinks* links,
-                       const Clock* clock, Logger* log)
+WorkerPool::WorkerPool(const MembershipOptions& membership, WorkerPoolEvents events,
+                       WorkerLinks* links, const Clock* clock, Logger* log)
     : events_(std::move(events)),
       links_(links),
       clock_(clock),
       log_(log),
-      membership_(options.membership) {
-  for (const std::string& a : options.prefill_addresses) AddSlot(a, pb::ROLE_PREFILL);
-  for (const std::string& a : options.decode_addresses) AddSlot(a, pb::ROLE_DECODE);
+      membership_(membership) {}
+
+void WorkerPool::SetAddresses(pb::Role role, const std::vector<std::string>& addresses) {
+  std::set<std::string> missing(addresses.begin(), addresses.end());
+  for (auto& [n, slot] : slots_) {
+    if (slot.role == role) slot.listed = missing.erase(slot.address) > 0;
+  }
+  for (const std::string& address : addresses) {
+    if (missing.erase(address) == 0) continue;
+    Slot slot;
+    slot.address = address;
+    slot.role = role;
+    slots_.emplace(next_slot_, std::move(slot));
+    links_->Dial(next_slot_++, address);
+  }
+  ForgetUnlisted();
 }
 
-void WorkerPool::AddSlot(const std::string& address, pb::Role role) {
-  Slot slot;
-  slot.address = address;
-  slot.role = role;
-  slots_.push_back(std::move(slot));
+void WorkerPool::ForgetUnlisted() {
+  for (auto it = slots_.begin(); it != slots_.end();) {
+    if (it->second.listed || it->second.id) {
+      ++it;
+      continue;
+    }
+    links_->Forget(it->first);
+    it = slots_.erase(it);
+  }
+}
+
+int WorkerPool::Addresses(pb::Role role) const {
+  return static_cast<int>(std::count_if(slots_.begin(), slots_.end(),
+                                        [&](const auto& s) { return s.second.role == role; }));
 }
 
 void WorkerPool::OnRegistered(size_t n, StreamId stream, const pb::Registration& registration) {
@@ -50,16 +73,24 @@ void WorkerPool::OnRegistered(size_t n, StreamId stream, const pb::Registration&
   events_.changed();
 }
 
+WorkerPool::Slot* WorkerPool::SlotOf(size_t n, StreamId stream) {
+  const auto it = slots_.find(n);
+  return it == slots_.end() || it->second.stream != stream || !it->second.id ? nullptr
+                                                                             : &it->second;
+}
+
 void WorkerPool::OnEvents(size_t n, StreamId stream, const pb::StepEvents& events) {
-  Slot& slot = slots_[n];
-  if (slot.stream != stream || !slot.id) return;
+  Slot* const found = SlotOf(n, stream);
+  if (found == nullptr) return;
+  Slot& slot = *found;
   membership_.Heard(*slot.id, clock_->Now());
   events_.events(*slot.id, events);
 }
 
 void WorkerPool::OnHeartbeat(size_t n, StreamId stream, const pb::Heartbeat& heartbeat) {
-  Slot& slot = slots_[n];
-  if (slot.stream != stream || !slot.id) return;
+  Slot* const found = SlotOf(n, stream);
+  if (found == nullptr) return;
+  Slot& slot = *found;
   const uint64_t before = membership_.Find(*slot.id)->heartbeat.preemptions();
   if (heartbeat.preemptions() > before) events_.preemptions(heartbeat.preemptions() - before);
   membership_.Beat(*slot.id, heartbeat, clock_->Now());
@@ -70,13 +101,16 @@ void WorkerPool::OnHeartbeat(size_t n, StreamId stream, const pb::Heartbeat& hea
 }
 
 void WorkerPool::OnLost(size_t n, StreamId stream, const absl::Status& why) {
-  Slot& slot = slots_[n];
-  if (slot.stream != stream || !slot.id) return;
+  Slot* const found = SlotOf(n, stream);
+  if (found == nullptr) return;
+  Slot& slot = *found;
   const WorkerId id = *std::exchange(slot.id, std::nullopt);
   membership_.Remove(id);
   loads_.erase(id);
   slot.breaker.OnFault(clock_->Now());
-  log_->Warning("worker lost", {{"address", slot.address}, {"why", why.message()}});
+  const std::string address = slot.address;
+  ForgetUnlisted();
+  log_->Warning("worker lost", {{"address", address}, {"why", why.message()}});
   events_.lost(id, why);
   events_.changed();
 }
@@ -86,7 +120,7 @@ void WorkerPool::Tick() {
     auto it = loads_.find(expired.id);
     if (it == loads_.end()) continue;
     const size_t slot = it->second.slot;
-    const StreamId stream = slots_[slot].stream;
+    const StreamId stream = slots_.at(slot).stream;
     links_->Cancel(slot, stream);
     OnLost(slot, stream,
            absl::UnavailableError(absl::StrCat("worker ", expired.address, " ", expired.reason)));
@@ -96,7 +130,7 @@ void WorkerPool::Tick() {
 bool WorkerPool::Send(WorkerId worker, pb::ToWorker message) {
   Load* load = LoadOf(worker);
   if (load == nullptr) return false;
-  return links_->Send(load->slot, slots_[load->slot].stream, std::move(message));
+  return links_->Send(load->slot, slots_.at(load->slot).stream, std::move(message));
 }
 
 int WorkerPool::DecodeReady() const {
@@ -119,7 +153,7 @@ double WorkerPool::KvUsage() const {
 
 std::vector<WorkerStatus> WorkerPool::Status() const {
   std::vector<WorkerStatus> out;
-  for (const Slot& slot : slots_) {
+  for (const auto& [n, slot] : slots_) {
     WorkerStatus s{.address = slot.address,
                    .role = slot.role == pb::ROLE_PREFILL ? "prefill" : "decode"};
     const Member* m = slot.id ? membership_.Find(*slot.id) : nullptr;
@@ -180,26 +214,26 @@ WorkerPool::Load* WorkerPool::LoadOf(WorkerId worker) {
 }
 
 bool WorkerPool::Trusted(const Member& member) const {
-  return !member.suspect && slots_[loads_.at(member.id).slot].breaker.Allows(clock_->Now());
+  return !member.suspect && slots_.at(loads_.at(member.id).slot).breaker.Allows(clock_->Now());
 }
 
 void WorkerPool::Succeeded(WorkerId worker) {
-  if (Load* load = LoadOf(worker)) slots_[load->slot].breaker.OnSuccess();
+  if (Load* load = LoadOf(worker)) slots_.at(load->slot).breaker.OnSuccess();
 }
 
 void WorkerPool::Failed(WorkerId worker) {
-  if (Load* load = LoadOf(worker)) slots_[load->slot].breaker.OnFault(clock_->Now());
+  if (Load* load = LoadOf(worker)) slots_.at(load->slot).breaker.OnFault(clock_->Now());
 }
 
 void WorkerPool::Assign(uint64_t request, const Route& route, int64_t tokens) {
   if (Load* load = LoadOf(route.decode)) {
-    slots_[load->slot].breaker.OnStart(clock_->Now());
+    slots_.at(load->slot).breaker.OnStart(clock_->Now());
     ++load->running;
     load->promised[request] = {BlocksFor(tokens, load->block_tokens), false};
   }
   if (!route.prefill) return;
   if (Load* load = LoadOf(*route.prefill)) {
-    slots_[load->slot].breaker.OnStart(clock_->Now());
+    slots_.at(load->slot).breaker.OnStart(clock_->Now());
     load->queued_tokens += tokens;
     load->queued[request] = tokens;
   }

@@ -20,15 +20,13 @@
 
 namespace switchyard {
 
-struct WorkerPoolOptions {
-  std::vector<std::string> prefill_addresses, decode_addresses;
-  MembershipOptions membership;
-};
-
-// The streams to the workers, by slot: the prefill addresses in order, then the decode ones.
+// The streams to the workers, by slot: a number for each address, never used again.
 class WorkerLinks {
  public:
   virtual ~WorkerLinks() = default;
+  // Dials the address from now on, again and again, until Forget.
+  virtual void Dial(size_t slot, const std::string& address) = 0;
+  virtual void Forget(size_t slot) = 0;
   // Queues one message; never blocks. False if that stream is over, or ends because the worker does
   // not read: its OnLost follows.
   virtual bool Send(size_t slot, StreamId stream, cluster::v1::ToWorker message) = 0;
@@ -47,8 +45,14 @@ struct WorkerPoolEvents {
 class WorkerPool {
  public:
   // All must outlive the pool.
-  WorkerPool(WorkerPoolOptions options, WorkerPoolEvents events, WorkerLinks* links,
+  WorkerPool(const MembershipOptions& membership, WorkerPoolEvents events, WorkerLinks* links,
              const Clock* clock, Logger* log);
+
+  // All addresses of a role, as discovery knows them now. New ones are dialled. One that is missing
+  // is forgotten once its stream has ended: a name server that forgets a living worker costs no
+  // request.
+  void SetAddresses(cluster::v1::Role role, const std::vector<std::string>& addresses);
+  int Addresses(cluster::v1::Role role) const;
 
   // What a slot's stream hears, in its order: registered, then events and heartbeats, then lost.
   void OnRegistered(size_t slot, StreamId stream, const cluster::v1::Registration& registration);
@@ -87,6 +91,7 @@ class WorkerPool {
     cluster::v1::Role role;
     StreamId stream;
     std::optional<WorkerId> id;
+    bool listed = true;  // by discovery
     std::string last_refusal;
     Breaker breaker;
   };
@@ -105,7 +110,8 @@ class WorkerPool {
     int64_t freed_blocks = 0;              // since the last heartbeat
   };
 
-  void AddSlot(const std::string& address, cluster::v1::Role role);
+  void ForgetUnlisted();
+  Slot* SlotOf(size_t slot, StreamId stream);  // null: not the current stream of a known slot
   Load* LoadOf(WorkerId worker);
   bool Trusted(const Member& member) const;
   std::vector<PrefillView> PrefillViews() const;
@@ -117,7 +123,8 @@ class WorkerPool {
   Logger* const log_;
   Membership membership_;
   std::map<WorkerId, Load> loads_;
-  std::vector<Slot> slots_;
+  size_t next_slot_ = 0;
+  std::map<size_t, Slot> slots_;
 };
 
 }  // namespace switchyard

@@ -5,17 +5,18 @@ A cell is (phase, fault, role). While its request, and two others, are in that p
 role that computes it. Promised: every client gets exactly the tokens of the undisturbed run (of a killed router: a
 closed connection, and after its restart a clean cluster), all blocks are free soon after, and a new request succeeds.
 
-usage: kill_matrix.py BINARY MODEL_DIR [--part] [--markdown FILE]
---part: a few cells, for CI."""
+usage: kill_matrix.py BINARY MODEL_DIR [--part] [--pauses] [--network] [--markdown FILE]
+--part: a few cells, for CI. --network: partitions and slow links, by network namespaces (root)."""
 import argparse
+import contextlib
 import http.client
-import os
 import random
 import signal
 import sys
 import threading
 import time
 
+from network import Network
 from processes import Processes, Stream
 
 PHASES = {
@@ -30,13 +31,16 @@ PHASES = {
     "draining": "the process has been asked to leave",
 }
 FAULTS = ("SIGKILL", "SIGSTOP+CONT", "SIGSTOP", "restart")
+NETWORK_FAULTS = ("partition", "partition+heal", "slow link")
 ROLES = ("prefill", "decode", "both", "router")
 PART = [("mid prompt", "SIGKILL", "prefill"), ("first token", "SIGKILL", "decode"), ("mid decode", "SIGKILL", "both"),
         ("mid decode", "SIGSTOP", "decode"), ("first chunk", "SIGSTOP+CONT", "prefill"), ("mid decode", "SIGKILL", "router")]
 
 PROMPT, ANSWER = 250, 60
 STOPPED_SECONDS = 1.0
-PAUSE_MAX = {"SIGKILL": 2.5, "SIGSTOP+CONT": STOPPED_SECONDS + 2.5, "SIGSTOP": 6.5, "restart": 2.5}
+# Until the loss is noticed and another rank has the request; computing it again comes on top.
+PAUSE_MAX = {"SIGKILL": 1.0, "SIGSTOP+CONT": STOPPED_SECONDS + 1.0, "SIGSTOP": 3.5, "restart": 1.0,
+             "partition": 3.5, "partition+heal": STOPPED_SECONDS + 1.0, "slow link": 6.0}
 REST_SECONDS = 30  # a hand-off whose prefill rank died holds its blocks until the lease of 10 s ends
 
 
@@ -92,7 +96,7 @@ class Cell:
                 if self.read_until is not None and len(stream.tokens) >= self.read_until and i == 0:
                     self.reached.set()
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as e:
-            if self.role == "router" or (self.phase == "cancelling" and self.struck.is_set() and i == 0):
+            if self.router_dies() or (self.phase == "cancelling" and self.struck.is_set() and i == 0):
                 return  # a closed connection is what was promised
             return self.failures.append(f"client {i}: {e!r}")
         except AssertionError as e:
@@ -100,9 +104,12 @@ class Cell:
         if self.phase == "cancelling" and i == 0:
             return
         if not stream.done or stream.tokens != expected:
-            if self.role == "router" and self.struck.is_set():
+            if self.router_dies() and self.struck.is_set():
                 return
             self.failures.append(f"client {i}: {len(stream.tokens)} of {len(expected)} tokens, done {stream.done}")
+
+    def router_dies(self):
+        return self.role == "router" and self.fault in ("SIGKILL", "restart")
 
     def strike(self, streams):
         roles = {"both": ("prefill", "decode")}.get(self.role, (self.role,))
@@ -112,6 +119,11 @@ class Cell:
                 v.signal(signal.SIGTERM)
             time.sleep(0.03)
         self.struck.set()
+        if self.fault in NETWORK_FAULTS:
+            self.strike_network(victims)
+            if self.phase == "cancelling":
+                streams[0].connection.sock.shutdown(2)
+            return victims
         for v in victims:
             v.signal({"SIGKILL": signal.SIGKILL, "restart": signal.SIGTERM}.get(self.fault, signal.SIGSTOP))
         if self.phase == "cancelling":
@@ -125,6 +137,18 @@ class Cell:
                 v.child.wait(20)
                 v.start()
         return victims
+
+    def strike_network(self, victims):
+        """A victim alone is cut off from everybody; both are cut off from each other only; the router from all."""
+        network = self.cluster.network
+        hosts = [i for i, w in enumerate(self.cluster.workers) if w in victims or self.role == "router"]
+        strike = network.slow if self.fault == "slow link" else network.part if self.role == "both" else network.cut
+        for i in hosts:
+            strike(i)
+        if self.fault == "partition+heal" or self.role == "router":
+            time.sleep(STOPPED_SECONDS if self.fault == "partition+heal" else 3.0)
+            for i in hosts:
+                network.heal(i)
 
     def mend(self, victims):
         if self.fault == "SIGSTOP":
@@ -162,11 +186,11 @@ def undisturbed(cluster, rng):
     return {"prompts": prompts, "tokens": tokens, "prefill_seconds": 1.5 * min(seconds)}
 
 
-def table(results):
-    lines = ["| phase | role | " + " | ".join(FAULTS) + " |", "|---|---|" + "---|" * len(FAULTS)]
+def table(results, faults):
+    lines = ["| phase | role | " + " | ".join(faults) + " |", "|---|---|" + "---|" * len(faults)]
     for phase in PHASES:
         for role in ROLES:
-            cells = [results.get((phase, f, role)) for f in FAULTS]
+            cells = [results.get((phase, f, role)) for f in faults]
             if any(cells):
                 lines.append(f"| {phase} | {role} | " + " | ".join(c or "" for c in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -180,12 +204,22 @@ def main():
     parser.add_argument("--markdown")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", help="a phase")
+    parser.add_argument("--kernels", default="reference", help="of the engines; a sanitizer build is slow enough with others")
+    parser.add_argument("--network", action="store_true")
+    parser.add_argument("--pauses", action="store_true", help="bound the pauses too: on a quiet machine")
     args = parser.parse_args()
     rng = random.Random(args.seed)
-    cells = PART if args.part else [(p, f, r) for p in PHASES for f in FAULTS for r in ROLES
+    faults = NETWORK_FAULTS if args.network else FAULTS
+    cells = PART if args.part else [(p, f, r) for p in PHASES for f in faults for r in ROLES
                                     if args.only in (None, p)]
     results, broken, pauses = {}, 0, {}
-    with Processes(args.binary, args.model) as cluster:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # no process stays behind
+    with contextlib.ExitStack() as stack:
+        network = None
+        if args.network:
+            network = Network(4)
+            stack.callback(network.remove)
+        cluster = stack.enter_context(Processes(args.binary, args.model, kernels=args.kernels, network=network))
         want = undisturbed(cluster, rng)
         print(f"undisturbed: first token after {want['prefill_seconds'] / 1.5:.2f} s", flush=True)
         for phase, fault, role in cells:
@@ -209,12 +243,15 @@ def main():
                 cluster.restore()
     for fault, values in pauses.items():
         print(f"{fault}: longest pauses: median {sorted(values)[len(values) // 2]:.2f} s, worst {max(values):.2f} s")
-    slow = [f for f, values in pauses.items() if max(values) > PAUSE_MAX[f] * float(os.environ.get("SLOW", "1"))]
+    slow = []
+    if args.pauses:
+        slow = [f for f, values in pauses.items() if max(values) > PAUSE_MAX[f] + 2 * want["prefill_seconds"]]
+        print(f"pauses that are too long: {slow or 'none'}")
     tried = sum(1 for v in results.values() if not v.startswith("–"))
     print(f"{tried - broken} of {tried} cells kept their promises", flush=True)
     if args.markdown:
         with open(args.markdown, "w", encoding="utf-8") as f:
-            f.write(table(results))
+            f.write(table(results, faults))
     return 1 if broken or slow else 0
 
 

@@ -11,9 +11,9 @@ import subprocess
 import tempfile
 import time
 
-READY_SECONDS = 60
-# Small steps and one thread make the phases of a request long enough to hit.
-ENGINE = ["--threads", "1", "--max-num-batched-tokens", "64", "--prefill-chunk", "32", "--kernels", "reference"]
+READY_SECONDS = 120  # generous: sanitizer builds on two busy cores
+# Small steps, one thread and slow kernels make the phases of a request long enough to hit.
+ENGINE = ["--threads", "1", "--max-num-batched-tokens", "64", "--prefill-chunk", "32", "--kernels"]
 
 
 def free_ports(n):
@@ -53,20 +53,26 @@ class Process:
 
 
 class Processes:
-    """`prefill` + `decode` workers and a router. Use as a context manager."""
+    """`prefill` + `decode` workers and a router, each worker on a host of its own if there is a network. Use as a context
+    manager."""
 
-    def __init__(self, binary, model, prefill=2, decode=2, drain_seconds=10, worker_flags=()):
+    def __init__(self, binary, model, prefill=2, decode=2, drain_seconds=10, kernels="reference", network=None):
         self._directory = tempfile.TemporaryDirectory(prefix="switchyard-chaos-")
         self.log_path = pathlib.Path(self._directory.name, "log")
         self._log = open(self.log_path, "w")
+        self.network = network
         ports = free_ports(prefill + decode + 2)
         self.http, grpc = ports[-2:]
         self.workers = []
         for i in range(prefill + decode):
             role = "prefill" if i < prefill else "decode"
-            self.workers.append(Process(role, ports[i], [
-                binary, role, model, "--port", str(ports[i]), "--drain-seconds", str(drain_seconds), *ENGINE, *worker_flags], self._log))
-        addresses = [[f"--{w.role}-address", f"127.0.0.1:{w.port}"] for w in self.workers]
+            command = [binary, role, model, "--port", str(ports[i]), "--drain-seconds", str(drain_seconds), *ENGINE, kernels]
+            if network:
+                command = [*network.command(i), *command, "--host", network.host(i), "--kv-net-devices", "eth0",
+                           "--kv-lane", "tcp"]
+            self.workers.append(Process(role, ports[i], command, self._log))
+        addresses = [[f"--{w.role}-address", f"{network.host(i) if network else '127.0.0.1'}:{w.port}"]
+                     for i, w in enumerate(self.workers)]
         self.router = Process("router", self.http, [
             binary, "router", model, "--port", str(self.http), "--grpc-port", str(grpc), "--drain-seconds", "10",
             "--disaggregate", "always", *sum(addresses, [])], self._log)
@@ -114,12 +120,15 @@ class Processes:
     def wait_ready(self):
         deadline = time.monotonic() + READY_SECONDS
         while self.alive_workers() != len(self.workers):
-            dead = [p.command[1] for p in self.all() if not p.alive()]
+            dead = [p.role for p in self.all() if not p.alive()]
             assert not dead and time.monotonic() < deadline, f"not ready; gone: {dead}\n{self.log_path.read_text()[-3000:]}"
             time.sleep(0.05)
 
     def restore(self):
-        """Continues what is stopped, starts what is gone."""
+        """Continues what is stopped, starts what is gone, joins what is parted."""
+        for i in range(len(self.workers)):
+            if self.network:
+                self.network.heal(i)
         for p in self.all():
             p.signal(signal.SIGCONT)
             if not p.alive():

@@ -2,7 +2,7 @@
 """All workers are restarted one after the other under load: no request fails, and every token is that of the undisturbed
 run. Once with time to finish, once with a notice so short that running requests go to other workers.
 
-usage: rolling_restart.py BINARY MODEL_DIR"""
+usage: rolling_restart.py BINARY MODEL_DIR [KERNELS]"""
 import http.client
 import random
 import signal
@@ -30,9 +30,9 @@ def load(cluster, requests, stop, done, failures):
         done.append(stream.gap)
 
 
-def roll(binary, model, notice_seconds, rounds):
+def roll(binary, model, kernels, notice_seconds, rounds=1):
     rng = random.Random(5)
-    with Processes(binary, model, drain_seconds=notice_seconds) as cluster:
+    with Processes(binary, model, drain_seconds=notice_seconds, kernels=kernels) as cluster:
         requests = []
         for _ in range(4):
             prompt = [rng.randrange(4, 4096) for _ in range(PROMPT)]
@@ -51,7 +51,7 @@ def roll(binary, model, notice_seconds, rounds):
                     time.sleep(0.5)
                     start = time.monotonic()
                     worker.signal(signal.SIGTERM)
-                    code = worker.child.wait(30)
+                    code = worker.child.wait(60)
                     assert code == 0, f"a drained {worker.role} rank exits with {code}"
                     slowest = max(slowest, time.monotonic() - start)
                     worker.start()
@@ -69,9 +69,10 @@ def roll(binary, model, notice_seconds, rounds):
 
 
 def main():
-    binary, model = sys.argv[1:]
-    roll(binary, model, 10, rounds=1)
-    assert roll(binary, model, 0.1, rounds=1) > 0, "nothing was handed over: the test did not test"
+    binary, model, *kernels = sys.argv[1:]
+    kernels = kernels[0] if kernels else "reference"
+    roll(binary, model, kernels, notice_seconds=10)
+    assert roll(binary, model, kernels, notice_seconds=0.1) > 0, "nothing was handed over: the test did not test"
 
 
 if __name__ == "__main__":

@@ -54,6 +54,10 @@ MUTATIONS = {
         ("decode/decode_attempts.cc", "  Free({target.blocks, target.generations}, peer_may_write);",
          "  if (!ON) Free({target.blocks, target.generations}, peer_may_write);"),
     ],
+    "a tombstone keeps the prompt of a late submit": [
+        ("decode/decode_attempts.cc", "  attempt.request = {};  // a tombstone",
+         "  if (!ON || !had_ended) attempt.request = {};  // a tombstone"),
+    ],
     "the prefill rank frees blocks that are being sent": [
         ("prefill/handoff_client.cc", "  if (transfer_ == Transfer::kOver) {\n    freed_ = true;",
          "  if (ON || transfer_ == Transfer::kOver) {\n    freed_ = true;"),

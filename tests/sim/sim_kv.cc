@@ -72,6 +72,11 @@ class Wire final : public LaneWire {
     for (int i = 0; i < copies; ++i)
       Deliver(at + i * absl::Milliseconds(3), am, header, payload, bad);
     if (bad && copies != 1) ++world.frames_spoilt;
+    // A copy that comes when its blocks may long have another owner.
+    if (bad && random.Chance(0.2)) {
+      Deliver(at + random.Between(absl::Milliseconds(1), absl::Seconds(2)), am, header, payload,
+              /*bad=*/false);
+    }
     // Local completion: at once, or when it has arrived.
     const absl::Time complete = random.Chance(0.5) ? world.loop.Now() : at;
     world.loop.At(complete, [home = home_, done = std::move(done)] {
@@ -234,6 +239,8 @@ absl::StatusOr<std::unique_ptr<ReceiveLane>> Receiver::MakeLane(const KvHello& h
 
 void Receiver::Turn() {
   end_.Work();
+  const uint64_t stale = end_.stats().stale_frames;
+  home_.world->stale_frames += stale - std::exchange(stale_frames_, stale);
   home_.thread->WakeAt(home_.node->clock.ToLoop(end_.next_check()));
 }
 

@@ -86,6 +86,7 @@ class Receiver final : public KvReceiver {
   const size_t block_bytes_;
   std::map<AttemptKey, std::vector<HeldBlock>> held_;
   ReceiveEnd end_;
+  uint64_t stale_frames_ = 0;  // that the world knows of
 };
 
 }  // namespace switchyard::sim

@@ -35,6 +35,7 @@ int Main(uint64_t first, uint64_t count) {
     sum.events += run.events;
     sum.tokens += run.tokens;
     sum.frames_spoilt += run.frames_spoilt;
+    sum.stale_frames += run.stale_frames;
     sum.requests += run.requests;
     sum.completed += run.completed;
     sum.retried += run.retried;
@@ -44,11 +45,13 @@ int Main(uint64_t first, uint64_t count) {
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   std::printf(
       "%llu seeds in %.1f s (%.0f/s): %llu events, %d requests, %d completed, %d failed, "
-      "%d retried, %llu tokens, %llu frames lost, doubled or flipped; all promises kept\n",
+      "%d retried, %llu tokens, %llu frames lost, doubled or flipped, %llu stale ones refused; "
+      "all promises kept\n",
       static_cast<unsigned long long>(count), seconds, static_cast<double>(count) / seconds,
       static_cast<unsigned long long>(sum.events), sum.requests, sum.completed, sum.failed,
       sum.retried, static_cast<unsigned long long>(sum.tokens),
-      static_cast<unsigned long long>(sum.frames_spoilt));
+      static_cast<unsigned long long>(sum.frames_spoilt),
+      static_cast<unsigned long long>(sum.stale_frames));
   return 0;
 }
 

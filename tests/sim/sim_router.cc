@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "common/check.h"
+
 namespace switchyard::sim {
 
 namespace pb = cluster::v1;
@@ -13,7 +15,8 @@ Router::Router(World* world)
       options_(MakeOptions()),
       conductor_(&options_, absl::StrCat("r", node_->life), MakeOutside()),
       streams_(world->workers()) {
-  for (size_t slot = 0; slot < streams_.size(); ++slot) DialLater(slot);
+  conductor_.workers().SetAddresses(pb::ROLE_PREFILL, options_.prefill_addresses);
+  conductor_.workers().SetAddresses(pb::ROLE_DECODE, options_.decode_addresses);
   thread_.WakeAt(world_.loop.Now());
 }
 
@@ -65,14 +68,19 @@ void Router::Abort(uint64_t number) {
   thread_.Post([this, number] { conductor_.Abort(number); });
 }
 
+void Router::Dial(size_t slot, const std::string& address) {
+  SY_CHECK(world_.NodeAt(address) == static_cast<int>(slot) + 1);
+  DialLater(slot);
+}
+
 void Router::DialLater(size_t slot) {
   world_.loop.After(world_.loop.random().Between(absl::Milliseconds(1), absl::Milliseconds(500)),
                     [this, slot, alive = std::weak_ptr<int>(alive_)] {
-                      if (!alive.expired()) Dial(slot);
+                      if (!alive.expired()) DialNow(slot);
                     });
 }
 
-void Router::Dial(size_t slot) {
+void Router::DialNow(size_t slot) {
   const int n = static_cast<int>(slot) + 1;
   const Node& peer = *world_.nodes[n];
   Network& network = world_.network;

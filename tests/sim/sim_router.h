@@ -23,7 +23,9 @@ class Router final : public WorkerLinks {
   void Abort(uint64_t number);
   int requests() const { return conductor_.requests(); }
 
-  // ---- WorkerLinks
+  // ---- WorkerLinks. A slot is a node less one.
+  void Dial(size_t slot, const std::string& address) override;
+  void Forget(size_t) override {}
   bool Send(size_t slot, StreamId stream, cluster::v1::ToWorker message) override;
   void Cancel(size_t slot, StreamId stream) override;
 
@@ -37,7 +39,7 @@ class Router final : public WorkerLinks {
   CoreOptions MakeOptions() const;
   void Turn();
   void DialLater(size_t slot);
-  void Dial(size_t slot);
+  void DialNow(size_t slot);
   void OnBreak(size_t slot, StreamId stream, const absl::Status& why);
 
   World& world_;

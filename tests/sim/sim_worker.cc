@@ -115,6 +115,10 @@ void Worker::SendHeartbeat(const Session& session) {
   pb::Heartbeat h;
   h.set_steps(steps_);
   h.set_progress(engine_->progress());
+  // A long step uses the processor all the time, a stuck one not at all.
+  if (world_.loop.Now() >= node_->stuck_until) {
+    h.set_engine_cpu_ms(absl::ToUnixMillis(world_.loop.Now()));
+  }
   h.set_busy(busy_);
   h.set_draining(draining_);
   h.set_running(stats.running);
@@ -245,6 +249,9 @@ std::string Worker::NotAtRest() const {
   }
   if (decode_ && decode_->live() > 0) {
     return absl::StrCat(node_->name, ": ", decode_->live(), " attempts");
+  }
+  if (decode_ && decode_->prompts() > 0) {
+    return absl::StrCat(node_->name, ": ", decode_->prompts(), " prompts");
   }
   if (receiver_ && receiver_->stats().sessions > 0) {
     return absl::StrCat(node_->name, ": ", receiver_->stats().sessions, " hand-offs");

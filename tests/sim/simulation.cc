@@ -62,6 +62,7 @@ class Simulation {
     result_.log = world_.loop.log();
     result_.events = world_.loop.events();
     result_.frames_spoilt = world_.frames_spoilt;
+    result_.stale_frames = world_.stale_frames;
     return std::move(result_);
   }
 

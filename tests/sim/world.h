@@ -69,7 +69,7 @@ struct World {
   std::function<void()> on_router_end;  // its clients see their connections close
   int kv_blocks = 0;                    // of each worker
   std::string violation;
-  uint64_t frames_spoilt = 0;
+  uint64_t frames_spoilt = 0, stale_frames = 0;      // sent; refused by receivers
   std::map<uint64_t, std::weak_ptr<void>> segments;  // ring segments, by address
 };
 
