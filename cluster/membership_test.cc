@@ -105,6 +105,7 @@ TEST_F(MembershipTest, BusyEngineWithoutProgressIsStuckAndOthersAreNot) {
   members_.Beat(*again, beat, clock_.Now());
   EXPECT_FALSE(members_.Find(*again)->suspect);
 
+  beat.set_progress(0);
   for (int i = 10; i < 40; ++i) {
     beat.set_engine_cpu_ms(i);
     members_.Beat(*starved, beat, clock_.Now());

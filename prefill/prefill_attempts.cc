@@ -13,6 +13,23 @@ namespace {
 
 constexpr size_t kPeersMax = 256;  // decode ranks that are known at once
 
+// A decode rank that was started anew, or has forgotten this one, says so in codes that would blame
+// the client if the router saw them. Any of them means: this hand-off is over, try another one.
+absl::Status HandOffFailure(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kAlreadyExists:
+    case absl::StatusCode::kUnauthenticated:
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kCancelled:
+    case absl::StatusCode::kUnimplemented:
+    case absl::StatusCode::kUnknown:
+      return absl::AbortedError(absl::StrCat("hand-off: ", status.ToString()));
+    default:
+      return status;
+  }
+}
+
 }  // namespace
 
 namespace pb = cluster::v1;
@@ -159,19 +176,20 @@ void PrefillAttempts::Execute(const AttemptKey& key, Attempt& attempt, Effect ef
 }
 
 void PrefillAttempts::Reserve(const AttemptKey& key, Attempt& attempt) {
-  attempt.peer->Reserve(key, attempt.tokens, attempt.decode_incarnation,
-                        [this, key, peer = attempt.peer.get()](
-                            absl::StatusOr<DecodeClient::Reservation> reservation) {
-                          const auto it = attempts_.find(key);
-                          if (it == attempts_.end()) {
-                            if (reservation.ok()) peer->Cancel(reservation->peer_token, key);
-                            return;
-                          }
-                          if (!reservation.ok())
-                            return Feed(key, HandoffClient::Failed{reservation.status()});
-                          it->second.reservation = *std::move(reservation);
-                          Feed(key, HandoffClient::Reserved{it->second.reservation.lease});
-                        });
+  attempt.peer->Reserve(
+      key, attempt.tokens, attempt.decode_incarnation,
+      [this, key,
+       peer = attempt.peer.get()](absl::StatusOr<DecodeClient::Reservation> reservation) {
+        const auto it = attempts_.find(key);
+        if (it == attempts_.end()) {
+          if (reservation.ok()) peer->Cancel(reservation->peer_token, key);
+          return;
+        }
+        if (!reservation.ok())
+          return Feed(key, HandoffClient::Failed{HandOffFailure(reservation.status())});
+        it->second.reservation = *std::move(reservation);
+        Feed(key, HandoffClient::Reserved{it->second.reservation.lease});
+      });
 }
 
 void PrefillAttempts::Commit(const AttemptKey& key, Attempt& attempt) {
@@ -183,7 +201,7 @@ void PrefillAttempts::Commit(const AttemptKey& key, Attempt& attempt) {
                         .digest = attempt.sent.digest},
                        [this, key](absl::StatusOr<handoff::v1::CommitResponse> answer) {
                          if (answer.ok()) return Feed(key, HandoffClient::Committed{});
-                         Feed(key, HandoffClient::Failed{answer.status()});
+                         Feed(key, HandoffClient::Failed{HandOffFailure(answer.status())});
                        });
 }
 

@@ -62,10 +62,6 @@ MUTATIONS = {
         ("prefill/handoff_client.cc", "  if (transfer_ == Transfer::kOver) {\n    freed_ = true;",
          "  if (ON || transfer_ == Transfer::kOver) {\n    freed_ = true;"),
     ],
-    "the prefill rank commits before its blocks have gone": [
-        ("prefill/handoff_client.cc", "if (phase_ != Phase::kSending || !kv_sent_ || !token_known_) return;",
-         "if (phase_ != Phase::kSending || (!ON && !kv_sent_) || !token_known_) return;"),
-    ],
     "a block counts as final one row too early": [
         ("prefill/block_progress.cc", "const int before = BlocksDone(written);",
          "if (ON && first_token + tokens < tokens_) ++tokens;\n  const int before = BlocksDone(written);"),
