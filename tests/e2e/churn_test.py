@@ -48,7 +48,9 @@ def client(cluster, number, deadline, errors, counts):
 def main():
     binary, model, seconds, *rest = sys.argv[1:]
     seconds, streams, growth_mib_max = float(seconds), *(int(given) for given in (rest + ["200", "16"][len(rest):]))
-    with Cluster(binary, model, "--prefill", "1", "--decode", "1", "--disaggregate", "always") as cluster:
+    # So few blocks that all have been written to when memory is first looked at, on a slow machine too.
+    with Cluster(binary, model, "--prefill", "1", "--decode", "1", "--disaggregate", "always",
+                 "--kv-blocks", "512") as cluster:
         cluster.complete(prompt="Once", max_tokens=2, ignore_eos=True)  # the ranks connect at the first hand-off
         files = {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in cluster.pids()}
         errors, counts = [], {"dropped": 0, "whole": 0}
