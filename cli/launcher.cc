@@ -28,7 +28,7 @@ void Say(const std::string& line) { std::fprintf(stderr, "serve: %s\n", line.c_s
 
 absl::StatusOr<int> Launcher::Run() {
   sigemptyset(&signals_);
-  for (const int s : {SIGINT, SIGTERM}) sigaddset(&signals_, s);
+  for (const int s : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&signals_, s);
   pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
 
   // A file of an earlier run would tell of processes that are no more.
@@ -156,15 +156,9 @@ absl::Status Launcher::Watch() {
       m.killed = false;
       RETURN_IF_ERROR(m.child->Start());
     }
-    const absl::StatusOr<bool> ready = m.child->PollReady(now);
-    if (ready.ok() && *ready) {
+    if (Listen(m, now)) {
       Say(absl::StrCat(m.child->name(), " is back as process ", m.child->pid()));
       changed = true;
-    }
-    const bool hangs = options_.hang > absl::ZeroDuration() && !m.child->Alive(now, options_.hang);
-    if ((!ready.ok() || hangs) && m.child->pid() != 0 && !std::exchange(m.killed, true)) {
-      Say(absl::StrCat(m.child->name(), " does not answer: killed"));
-      m.child->Signal(SIGKILL);
     }
     if (const auto how = m.child->PollExit()) OnEnded(m, *how, now);
     if (m.failed_starts > kFailedStartsMax) {
@@ -173,6 +167,16 @@ absl::Status Launcher::Watch() {
     }
   }
   return changed ? WriteReadyFile() : absl::OkStatus();
+}
+
+bool Launcher::Listen(Member& m, absl::Time now) {
+  const absl::StatusOr<bool> ready = m.child->PollReady(now);
+  const bool hangs = options_.hang > absl::ZeroDuration() && !m.child->Alive(now, options_.hang);
+  if ((!ready.ok() || hangs) && m.child->pid() != 0 && !std::exchange(m.killed, true)) {
+    Say(absl::StrCat(m.child->name(), " does not answer: killed"));
+    m.child->Signal(SIGKILL);
+  }
+  return ready.ok() && *ready;
 }
 
 void Launcher::OnEnded(Member& m, const std::string& how, absl::Time now) {
@@ -190,6 +194,7 @@ void Launcher::OnEnded(Member& m, const std::string& how, absl::Time now) {
 bool Launcher::AnyLeft(const std::string& role) {
   bool left = false;
   for (Member& m : members_) {
+    Listen(m, clock_.Now());
     m.child->PollExit();
     left = left || (m.child->pid() != 0 && (role.empty() || m.child->role() == role));
   }

@@ -25,7 +25,7 @@ struct LauncherOptions {
   absl::Duration drain = absl::Seconds(30);
 };
 
-// One thread. Blocks SIGINT, SIGTERM and SIGCHLD in it.
+// One thread. Blocks SIGINT, SIGTERM and SIGHUP in it.
 class Launcher {
  public:
   explicit Launcher(const LauncherOptions& options) : options_(options) {}
@@ -52,7 +52,9 @@ class Launcher {
   int Stop();
   // The next signal within `timeout`, or 0.
   int NextSignal(absl::Duration timeout) const;
-  bool AnyLeft(const std::string& role);  // reaps
+  // Hears a child, and kills it if it says nonsense or nothing. True if it has just become ready.
+  bool Listen(Member& member, absl::Time now);
+  bool AnyLeft(const std::string& role);  // listens and reaps
   std::vector<std::string> WorkerArguments(int port) const;
   std::vector<std::string> RouterArguments() const;
 

@@ -1,5 +1,6 @@
 // The one binary: `switchyard COMMAND …`.
 #include <cstdio>
+#include <iostream>
 #include <string>
 #include <vector>
 
@@ -73,4 +74,10 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace switchyard
 
-int main(int argc, char** argv) { return switchyard::Main(argc, argv); }
+int main(int argc, char** argv) {
+  const int code = switchyard::Main(argc, argv);
+  std::cout.flush();
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
+  std::fputs("switchyard: not all could be written to the standard output\n", stderr);
+  return code == 0 ? 1 : code;
+}

@@ -23,8 +23,11 @@ sigset_t StopSignals(const ChildFlags& flags) {
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, SIGTERM);
-  // A terminal sends SIGINT to the whole group; the launcher then ends its children in order.
-  if (flags.parent_pid == 0) sigaddset(&set, SIGINT);
+  // A terminal sends these to the whole group; the launcher then ends its children in order.
+  if (flags.parent_pid == 0) {
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+  }
   return set;
 }
 
@@ -68,6 +71,7 @@ absl::Status PrepareRole(const ChildFlags& flags) {
     // The parent may have ended before the line above.
     if (getppid() != flags.parent_pid) return absl::AbortedError("the parent has ended");
     signal(SIGINT, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);  // UCX would turn on its debug log
   }
   signal(SIGPIPE, SIG_IGN);
   const sigset_t set = StopSignals(flags);

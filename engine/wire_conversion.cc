@@ -119,4 +119,16 @@ absl::StatusOr<EngineOutput> OutputFromEvent(const pb::AttemptEvent& event) {
   return out;
 }
 
+void ToProto(const EngineStats& stats, cluster::v1::Heartbeat* heartbeat) {
+  heartbeat->set_running(stats.running);
+  heartbeat->set_waiting(stats.waiting);
+  heartbeat->set_kv_blocks_free(stats.blocks.free);
+  heartbeat->set_kv_blocks_owned(stats.blocks.owned);
+  heartbeat->set_kv_blocks_leased(stats.blocks.leased);
+  heartbeat->set_kv_blocks_quarantined(stats.blocks.quarantined);
+  heartbeat->set_prompt_tokens(stats.prompt_tokens);
+  heartbeat->set_generated_tokens(stats.generated_tokens);
+  heartbeat->set_preemptions(stats.preemptions);
+}
+
 }  // namespace switchyard

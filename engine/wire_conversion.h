@@ -1,9 +1,10 @@
-// engine/wire_conversion.h: cluster.proto's Submit and AttemptEvent to and from the engine's own
+// engine/wire_conversion.h: cluster.proto's messages to and from the engine's own
 // structs, checked: a peer's message may hold anything. Errors are kInvalidArgument and name field,
 // value and limit.
 #pragma once
 
 #include "absl/status/statusor.h"
+#include "engine/engine.h"
 #include "engine/request.h"
 #include "proto/cluster.pb.h"
 
@@ -18,5 +19,8 @@ void ToProto(const EngineRequest& request, cluster::v1::Submit* submit);
 cluster::v1::AttemptEvent ToEvent(const EngineOutput& output);
 // The same back. An event must hold a token, an end, or both.
 absl::StatusOr<EngineOutput> OutputFromEvent(const cluster::v1::AttemptEvent& event);
+
+// The load part of a heartbeat.
+void ToProto(const EngineStats& stats, cluster::v1::Heartbeat* heartbeat);
 
 }  // namespace switchyard

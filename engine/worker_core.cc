@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "engine/wire_conversion.h"
 
 namespace switchyard {
 
@@ -163,15 +164,7 @@ pb::Heartbeat WorkerCore::MakeHeartbeat() {
   h.set_draining(draining());
   {
     MutexLock lock(mu_);
-    h.set_running(stats_.running);
-    h.set_waiting(stats_.waiting);
-    h.set_kv_blocks_free(stats_.blocks.free);
-    h.set_kv_blocks_owned(stats_.blocks.owned);
-    h.set_kv_blocks_leased(stats_.blocks.leased);
-    h.set_kv_blocks_quarantined(stats_.blocks.quarantined);
-    h.set_prompt_tokens(stats_.prompt_tokens);
-    h.set_generated_tokens(stats_.generated_tokens);
-    h.set_preemptions(stats_.preemptions);
+    ToProto(stats_, &h);
   }
   hooks_.fill_heartbeat(&h);
   return h;

@@ -123,9 +123,22 @@ def check_second_interrupt(binary, model):
     print("a second interrupt stops at once", flush=True)
 
 
+def check_hang_up(binary, model):
+    """A terminal that closes, while a child hangs: an end in order, not after the whole time to drain."""
+    with Cluster(binary, model, *FLAGS, expect_clean=False) as cluster:
+        pids = children_of(cluster.process.pid)
+        os.kill(next(pid for pid, role in pids.items() if role == "decode"), signal.SIGSTOP)
+        for pid in [cluster.process.pid, *pids]:
+            os.kill(pid, signal.SIGHUP)
+        assert cluster.process.wait(timeout=15) == 0
+        assert not [p for p in pids if os.path.exists(f"/proc/{p}")]
+    print("ends when its terminal does, though a child hangs", flush=True)
+
+
 if __name__ == "__main__":
     # Sanitizer builds start and answer several times slower.
     SLOW = float(sys.argv[4]) if len(sys.argv) > 4 else 1
     check_restarts(sys.argv[1], sys.argv[2], int(sys.argv[3]))
     check_no_orphans(sys.argv[1], sys.argv[2])
     check_second_interrupt(sys.argv[1], sys.argv[2])
+    check_hang_up(sys.argv[1], sys.argv[2])

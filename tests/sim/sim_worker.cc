@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/wire_conversion.h"
 #include "kvtransfer/wire.h"
 #include "tests/sim/sim_channel.h"
 #include "tests/sim/sim_router.h"
@@ -111,7 +112,6 @@ void Worker::Beat(SessionId id) {
 }
 
 void Worker::SendHeartbeat(const Session& session) {
-  const EngineStats stats = engine_->stats();
   pb::Heartbeat h;
   h.set_steps(steps_);
   h.set_progress(engine_->progress());
@@ -121,12 +121,7 @@ void Worker::SendHeartbeat(const Session& session) {
   }
   h.set_busy(busy_);
   h.set_draining(draining_);
-  h.set_running(stats.running);
-  h.set_waiting(stats.waiting);
-  h.set_kv_blocks_free(stats.blocks.free);
-  h.set_kv_blocks_owned(stats.blocks.owned);
-  h.set_kv_blocks_leased(stats.blocks.leased);
-  h.set_kv_blocks_quarantined(stats.blocks.quarantined);
+  ToProto(engine_->stats(), &h);
   const std::shared_ptr<Stream>& stream = session.stream;
   stream->up.Send([world = &world_, stream, h] { world->router->OnHeartbeat(stream, h); });
 }
