@@ -40,6 +40,7 @@ std::unique_ptr<Command> MakeCheck();
 std::unique_ptr<Command> MakeBalance();
 std::unique_ptr<Command> MakeBenchEngine();
 std::unique_ptr<Command> MakeBenchKernels();
+std::unique_ptr<Command> MakeBenchEp();
 std::unique_ptr<Command> MakeBenchServe();
 
 // Parses `arguments` (without program and command name) and runs. --config FILE gives flags that

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "cli/ports.h"
 #include "cluster/grpc_server.h"
 #include "common/file.h"
 #include "common/status_macros.h"
@@ -49,10 +51,11 @@ int Launcher::NextSignal(absl::Duration timeout) const {
   return std::max(0, sigtimedwait(&signals_, nullptr, &t));
 }
 
-std::vector<std::string> Launcher::WorkerArguments(int port) const {
-  std::vector<std::string> arguments = {options_.model, absl::StrCat("--port=", port)};
-  arguments.insert(arguments.end(), options_.worker_arguments.begin(),
-                   options_.worker_arguments.end());
+std::vector<std::string> Launcher::WorkerArguments(const Member& member) const {
+  std::vector<std::string> arguments = {options_.model, absl::StrCat("--port=", member.port)};
+  for (const auto* more : {&options_.worker_arguments, &member.group_arguments}) {
+    arguments.insert(arguments.end(), more->begin(), more->end());
+  }
   return arguments;
 }
 
@@ -72,15 +75,37 @@ std::vector<std::string> Launcher::RouterArguments() const {
 }
 
 absl::Status Launcher::StartWorkers() {
-  const auto start = [&](const std::string& role, int count) -> absl::Status {
-    for (int rank = 0; rank < count; ++rank) {
-      members_.push_back({.child = std::make_unique<Child>(role, rank, WorkerArguments(0))});
-      RETURN_IF_ERROR(members_.back().child->Start());
+  for (int g = 0; g < options_.prefill; ++g) {
+    RETURN_IF_ERROR(StartGroup("prefill", g, options_.prefill_ep));
+  }
+  for (int g = 0; g < options_.decode; ++g) {
+    RETURN_IF_ERROR(StartGroup("decode", g, options_.decode_ep));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Launcher::StartGroup(const std::string& role, int group, int ranks) {
+  std::vector<int> ports(ranks);
+  std::vector<std::string> shared;
+  if (ranks > 1) {  // they must know each other's ports before they start
+    ASSIGN_OR_RETURN(ports, FreePorts(ranks));
+    shared = options_.group_arguments;
+    std::vector<std::string> peers;
+    for (const int port : ports) peers.push_back(absl::StrCat("127.0.0.1:", port));
+    shared.push_back(absl::StrCat("--ep-peers=", absl::StrJoin(peers, ",")));
+    if (!options_.threads_given) {
+      const auto cores = static_cast<int>(std::thread::hardware_concurrency());
+      shared.push_back(absl::StrCat("--threads=", std::max(1, cores / ranks)));
     }
-    return absl::OkStatus();
-  };
-  RETURN_IF_ERROR(start("prefill", options_.prefill));
-  return start("decode", options_.decode);
+  }
+  for (int rank = 0; rank < ranks; ++rank) {
+    Member member{.child = nullptr, .port = ports[rank], .group_arguments = shared};
+    if (ranks > 1) member.group_arguments.push_back(absl::StrCat("--ep-rank=", rank));
+    member.child = std::make_unique<Child>(role, group * ranks + rank, WorkerArguments(member));
+    members_.push_back(std::move(member));
+    RETURN_IF_ERROR(members_.back().child->Start());
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Launcher::StartRouter() {
@@ -112,12 +137,18 @@ absl::Status Launcher::Announce() {
       grpc_port_ = ready.grpc_port;
       m.child->set_arguments(RouterArguments());  // a new one takes the same ports
     } else {
-      m.child->set_arguments(WorkerArguments(ready.port));
+      m.port = ready.port;
+      m.child->set_arguments(WorkerArguments(m));
     }
   }
   const std::string url = absl::StrCat("http://", HostPort(options_.host, http_port_));
-  std::printf("Switchyard serves %s: %d prefill, %d decode, KV lane %s\n", options_.model.c_str(),
-              options_.prefill, options_.decode, options_.kv_lane.c_str());
+  const auto pool = [](int groups, int ranks, const char* role) {
+    return absl::StrCat(groups, " ", role, ranks > 1 ? absl::StrCat(" of EP ", ranks) : "");
+  };
+  std::printf("Switchyard serves %s: %s, %s, KV lane %s\n", options_.model.c_str(),
+              pool(options_.prefill, options_.prefill_ep, "prefill").c_str(),
+              pool(options_.decode, options_.decode_ep, "decode").c_str(),
+              options_.kv_lane.c_str());
   std::printf("  HTTP  %s\n  gRPC  %s\n", url.c_str(), HostPort(options_.host, grpc_port_).c_str());
   std::printf(
       "  curl -N %s/v1/completions -H 'Content-Type: application/json' -d '{\"prompt\": \"Once "

@@ -17,11 +17,14 @@ namespace switchyard {
 
 struct LauncherOptions {
   std::string host = "127.0.0.1", model;
-  int prefill = 1, decode = 1;
+  int prefill = 1, decode = 1;        // groups
+  int prefill_ep = 1, decode_ep = 1;  // processes of each, which share the experts
   int port = 8000, grpc_port = 50051;
   std::vector<std::string> worker_arguments, router_arguments;  // after MODEL, without ports
-  std::string kv_lane, ready_file;                              // "" : none
-  absl::Duration hang = absl::Seconds(3);                       // zero: not watched
+  std::vector<std::string> group_arguments;  // besides, of workers in groups of more than one
+  bool threads_given = false;                // else the ranks of a group share the cores
+  std::string kv_lane, ready_file;           // "" : none
+  absl::Duration hang = absl::Seconds(3);    // zero: not watched
   absl::Duration drain = absl::Seconds(30);
 };
 
@@ -36,12 +39,15 @@ class Launcher {
  private:
   struct Member {
     std::unique_ptr<Child> child;
-    int failed_starts = 0;  // in a row: ended before it was ready
+    int port = 0;                                // 0: any
+    std::vector<std::string> group_arguments{};  // of its rank in its group
+    int failed_starts = 0;                       // in a row: ended before it was ready
     absl::Time restart_at = absl::InfiniteFuture();
     bool killed = false;  // by us, because it did not answer
   };
 
   absl::Status StartWorkers();
+  absl::Status StartGroup(const std::string& role, int group, int ranks);
   absl::Status StartRouter();
   // Until all members are ready. Unavailable if one ends before; kCancelled by a signal.
   absl::Status AwaitReady();
@@ -55,7 +61,7 @@ class Launcher {
   // Hears a child, and kills it if it says nonsense or nothing. True if it has just become ready.
   bool Listen(Member& member, absl::Time now);
   bool AnyLeft(const std::string& role);  // listens and reaps
-  std::vector<std::string> WorkerArguments(int port) const;
+  std::vector<std::string> WorkerArguments(const Member& member) const;
   std::vector<std::string> RouterArguments() const;
 
   const LauncherOptions options_;

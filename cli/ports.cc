@@ -1,5 +1,11 @@
 #include "cli/ports.h"
 
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+
 #include "absl/strings/str_cat.h"
 #include "cluster/grpc_server.h"
 #include "common/status_macros.h"
@@ -43,6 +49,27 @@ void AddRouterFlags(CLI::App& app, FrontFlags* flags) {
 absl::Status ChoosePorts(const CLI::App& app, FrontFlags* flags) {
   RETURN_IF_ERROR(Choose(app, "--port", flags->host, /*other=*/0, &flags->port));
   return Choose(app, "--grpc-port", flags->host, flags->port, &flags->grpc_port);
+}
+
+absl::StatusOr<std::vector<int>> FreePorts(int count) {
+  std::vector<int> sockets, ports;  // all are open at once, so that no port comes twice
+  absl::Status status;
+  for (int i = 0; i < count && status.ok(); ++i) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0) sockets.push_back(fd);
+    auto* const any = reinterpret_cast<sockaddr*>(&address);
+    if (fd < 0 || bind(fd, any, size) != 0 || getsockname(fd, any, &size) != 0) {
+      status = absl::ErrnoToStatus(errno, "no free port of 127.0.0.1");
+    }
+    ports.push_back(ntohs(address.sin_port));
+  }
+  for (const int fd : sockets) close(fd);
+  RETURN_IF_ERROR(status);
+  return ports;
 }
 
 }  // namespace switchyard

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 
 namespace switchyard {
 
@@ -19,5 +20,8 @@ struct FrontFlags {
 void AddRouterFlags(CLI::App& app, FrontFlags* flags);
 // Replaces ports that were not given by free ones. kAlreadyExists names a taken one.
 absl::Status ChoosePorts(const CLI::App& app, FrontFlags* flags);
+
+// `count` different ports of 127.0.0.1 that nobody listens on now.
+absl::StatusOr<std::vector<int>> FreePorts(int count);
 
 }  // namespace switchyard

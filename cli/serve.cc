@@ -1,9 +1,11 @@
 // switchyard serve: a whole cluster on this machine.
 #include "cli/command.h"
+#include "cli/ep_flags.h"
 #include "cli/flags.h"
 #include "cli/launcher.h"
 #include "cli/ports.h"
 #include "common/status_macros.h"
+#include "model/config.h"
 
 namespace switchyard {
 namespace {
@@ -18,12 +20,19 @@ class ServeCommand final : public Command {
   void AddFlags(CLI::App& app) override {
     AddModelFlag(app, &options_.model);
     AddConfigFlag(app);
-    app.add_option("--prefill", options_.prefill, "prefill processes")
+    app.add_option("--prefill", options_.prefill, "prefill groups")
         ->check(CLI::Range(0, 64))
         ->capture_default_str();
-    app.add_option("--decode", options_.decode, "decode processes")
+    app.add_option("--decode", options_.decode, "decode groups")
         ->check(CLI::Range(1, 64))
         ->capture_default_str();
+    for (auto [name, ranks, what] :
+         {std::tuple("--prefill-ep", &options_.prefill_ep, "processes of a prefill group"),
+          std::tuple("--decode-ep", &options_.decode_ep, "processes of a decode group")}) {
+      app.add_option(name, *ranks, absl::StrCat(what, ", which share the experts"))
+          ->check(CLI::Range(1, 64))
+          ->capture_default_str();
+    }
     AddRouterFlags(app, &front_);
     AddKvLaneFlag(app, &lane_);
     app.add_option("--ready-file", options_.ready_file,
@@ -38,6 +47,7 @@ class ServeCommand final : public Command {
         ->check(CLI::Range(0.0, 86400.0))
         ->capture_default_str();
     engine_.AddTo(app);
+    ep_.AddTo(app);
     log_.AddTo(app);
   }
   absl::Status CheckFlags() const override {
@@ -58,6 +68,9 @@ class ServeCommand final : public Command {
     options_.drain = absl::Seconds(drain_seconds_);
     HandOn(app, EngineFlags::Names(), &options_.worker_arguments);
     HandOn(app, {"kv-lane"}, &options_.worker_arguments);
+    HandOn(app, EpFlags::Names(), &options_.group_arguments);
+    options_.threads_given = engine_.threads > 0;
+    RETURN_IF_ERROR(CheckPlacements());
     HandOn(app, {"max-model-len", "served-model-name", "disaggregate"}, &options_.router_arguments);
     for (auto* arguments : {&options_.worker_arguments, &options_.router_arguments}) {
       HandOn(app, {"drain-seconds"}, arguments);
@@ -67,6 +80,17 @@ class ServeCommand final : public Command {
   }
 
  private:
+  // A group that cannot be is refused here, once, and not by each of its ranks in turn.
+  absl::Status CheckPlacements() const {
+    ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options_.model));
+    for (const int ranks : {options_.prefill_ep, options_.decode_ep}) {
+      EpOptions ep = ep_.Options();
+      ep.peers.resize(ranks);
+      if (ranks > 1) RETURN_IF_ERROR(MakePlacement(config, ep).status());
+    }
+    return absl::OkStatus();
+  }
+
   // Flags that were given, as they were given.
   static void HandOn(const CLI::App& app, const std::vector<std::string>& names,
                      std::vector<std::string>* out) {
@@ -83,6 +107,7 @@ class ServeCommand final : public Command {
   std::string lane_ = "auto";
   double hang_seconds_ = 3, drain_seconds_ = 30;
   EngineFlags engine_;
+  EpFlags ep_;
   LogFlags log_;
 };
 

@@ -1,5 +1,6 @@
 // switchyard prefill, switchyard decode: one rank of a pool.
 #include "cli/command.h"
+#include "cli/ep_flags.h"
 #include "cli/flags.h"
 #include "cli/role_process.h"
 #include "cluster/grpc_server.h"
@@ -32,10 +33,19 @@ class WorkerCommand final : public Command {
         ->capture_default_str();
     AddKvLaneFlag(app, &lane_);
     engine_.AddTo(app);
+    ep_.AddTo(app);
+    ep_.AddRankTo(app);
     log_.AddTo(app);
     child_.AddTo(app);
   }
-  absl::Status CheckFlags() const override { return CheckModelGiven(model_); }
+  absl::Status CheckFlags() const override {
+    RETURN_IF_ERROR(CheckModelGiven(model_));
+    if (!ep_.ep.alone() && ep_.ep.rank >= ep_.ep.world()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("ep-rank is ", ep_.ep.rank, "; ep-peers names ", ep_.ep.world(), " ranks"));
+    }
+    return absl::OkStatus();
+  }
 
   absl::StatusOr<int> Run(const CLI::App&) override {
     RETURN_IF_ERROR(PrepareRole(child_));
@@ -45,6 +55,7 @@ class WorkerCommand final : public Command {
     options_.model = engine_.Model();
     options_.model.progress = LoadProgress(options_.name);
     options_.engine = engine_.engine;
+    options_.ep = ep_.Options();
     options_.listen = HostPort(host_, port_);
     options_.kv_lanes = KvLanes(lane_);
     options_.log = log.get();
@@ -64,6 +75,7 @@ class WorkerCommand final : public Command {
   int port_ = 0;
   WorkerOptions options_;
   EngineFlags engine_;
+  EpFlags ep_;
   LogFlags log_;
   ChildFlags child_;
 };

@@ -85,9 +85,10 @@ bool Holds(const std::vector<TokenId>& ids, TokenId token) {
 
 class EngineImpl final : public Engine, private LayerObserver {
  public:
-  EngineImpl(Model* model, const EngineOptions& options, KvStorage kv)
+  EngineImpl(Model* model, const EngineOptions& options, StepGroup* group, KvStorage kv)
       : model_(*model),
         options_(options),
+        group_(group),
         vocab_(model->config().vocab_size),
         kv_(std::move(kv)),
         pool_(options.kv_blocks),
@@ -114,7 +115,9 @@ class EngineImpl final : public Engine, private LayerObserver {
   absl::Status Adopt(EngineRequest request, const KvReservation& reservation,
                      TokenId first) override;
 
-  bool HasWork() const override { return scheduler_.HasWork(); }
+  bool HasWork() const override {
+    return scheduler_.HasWork() || (group_ != nullptr && group_->StepWanted());
+  }
   absl::StatusOr<std::vector<EngineOutput>> Step() override;
 
   void SetKvProgress(std::function<void(const KvProgress&)> callback) override {
@@ -130,6 +133,8 @@ class EngineImpl final : public Engine, private LayerObserver {
 
  private:
   void OnLayerWritten(int layer) override;
+  // Whether there is something to compute in this step, once all ranks have opened it.
+  absl::StatusOr<bool> OpenStep();
   void BuildBatch();
   // Takes in a chunk's logits, which begin at logits_ row `*row`.
   void Absorb(const Scheduler::Chunk& chunk, size_t* row, std::vector<EngineOutput>* outputs);
@@ -141,6 +146,7 @@ class EngineImpl final : public Engine, private LayerObserver {
 
   Model& model_;
   const EngineOptions options_;
+  StepGroup* const group_;  // null: steps alone
   const int vocab_;
   KvStorage kv_;
   BlockPool pool_;
@@ -282,10 +288,18 @@ void EngineImpl::Absorb(const Scheduler::Chunk& chunk, size_t* row,
   if (outputs->back().finish != FinishReason::kNone || r.prefill_only) scheduler_.Finish(s);
 }
 
+absl::StatusOr<bool> EngineImpl::OpenStep() {
+  if (group_ == nullptr) return !plan_.empty();
+  int rows = 0;
+  for (const Scheduler::Chunk& c : plan_) rows += c.rows;
+  return group_->Open(rows);
+}
+
 absl::StatusOr<std::vector<EngineOutput>> EngineImpl::Step() {
   std::vector<EngineOutput> outputs;
   plan_ = scheduler_.Schedule();
-  if (plan_.empty()) return outputs;
+  ASSIGN_OR_RETURN(const bool any, OpenStep());
+  if (!any) return outputs;
   BuildBatch();
   const Matrix<float> logits(logits_.data(), {logit_rows_.size(), static_cast<size_t>(vocab_)});
   const absl::Status done = model_.Forward(
@@ -321,12 +335,13 @@ EngineStats EngineImpl::stats() const {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model* model, const EngineOptions& options) {
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model* model, const EngineOptions& options,
+                                                       StepGroup* group) {
   ASSIGN_OR_RETURN(const EngineOptions resolved, Resolve(*model, options));
   ASSIGN_OR_RETURN(KvStorage kv, KvStorage::Create(model->config().KvLayoutFor(
                                                        model->options().dtype, resolved.block_size),
                                                    resolved.kv_blocks));
-  return std::make_unique<EngineImpl>(model, resolved, std::move(kv));
+  return std::make_unique<EngineImpl>(model, resolved, group, std::move(kv));
 }
 
 }  // namespace switchyard

@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/request.h"
+#include "engine/step_group.h"
 #include "kvcache/block_pool.h"
 #include "kvcache/layout.h"
 #include "model/model.h"
@@ -51,9 +52,10 @@ struct EngineStats {
 
 class Engine {
  public:
-  // `model` must outlive the engine. Errors: kInvalidArgument names the option, its value and the
-  // limit.
-  static absl::StatusOr<std::unique_ptr<Engine>> Create(Model* model, const EngineOptions& options);
+  // `model` must outlive the engine, and so must `group`: the ranks that it steps together with, or
+  // null. Errors: kInvalidArgument names the option, its value and the limit.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(Model* model, const EngineOptions& options,
+                                                        StepGroup* group = nullptr);
   virtual ~Engine() = default;
 
   // Queues a request. Errors (the request is not taken): kInvalidArgument for lengths, ids outside
@@ -81,8 +83,8 @@ class Engine {
   // ignored.
   virtual void Release(const AttemptKey& key) = 0;
 
-  // True if Step would have something to compute. False while all that waits needs blocks that
-  // only Abort, Release, ReleaseReservation or Unquarantine can free.
+  // True if Step would have something to compute, for this rank or for its group. False while all
+  // that waits needs blocks that only Abort, Release, ReleaseReservation or Unquarantine can free.
   virtual bool HasWork() const = 0;
   // Schedules and computes one step; returns its outputs. A failure that concerns one request is an
   // output with kError; a failure of the rank itself is the status, and the step may be run again.

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "common/clock.h"
+#include "common/event_fd.h"
 #include "common/mailbox.h"
 #include "engine/engine.h"
 
@@ -17,10 +18,11 @@ class EngineThread {
   using Task = std::function<void(Engine&)>;
   // `on_outputs` is called on the engine thread after each step that had outputs: it must not
   // block. `on_failure` is called once if a step fails for the rank as a whole; the thread then
-  // only runs tasks.
+  // only runs tasks. With a `group` (the engine's), the thread forms it first, forms it anew and
+  // runs the step again when a peer is lost, and sleeps where the group hears its peers.
   EngineThread(std::unique_ptr<Engine> engine,
                std::function<void(std::vector<EngineOutput>)> on_outputs,
-               std::function<void(absl::Status)> on_failure);
+               std::function<void(absl::Status)> on_failure, StepGroup* group = nullptr);
   ~EngineThread();  // stops after the current step
 
   // Runs `task` on the engine thread before the next step. False if the mailbox is full (16,384) or
@@ -39,10 +41,14 @@ class EngineThread {
 
  private:
   void Run();
+  // What has been posted; with nothing to do, once something is or a step is wanted.
+  std::vector<Task> TakeTasks(bool work, bool failed);
 
   const std::unique_ptr<Engine> engine_;
   const std::function<void(std::vector<EngineOutput>)> on_outputs_;
   const std::function<void(absl::Status)> on_failure_;
+  StepGroup* const group_;
+  std::unique_ptr<EventFd> mail_;  // with a group: it cannot wait for the mailbox itself
   Mailbox<Task> mailbox_;
   std::atomic<uint64_t> steps_{0};
   std::atomic<bool> busy_{false};

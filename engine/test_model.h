@@ -27,6 +27,10 @@ class FaultyModel final : public Model {
   const ModelOptions& options() const override { return model_.options(); }
   const std::string& numerics_id() const override { return model_.numerics_id(); }
   const std::vector<std::string>& notices() const override { return model_.notices(); }
+  absl::Status Rehost(std::shared_ptr<const Placement> placement) override {
+    return model_.Rehost(std::move(placement));
+  }
+  void UseDispatcher(Dispatcher* dispatcher) override { model_.UseDispatcher(dispatcher); }
   absl::Status Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,
                        Matrix<float> logits) override {
     const absl::Status status = model_.Forward(batch, kv, observer, logits);

@@ -20,11 +20,12 @@ absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(const WorkerOptio
   std::tie(core->host_, core->wanted_port_) = std::move(host_port);
   std::random_device entropy;
   core->incarnation_ = (uint64_t{entropy()} << 32 | entropy()) | 1;  // 0 means: not known
-  ASSIGN_OR_RETURN(core->model_, Model::Load(options.model_dir, options.model));
+  RETURN_IF_ERROR(core->LoadModel(options));
   if (options.log != nullptr) {
     for (const std::string& notice : core->model_->notices()) options.log->Info(notice);
   }
-  ASSIGN_OR_RETURN(core->engine_, Engine::Create(core->model_.get(), options.engine));
+  ASSIGN_OR_RETURN(core->engine_,
+                   Engine::Create(core->model_.get(), options.engine, core->ep_.get()));
   core->engine_options_ = core->engine_->options();
   core->kv_ = &core->engine_->kv();
   {
@@ -32,6 +33,21 @@ absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(const WorkerOptio
     core->stats_ = core->engine_->stats();
   }
   return core;
+}
+
+absl::Status WorkerCore::LoadModel(const WorkerOptions& options) {
+  ModelOptions model = options.model;
+  if (!options.ep.alone()) {
+    ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model_dir));
+    ASSIGN_OR_RETURN(Placement placement, MakePlacement(config, options.ep));
+    model.placement = std::make_shared<const Placement>(std::move(placement));
+    model.rank = RankId(options.ep.rank);
+  }
+  ASSIGN_OR_RETURN(model_, Model::Load(options.model_dir, model));
+  if (options.ep.alone()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(ep_,
+                   EpRank::Create(options.ep, model_.get(), model.placement, &clock_, options.log));
+  return absl::OkStatus();
 }
 
 WorkerCore::~WorkerCore() {
@@ -51,21 +67,27 @@ absl::Status WorkerCore::Start(Hooks hooks) {
           for (EngineOutput& output : outputs) hooks_.on_output(std::move(output));
         });
       },
-      [this](absl::Status why) { Fail(std::move(why)); });
+      [this](absl::Status why) { Fail(std::move(why)); }, ep_.get());
   std::vector<grpc::Service*> services = hooks_.services;
   services.push_back(server_.get());
+  if (ep_ != nullptr) services.push_back(ep_->service());
   GrpcServerOptions listen;
   listen.host = host_;
   listen.port = wanted_port_;
   ASSIGN_OR_RETURN(grpc_, GrpcServer::Listen(listen, services));
-  MutexLock lock(mu_);
-  port_ = grpc_->port();
-  listening_.NotifyAll();
-  return absl::OkStatus();
+  {
+    MutexLock lock(mu_);
+    port_ = grpc_->port();
+    listening_.NotifyAll();
+  }
+  // The first task runs when the ranks of the group have met.
+  if (ep_ != nullptr) RunOnEngine([](Engine&) {});
+  return health();
 }
 
 void WorkerCore::Stop() {
   if (stop_.exchange(true)) return;
+  if (ep_ != nullptr) ep_->Stop();
   if (grpc_ != nullptr) grpc_->Shutdown();
   mailbox_.Close();
   if (loop_.joinable()) loop_.join();
@@ -179,6 +201,14 @@ void WorkerCore::Drain(absl::Duration notice) {
   Post([barrier] { *barrier = true; });
   const absl::Time end = clock_.Now() + notice;
   while (clock_.Now() < end && !(*barrier && active_ == 0)) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  if (ep_ != nullptr) LeaveGroup(end);
+}
+
+void WorkerCore::LeaveGroup(absl::Time end) {
+  PostEngine([this](Engine&) { ep_->Leave(); });
+  while (clock_.Now() < end && !ep_->left() && health().ok()) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
 }

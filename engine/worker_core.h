@@ -17,6 +17,7 @@
 #include "common/clock.h"
 #include "common/mailbox.h"
 #include "engine/engine_thread.h"
+#include "engine/ep_rank.h"
 #include "engine/worker_env.h"
 #include "engine/worker_options.h"
 
@@ -42,7 +43,8 @@ class WorkerCore final : public WorkerEnv {
   static absl::StatusOr<std::unique_ptr<WorkerCore>> Create(const WorkerOptions& options);
   ~WorkerCore() override;
 
-  // Starts loop, engine and server. Errors: a taken or bad port.
+  // Starts loop, engine and server, and waits until the ranks of its group have met, if it has one.
+  // Errors: a taken or bad port; kFailedPrecondition if a rank of the group computes otherwise.
   absl::Status Start(Hooks hooks);
   // Ends all calls and the loop: no hook runs afterwards, and Post does nothing. The engine and its
   // memory live on until the destructor. Idempotent.
@@ -80,6 +82,10 @@ class WorkerCore final : public WorkerEnv {
  private:
   WorkerCore() = default;
   void RunLoop();
+  // Loads the model, with the experts of this rank, and makes the rank of its group.
+  absl::Status LoadModel(const WorkerOptions& options);
+  // Tells the group that this rank has nothing more to do and serves it until all ranks say so.
+  void LeaveGroup(absl::Time end);
   WorkerCallbacks MakeCallbacks();
   cluster::v1::Registration MakeRegistration() const;
   cluster::v1::Heartbeat MakeHeartbeat();
@@ -90,6 +96,7 @@ class WorkerCore final : public WorkerEnv {
   uint64_t incarnation_ = 0;
   Hooks hooks_;
   std::unique_ptr<Model> model_;
+  std::unique_ptr<EpRank> ep_;      // null: this rank has all experts
   std::unique_ptr<Engine> engine_;  // until Start moves it into its thread
   EngineOptions engine_options_;
   KvStorage* kv_ = nullptr;

@@ -6,6 +6,7 @@
 
 #include "common/telemetry/log.h"
 #include "engine/engine.h"
+#include "engine/ep_rank.h"
 #include "model/model.h"
 
 namespace switchyard {
@@ -20,6 +21,7 @@ struct WorkerOptions {
   std::string advertise_host;
   std::vector<std::string> kv_lanes = {"shm", "tcp"};  // allowed lanes, best first
   std::string kv_net_devices = "lo";                   // network interfaces of the KV lanes
+  EpOptions ep;                                        // alone unless it names peers
   Logger* log = nullptr;                               // must outlive the worker
 };
 

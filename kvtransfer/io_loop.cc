@@ -1,44 +1,33 @@
 #include "kvtransfer/io_loop.h"
 
 #include <poll.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/status_macros.h"
 
 namespace switchyard {
 
 absl::StatusOr<std::unique_ptr<IoLoop>> IoLoop::Start(UcxWorker* worker, const Clock* clock,
                                                       Hooks hooks) {
-  int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (fd < 0) return absl::ResourceExhaustedError(absl::StrCat("eventfd: ", std::strerror(errno)));
-  return std::unique_ptr<IoLoop>(new IoLoop(worker, clock, std::move(hooks), fd));
+  ASSIGN_OR_RETURN(std::unique_ptr<EventFd> wake, EventFd::Create());
+  return std::unique_ptr<IoLoop>(new IoLoop(worker, clock, std::move(hooks), std::move(wake)));
 }
 
-IoLoop::IoLoop(UcxWorker* worker, const Clock* clock, Hooks hooks, int event_fd)
+IoLoop::IoLoop(UcxWorker* worker, const Clock* clock, Hooks hooks, std::unique_ptr<EventFd> wake)
     : worker_(worker),
       clock_(clock),
       hooks_(std::move(hooks)),
-      event_fd_(event_fd),
-      mailbox_(kMessagesMax,
-               [event_fd] {
-                 const uint64_t one = 1;
-                 // EAGAIN means that the counter is at its limit: the thread is woken anyway.
-                 (void)!write(event_fd, &one, sizeof one);
-               }),
+      wake_(std::move(wake)),
+      mailbox_(kMessagesMax, [wake = wake_.get()] { wake->Signal(); }),
       thread_([this] { Run(); }) {}
 
 IoLoop::~IoLoop() {
   stopping_ = true;
   mailbox_.Close();
   thread_.join();
-  close(event_fd_);
 }
 
 void IoLoop::Run() {
@@ -67,11 +56,8 @@ void IoLoop::Sleep() {
                worker_->closing() > 0 ? absl::Milliseconds(10) : absl::Minutes(1));
   const auto wait_ms = static_cast<int>(
       std::max<int64_t>(0, absl::ToInt64Milliseconds(wait + absl::Milliseconds(1))));
-  pollfd fds[2] = {{worker_->event_fd(), POLLIN, 0}, {event_fd_, POLLIN, 0}};
-  if (poll(fds, 2, wait_ms) > 0 && fds[1].revents != 0) {
-    uint64_t count;
-    (void)!read(event_fd_, &count, sizeof count);
-  }
+  pollfd fds[2] = {{worker_->event_fd(), POLLIN, 0}, {wake_->fd(), POLLIN, 0}};
+  if (poll(fds, 2, wait_ms) > 0 && fds[1].revents != 0) wake_->Clear();
 }
 
 }  // namespace switchyard

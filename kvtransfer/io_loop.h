@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/clock.h"
+#include "common/event_fd.h"
 #include "common/mailbox.h"
 #include "common/net/ucx.h"
 
@@ -39,14 +40,14 @@ class IoLoop {
   [[nodiscard]] bool Post(Message message) { return mailbox_.Post(std::move(message)); }
 
  private:
-  IoLoop(UcxWorker* worker, const Clock* clock, Hooks hooks, int event_fd);
+  IoLoop(UcxWorker* worker, const Clock* clock, Hooks hooks, std::unique_ptr<EventFd> wake);
   void Run();
   void Sleep();
 
   UcxWorker* const worker_;
   const Clock* const clock_;
   const Hooks hooks_;
-  const int event_fd_;
+  const std::unique_ptr<EventFd> wake_;
   Mailbox<Message> mailbox_;
   std::atomic<bool> stopping_ = false;
   std::thread thread_;

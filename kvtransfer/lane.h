@@ -16,8 +16,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/net/ring.h"
 #include "kvcache/layout.h"
-#include "kvtransfer/ring.h"
 #include "kvtransfer/send_session.h"
 #include "kvtransfer/wire.h"
 

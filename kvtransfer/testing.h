@@ -1,8 +1,6 @@
-// kvtransfer/testing.h: what the tests and the benchmark of the KV transfer share: blocking calls,
-// recognisable blocks, and a second process with a pipe to it.
+// kvtransfer/testing.h: what the tests and the benchmark of the KV transfer share: blocking calls
+// and recognisable blocks.
 #pragma once
-
-#include <sys/types.h>
 
 #include <chrono>
 #include <future>
@@ -12,6 +10,7 @@
 #include <vector>
 
 #include "common/clock.h"
+#include "common/testing/other_process.h"
 #include "kvtransfer/kv_transfer.h"
 
 namespace switchyard::testing {
@@ -55,28 +54,7 @@ void PushAll(KvSender* sender, const AttemptKey& key, int layers,
              const std::vector<BlockId>& blocks, int piece, uint64_t seed);
 absl::StatusOr<KvSendResult> Await(SendFuture future);
 
-// This executable again, as `role`, with a socket to it. Killed when the object dies.
-class OtherProcess {
- public:
-  explicit OtherProcess(const std::string& role);
-  ~OtherProcess();
-  OtherProcess(const OtherProcess&) = delete;
-  OtherProcess& operator=(const OtherProcess&) = delete;
-  void Signal(int signal) const;
-  int fd() const { return fd_; }
-
- private:
-  pid_t pid_ = -1;
-  int fd_ = -1;
-};
-// The fd and the role of such a process, from main's arguments; the role is empty for others.
-std::pair<std::string, int> RoleOf(int argc, char** argv);
-
-// Messages between the two: strings. Receive gives nothing at the end.
-void SendText(int fd, const std::string& text);
-std::string ReceiveText(int fd);
-void SendNumber(int fd, uint64_t number);
-uint64_t ReceiveNumber(int fd);
+// KvHello and its answer over the socket of an OtherProcess.
 void SendHello(int fd, const KvHello& hello);
 KvHello ReceiveHello(int fd);
 void SendAnswer(int fd, const KvHelloAnswer& answer);

@@ -8,24 +8,11 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "common/net/ucx.h"
+#include "common/net/lanes.h"
 #include "kvtransfer/kv_transfer.h"
 #include "kvtransfer/lane.h"
 
 namespace switchyard {
-
-// Equal for two processes that can map each other's memory: one boot of one kernel, one pid
-// namespace (UCX opens /proc/<pid>/fd) and one user. Empty if that can't be told: equal to none.
-std::string HostId();
-
-// The TCP worker, and the posix one where this end has the shm lane.
-struct TransportWorkers {
-  std::unique_ptr<UcxContext> tcp_context, posix_context;
-  std::unique_ptr<UcxWorker> tcp, posix;
-  // kUnavailable if UCX lacks one of `lanes` here; kInvalidArgument for an unknown or empty list.
-  static absl::StatusOr<TransportWorkers> Create(const std::vector<std::string>& lanes,
-                                                 const std::string& net_devices);
-};
 
 // The way to the receiver that gave `answer`. kUnavailable: the ring can't be mapped;
 // kInvalidArgument: the answer makes no sense.

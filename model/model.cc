@@ -1,6 +1,7 @@
 #include "model/model.h"
 
 #include <new>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "common/file.h"
@@ -15,6 +16,18 @@ namespace {
 
 constexpr int kMaxBatchTokensDefault = 2048, kMaxBatchTokensMax = 1 << 20;
 constexpr int kThreadsMax = 1024;
+
+absl::Status CheckPlacement(const ModelConfig& config, const ModelOptions& options) {
+  const Placement& p = *options.placement;
+  if (p.layers() == config.layers && p.experts() == config.gate.experts &&
+      options.rank.value() >= 0 && options.rank.value() < p.ranks()) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("placement: ", p.layers(), " layers of ", p.experts(), " experts on ", p.ranks(),
+                   " ranks for rank ", options.rank.value(), "; the model has ", config.layers,
+                   " layers of ", config.gate.experts, " experts"));
+}
 
 class LoadedModel final : public Model {
  public:
@@ -31,10 +44,16 @@ class LoadedModel final : public Model {
   const ModelOptions& options() const override { return options_; }
   const std::string& numerics_id() const override { return numerics_id_; }
   const std::vector<std::string>& notices() const override { return notices_; }
+  absl::Status Rehost(std::shared_ptr<const Placement> placement) override;
+  void UseDispatcher(Dispatcher* dispatcher) override { dispatcher_ = dispatcher; }
   absl::Status Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,
                        Matrix<float> logits) override;
 
  private:
+  // `checkpoint` holds what the source reads from, if anything.
+  absl::StatusOr<std::unique_ptr<WeightSource>> OpenSource(
+      std::optional<Checkpoint>* checkpoint) const;
+  absl::Status MakeLoopback();
   absl::Status Validate(const ForwardBatch& batch, const KvStorage& kv,
                         Matrix<const float> logits) const;
   absl::Status ValidateSequence(const AttentionSequence& s, int32_t first_row,
@@ -43,12 +62,14 @@ class LoadedModel final : public Model {
   void Logits(std::span<const int32_t> rows, Matrix<float> logits);
 
   const ModelConfig config_;
-  const ModelOptions options_;
+  ModelOptions options_;  // but for the placement, as given
   const KernelSet kernels_;
   KernelContext context_;
   const RopeTable rope_;
-  std::unique_ptr<Dispatcher> dispatcher_;
+  std::unique_ptr<Dispatcher> loopback_;  // without a placement
+  Dispatcher* dispatcher_ = nullptr;
   ModelWeights weights_;
+  std::string dir_;
   std::string numerics_id_;
   std::vector<std::string> notices_;
   MicroBatch batch_;
@@ -56,25 +77,19 @@ class LoadedModel final : public Model {
 };
 
 absl::Status LoadedModel::LoadFrom(const std::string& dir) {
+  dir_ = dir;
   std::optional<Checkpoint> checkpoint;
-  if (!options_.dummy_weights) {
-    ASSIGN_OR_RETURN(checkpoint, Checkpoint::Open(dir));
-  }
-  const auto source =
-      checkpoint ? MakeCheckpointSource(*checkpoint, config_) : MakeDummySource(config_);
-  ASSIGN_OR_RETURN(dispatcher_, LoopbackDispatcher::Create({.experts = config_.gate.experts,
-                                                            .top_k = config_.gate.top_k,
-                                                            .hidden = config_.hidden_size,
-                                                            .max_tokens = options_.max_batch_tokens,
-                                                            .dtype = options_.dtype,
-                                                            .pool = &context_.pool}));
-  std::vector<int> experts;
-  for (int i = 0; i < dispatcher_->local_experts(); ++i) {
-    experts.push_back(dispatcher_->LogicalExpert(i));
-  }
+  ASSIGN_OR_RETURN(const auto source, OpenSource(&checkpoint));
+  std::vector<int32_t> all(config_.gate.experts);
+  std::iota(all.begin(), all.end(), 0);
+  const auto local = [&](int layer) -> std::span<const int32_t> {
+    if (options_.placement == nullptr) return all;
+    return options_.placement->Hosted(layer, options_.rank);
+  };
+  if (options_.placement == nullptr) RETURN_IF_ERROR(MakeLoopback());
   ASSIGN_OR_RETURN(weights_, LoadWeights(*source, config_, kernels_, context_.pool,
                                          {.dtype = options_.dtype,
-                                          .local_experts = experts,
+                                          .local_experts = local,
                                           .progress = options_.progress}));
   notices_ = config_.notices;
   for (std::string& notice : source->notices()) notices_.push_back(std::move(notice));
@@ -87,6 +102,42 @@ absl::Status LoadedModel::LoadFrom(const std::string& dir) {
                                checkpoint ? &*checkpoint : nullptr),
                    options_.dummy_weights ? "-dummy:" : ":", std::string(Name(options_.dtype)), ":",
                    kernels_.name, mla ? ":absorbed" : ":gqa");
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<WeightSource>> LoadedModel::OpenSource(
+    std::optional<Checkpoint>* checkpoint) const {
+  if (options_.dummy_weights) return MakeDummySource(config_);
+  ASSIGN_OR_RETURN(*checkpoint, Checkpoint::Open(dir_));
+  return MakeCheckpointSource(**checkpoint, config_);
+}
+
+absl::Status LoadedModel::Rehost(std::shared_ptr<const Placement> placement) {
+  if (options_.placement == nullptr) {
+    return absl::FailedPreconditionError("a model without a placement hosts all experts");
+  }
+  ModelOptions wanted = options_;
+  wanted.placement = std::move(placement);
+  RETURN_IF_ERROR(CheckPlacement(config_, wanted));
+  std::optional<Checkpoint> checkpoint;
+  ASSIGN_OR_RETURN(const auto source, OpenSource(&checkpoint));
+  const auto hosted = [&](int layer) { return wanted.placement->Hosted(layer, options_.rank); };
+  RETURN_IF_ERROR(RehostExperts(*source, config_, kernels_, context_.pool,
+                                {.dtype = options_.dtype, .local_experts = hosted, .progress = {}},
+                                &weights_));
+  options_ = std::move(wanted);
+  dispatcher_ = nullptr;  // it speaks of the old placement
+  return absl::OkStatus();
+}
+
+absl::Status LoadedModel::MakeLoopback() {
+  ASSIGN_OR_RETURN(loopback_, LoopbackDispatcher::Create({.experts = config_.gate.experts,
+                                                          .top_k = config_.gate.top_k,
+                                                          .hidden = config_.hidden_size,
+                                                          .max_tokens = options_.max_batch_tokens,
+                                                          .dtype = options_.dtype,
+                                                          .pool = &context_.pool}));
+  dispatcher_ = loopback_.get();
   return absl::OkStatus();
 }
 
@@ -180,6 +231,9 @@ void LoadedModel::Logits(std::span<const int32_t> rows, Matrix<float> logits) {
 absl::Status LoadedModel::Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,
                                   Matrix<float> logits) {
   RETURN_IF_ERROR(Validate(batch, kv, logits));
+  if (dispatcher_ == nullptr) {
+    return absl::FailedPreconditionError("the model has a placement and no dispatcher");
+  }
   batch_.sequences = batch.sequences;
   batch_.positions.clear();
   for (const AttentionSequence& s : batch.sequences) {
@@ -210,6 +264,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir,
   RETURN_IF_ERROR(CheckRange("max_batch_tokens", options.max_batch_tokens, kMaxBatchTokensMax));
   RETURN_IF_ERROR(
       CheckRange("max_model_len", options.max_model_len, config.max_position_embeddings));
+  if (options.placement != nullptr) RETURN_IF_ERROR(CheckPlacement(config, options));
   try {
     auto model =
         std::make_unique<LoadedModel>(std::move(config), std::move(options), std::move(kernels));

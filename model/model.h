@@ -15,6 +15,7 @@
 #include "kvcache/layout.h"
 #include "model/config.h"
 #include "moe/dispatch.h"
+#include "moe/placement.h"
 
 namespace switchyard {
 
@@ -25,6 +26,10 @@ struct ModelOptions {
   int max_model_len = 0;       // positions of the rope table; 0: the model's own limit
   int max_batch_tokens = 0;    // T of one Forward at most; 0: 2048
   bool dummy_weights = false;  // --load-format dummy: from a fixed seed by config.json alone
+  // Expert parallelism: the experts of which ranks, with a row per layer of the model, and which
+  // rank this is. Only its experts are loaded. Null: this rank has all of them.
+  std::shared_ptr<const Placement> placement = nullptr;
+  RankId rank = RankId(0);
   // Called while weights load: bytes done, bytes in all. May be empty.
   std::function<void(size_t done, size_t total)> progress;
 };
@@ -62,9 +67,19 @@ class Model {
   // What loading found and does not use, one sentence each, for the log.
   virtual const std::vector<std::string>& notices() const = 0;
 
+  // Who carries rows to the experts from the next Forward on; borrowed. Until it is called, a model
+  // with a placement cannot compute; one without has all its experts and needs nobody.
+  virtual void UseDispatcher(Dispatcher* dispatcher) = 0;
+
+  // Hosts what `placement` says from the next Forward on: loads experts that this rank lacks, lets
+  // go of those that it need not have. Only for a model with a placement, of the same ranks. Errors
+  // as Load's; then the model hosts what it did before.
+  virtual absl::Status Rehost(std::shared_ptr<const Placement> placement) = 0;
+
   // Computes the batch: writes its KV, fills logits [logit_rows, V]. `kv` has this model's layout;
-  // observer may be null. T in [0, max_batch_tokens]. Errors: kUnavailable if an expert-parallel
-  // peer is lost (nothing of this step counts; running it again is safe).
+  // observer may be null. T in [0, max_batch_tokens]; with a placement all ranks call, those
+  // without rows too. Errors: kUnavailable if an expert-parallel peer is lost (nothing of this step
+  // counts; running it again is safe).
   virtual absl::Status Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,
                                Matrix<float> logits) = 0;
 };

@@ -32,6 +32,11 @@ enum class Stage {
 // In order.
 std::span<const Stage> StagesOf(bool is_moe);
 
+// All ranks of an expert-parallel group run these, each with whatever rows it has.
+constexpr bool IsCollective(Stage stage) {
+  return stage != Stage::kAttention && stage != Stage::kDenseFfn;
+}
+
 // What all layers and micro-batches share, borrowed for one step.
 struct StepContext {
   const ModelConfig& config;

@@ -1,5 +1,6 @@
 #include "model/weights.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
@@ -83,7 +84,40 @@ class Loader {
     return w;
   }
 
+  absl::Status Rehost(ModelWeights* weights) {
+    std::vector<std::vector<PackedExpert>> loaded(c_.layers);
+    for (int l = 0; l < c_.layers; ++l) {
+      if (!c_.layer_is_moe[l]) continue;
+      ASSIGN_OR_RETURN(
+          loaded[l], LoadExperts(l, options_.local_experts(l), weights->layers[l].logical_experts));
+    }
+    for (int l = 0; l < c_.layers; ++l) {
+      if (!c_.layer_is_moe[l]) continue;
+      LayerWeights& w = weights->layers[l];
+      const std::span<const int32_t> wanted = options_.local_experts(l);
+      for (size_t i = 0; i < std::min(wanted.size(), w.experts.size()); ++i) {
+        if (wanted[i] >= 0 && wanted[i] == w.logical_experts[i]) {
+          loaded[l][i] = std::move(w.experts[i]);
+        }
+      }
+      w.experts = std::move(loaded[l]);
+      w.logical_experts.assign(wanted.begin(), wanted.end());
+      MakeTable(w);
+    }
+    return absl::OkStatus();
+  }
+
  private:
+  static void MakeTable(LayerWeights& w) {
+    const auto there = [](const PackedExpert& e) { return e.hidden > 0; };
+    const auto any = std::find_if(w.experts.begin(), w.experts.end(), there);
+    w.expert_table.clear();
+    for (const PackedExpert& e : w.experts) {
+      // An empty slot never gets a row, but the kernel wants all experts of a call to be alike.
+      w.expert_table.push_back(there(e) || any == w.experts.end() ? &e : &*any);
+    }
+  }
+
   absl::StatusOr<LoadedTensor> Get(const std::string& name, std::initializer_list<uint64_t> shape) {
     auto tensor = source_.Get(name, shape);
     if (tensor.ok()) done_ += BytesOf(tensor->view);
@@ -135,9 +169,9 @@ class Loader {
     RETURN_IF_ERROR(
         (mla ? Mla(prefix + "self_attn.", w.attention) : Gqa(prefix + "self_attn.", w.attention)));
     RETURN_IF_ERROR(c_.layer_is_moe[l]
-                        ? Moe(absl::StrCat(prefix, std::string(c_.moe_names.block), "."), w)
+                        ? Moe(l, absl::StrCat(prefix, std::string(c_.moe_names.block), "."), w)
                         : Dense(prefix + "mlp.", w));
-    for (const PackedExpert& e : w.experts) w.expert_table.push_back(&e);
+    MakeTable(w);
     return w;
   }
 
@@ -196,13 +230,31 @@ class Loader {
     return absl::OkStatus();
   }
 
+  // The experts `wanted`, but for those that are in the same slot of `there`: these stay empty.
+  absl::StatusOr<std::vector<PackedExpert>> LoadExperts(int l, std::span<const int32_t> wanted,
+                                                        std::span<const int32_t> there) {
+    const std::string prefix =
+        absl::StrCat("model.layers.", l, ".", std::string(c_.moe_names.block), ".experts.");
+    std::vector<PackedExpert> experts(wanted.size());
+    std::vector<absl::Status> statuses(wanted.size());
+    pool_.ParallelFor(wanted.size(), [&](size_t i, int) {
+      if (wanted[i] < 0 || (i < there.size() && there[i] == wanted[i])) return;
+      auto expert =
+          Expert(absl::StrCat(prefix, wanted[i], "."), c_.moe_intermediate_size, c_.moe_names);
+      statuses[i] = expert.status();
+      if (expert.ok()) experts[i] = *std::move(expert);
+    });
+    for (const absl::Status& s : statuses) RETURN_IF_ERROR(s);
+    return experts;
+  }
+
   absl::Status Dense(const std::string& prefix, LayerWeights& w) {
     ASSIGN_OR_RETURN(PackedExpert ffn, Expert(prefix, c_.intermediate_size));
     w.experts.push_back(std::move(ffn));
     return absl::OkStatus();
   }
 
-  absl::Status Moe(const std::string& prefix, LayerWeights& w) {
+  absl::Status Moe(int l, const std::string& prefix, LayerWeights& w) {
     const uint64_t experts = c_.gate.experts, width = c_.moe_intermediate_size;
     {
       ASSIGN_OR_RETURN(
@@ -213,15 +265,9 @@ class Loader {
     if (c_.gate_bias) {
       ASSIGN_OR_RETURN(w.gate_bias, Vector(prefix + "gate.e_score_correction_bias", experts));
     }
-    const std::span<const int> local = options_.local_experts;
-    w.experts.resize(local.size());
-    std::vector<absl::Status> statuses(local.size());
-    pool_.ParallelFor(local.size(), [&](size_t i, int) {
-      auto expert = Expert(absl::StrCat(prefix, "experts.", local[i], "."), width, c_.moe_names);
-      statuses[i] = expert.status();
-      if (expert.ok()) w.experts[i] = *std::move(expert);
-    });
-    for (const absl::Status& s : statuses) RETURN_IF_ERROR(s);
+    const std::span<const int32_t> local = options_.local_experts(l);
+    w.logical_experts.assign(local.begin(), local.end());
+    ASSIGN_OR_RETURN(w.experts, LoadExperts(l, local, {}));
     if (c_.shared_experts > 0) {
       ASSIGN_OR_RETURN(w.shared, Expert(prefix + "shared_experts.", width * c_.shared_experts));
     }
@@ -242,6 +288,12 @@ absl::StatusOr<ModelWeights> LoadWeights(const WeightSource& source, const Model
                                          const KernelSet& kernels, ComputePool& pool,
                                          const LoadWeightsOptions& options) {
   return Loader(source, config, kernels, pool, options).Load();
+}
+
+absl::Status RehostExperts(const WeightSource& source, const ModelConfig& config,
+                           const KernelSet& kernels, ComputePool& pool,
+                           const LoadWeightsOptions& options, ModelWeights* weights) {
+  return Loader(source, config, kernels, pool, options).Rehost(weights);
 }
 
 }  // namespace switchyard

@@ -38,9 +38,10 @@ struct LayerWeights {
   std::vector<float> input_norm, post_norm;  // [H]
   AttentionWeights attention;
   // A dense layer is one expert without a gate.
-  PackedWeight gate;             // [experts of the model, H], always FP32
-  std::vector<float> gate_bias;  // [experts of the model] or empty
-  std::vector<PackedExpert> experts;
+  PackedWeight gate;                     // [experts of the model, H], always FP32
+  std::vector<float> gate_bias;          // [experts of the model] or empty
+  std::vector<PackedExpert> experts;     // MoE: [expert slots]
+  std::vector<int32_t> logical_experts;  // MoE: [expert slots] which ones; negative: none
   std::optional<PackedExpert> shared;
   std::vector<const PackedExpert*> expert_table;  // `experts`, as the FFN kernel wants them
 };
@@ -58,9 +59,16 @@ inline int OutputGroupHeads(int heads) { return heads % 8 == 0 ? 8 : heads; }
 
 struct LoadWeightsOptions {
   DType dtype = DType::kBfloat16;
-  std::span<const int> local_experts;  // logical ids of the experts that this rank hosts
+  // [expert slots of this rank]: the logical experts of a layer; negative: the slot is empty.
+  std::function<std::span<const int32_t>(int layer)> local_experts;
   std::function<void(size_t done, size_t total)> progress;  // may be empty
 };
+
+// Makes every MoE layer of `weights` host what options.local_experts says: experts that stay in
+// their slots are kept, others loaded, the rest freed. On error nothing has changed.
+absl::Status RehostExperts(const WeightSource& source, const ModelConfig& config,
+                           const KernelSet& kernels, ComputePool& pool,
+                           const LoadWeightsOptions& options, ModelWeights* weights);
 
 // Errors name the tensor that is missing or wrong.
 absl::StatusOr<ModelWeights> LoadWeights(const WeightSource& source, const ModelConfig& config,

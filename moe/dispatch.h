@@ -33,21 +33,34 @@ class Dispatcher {
   virtual ~Dispatcher() = default;
 
   virtual int local_experts() const = 0;
-  // The logical expert behind local slot i.
-  virtual int LogicalExpert(int local) const = 0;
+  // The logical expert behind local slot i of a layer; negative if the slot is empty.
+  virtual int LogicalExpert(int layer, int local) const = 0;
 
-  // Starts sending; `hidden` and `experts` must stay unchanged until the matching Receive returns.
-  // experts [T, K]: logical ids. In BF16 mode hidden is rounded to BF16 here, whether or not a row
-  // leaves the rank. Errors: kInvalidArgument if T > max_tokens; kUnavailable if a peer is lost.
+  // Starts sending; `hidden` must stay unchanged until the matching Receive returns. experts [T,
+  // K]: logical ids. positions [T]: of the tokens in their sequences, by which replicas are chosen.
+  // In BF16 mode hidden is rounded to BF16 here, whether or not a row leaves the rank. Errors:
+  // kInvalidArgument if T > max_tokens; kUnavailable if a peer is lost.
   virtual absl::StatusOr<DispatchHandle> Send(int layer, Matrix<const float> hidden,
-                                              Matrix<const int32_t> experts) = 0;
+                                              Matrix<const int32_t> experts,
+                                              std::span<const int32_t> positions) = 0;
   virtual absl::StatusOr<DispatchedRows> Receive(DispatchHandle handle) = 0;
-  // expert_rows [R, H] in the order of Receive's rows; unchanged until CombineReceive returns.
+  // expert_rows [R, H] in the order of Receive's rows; unchanged until CombineReceive returns. In
+  // BF16 mode they hold BF16 values, as the FFN leaves them: the wire carries those.
   virtual absl::Status CombineSend(DispatchHandle handle, Matrix<const float> expert_rows) = 0;
   // Sums the returned, unreduced rows in FP32 in slot order: out[t] = Σ_k weights[t][k] · row(t,
   // k), a chain of product-then-sum from slot 0. weights [T, K]; out [T, H], overwritten.
   virtual absl::Status CombineReceive(DispatchHandle handle, Matrix<const float> weights,
                                       Matrix<float> out) = 0;
 };
+
+struct DispatchShape {
+  int experts = 0, top_k = 0, hidden = 0, max_tokens = 0;
+};
+// What every Send checks before anything else: shapes, T and expert ids. kInvalidArgument.
+absl::Status CheckDispatch(const DispatchShape& shape, Matrix<const float> hidden,
+                           Matrix<const int32_t> experts, std::span<const int32_t> positions);
+// The same for CombineReceive of `tokens` tokens.
+absl::Status CheckCombine(size_t tokens, int top_k, int hidden, Matrix<const float> weights,
+                          Matrix<float> out);
 
 }  // namespace switchyard

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
 
 namespace switchyard {
 
@@ -50,27 +51,15 @@ void LoopbackDispatcher::ForTokens(size_t tokens,
   options_.pool->ForRanges(tokens, options_.top_k * static_cast<size_t>(options_.hidden), body);
 }
 
-absl::StatusOr<DispatchHandle> LoopbackDispatcher::Send(int layer, Matrix<const float> hidden,
-                                                        Matrix<const int32_t> experts) {
+absl::StatusOr<DispatchHandle> LoopbackDispatcher::Send(int, Matrix<const float> hidden,
+                                                        Matrix<const int32_t> experts,
+                                                        std::span<const int32_t> positions) {
   const size_t tokens = hidden.rows(), top_k = options_.top_k, width = options_.hidden;
-  if (tokens > static_cast<size_t>(options_.max_tokens)) {
-    return absl::InvalidArgumentError(absl::StrCat("dispatch of layer ", layer, ": ", tokens,
-                                                   " tokens, at most ", options_.max_tokens));
-  }
-  if (experts.rows() != tokens || experts.cols() != top_k || hidden.cols() != width) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "dispatch of layer ", layer, ": hidden [", tokens, ", ", hidden.cols(), "] and experts [",
-        experts.rows(), ", ", experts.cols(), "], wanted [T, ", width, "] and [T, ", top_k, "]"));
-  }
-  for (size_t t = 0; t < tokens; ++t) {
-    for (size_t k = 0; k < top_k; ++k) {
-      if (experts(t, k) < 0 || experts(t, k) >= options_.experts) {
-        return absl::InvalidArgumentError(absl::StrCat("dispatch of layer ", layer, ": expert ",
-                                                       experts(t, k), " of token ", t,
-                                                       ", there are ", options_.experts));
-      }
-    }
-  }
+  RETURN_IF_ERROR(CheckDispatch({.experts = options_.experts,
+                                 .top_k = options_.top_k,
+                                 .hidden = options_.hidden,
+                                 .max_tokens = options_.max_tokens},
+                                hidden, experts, positions));
   InFlight& d = at(next_id_);
   if (d.state != State::kIdle) {
     return absl::FailedPreconditionError("a third dispatch: two are in flight");
@@ -153,12 +142,7 @@ absl::Status LoopbackDispatcher::CombineReceive(DispatchHandle handle, Matrix<co
   if (!d.ok()) return d.status();
   InFlight& in = **d;
   const size_t top_k = options_.top_k, width = options_.hidden;
-  if (weights.rows() != in.tokens || weights.cols() != top_k || out.rows() != in.tokens ||
-      out.cols() != width) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "combine: weights [", weights.rows(), ", ", weights.cols(), "] and out [", out.rows(), ", ",
-        out.cols(), "] for ", in.tokens, " tokens, ", top_k, " slots and width ", width));
-  }
+  RETURN_IF_ERROR(CheckCombine(in.tokens, options_.top_k, options_.hidden, weights, out));
   ForTokens(in.tokens, [&](size_t begin, size_t end, int) {
     for (size_t t = begin; t < end; ++t) {
       float* __restrict y = out.row(t);

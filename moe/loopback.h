@@ -26,13 +26,14 @@ class LoopbackDispatcher final : public Dispatcher {
   ~LoopbackDispatcher() override;
 
   int local_experts() const override { return options_.experts; }
-  int LogicalExpert(int local) const override { return local; }
+  int LogicalExpert(int, int local) const override { return local; }
 
   // Rows of an expert are in token order. Besides the contract's errors: kInvalidArgument for a
   // shape or an expert id out of range; kFailedPrecondition for a call out of order or a third
   // dispatch in flight. A refused call changes nothing.
   absl::StatusOr<DispatchHandle> Send(int layer, Matrix<const float> hidden,
-                                      Matrix<const int32_t> experts) override;
+                                      Matrix<const int32_t> experts,
+                                      std::span<const int32_t> positions) override;
   absl::StatusOr<DispatchedRows> Receive(DispatchHandle handle) override;
   absl::Status CombineSend(DispatchHandle handle, Matrix<const float> expert_rows) override;
   absl::Status CombineReceive(DispatchHandle handle, Matrix<const float> weights,

@@ -13,6 +13,7 @@ struct Batch {
   std::vector<float> hidden, weights;
   std::vector<int32_t> experts;
   size_t tokens;
+  std::vector<int32_t> positions = std::vector<int32_t>(tokens);
   Matrix<const float> h() const { return {hidden.data(), {tokens, kHidden}}; }
   Matrix<const float> w() const { return {weights.data(), {tokens, kTopK}}; }
   Matrix<const int32_t> e() const { return {experts.data(), {tokens, kTopK}}; }
@@ -67,7 +68,7 @@ float Wanted(const Batch& b, size_t t, int i, DType dtype) {
 TEST(LoopbackTest, GroupsByExpertThenToken) {
   auto d = Make(DType::kFloat32);
   const Batch b{{1, 1, 1, 2, 2, 2, 3, 3, 3}, {1, 1, 1, 1, 1, 1}, {4, 0, 0, 2, 4, 2}, 3};
-  auto handle = d->Send(0, b.h(), b.e());
+  auto handle = d->Send(0, b.h(), b.e(), b.positions);
   ASSERT_TRUE(handle.ok()) << handle.status();
   auto in = d->Receive(*handle);
   ASSERT_TRUE(in.ok());
@@ -84,8 +85,8 @@ TEST(LoopbackTest, CombinesInSlotOrderWithTwoInFlight) {
     auto d = Make(dtype);
     for (int round = 0; round < 20; ++round) {
       const Batch a = RandomBatch(rng, rng() % 8), b = RandomBatch(rng, rng() % 8);
-      auto ha = d->Send(1, a.h(), a.e());
-      auto hb = d->Send(1, b.h(), b.e());
+      auto ha = d->Send(1, a.h(), a.e(), a.positions);
+      auto hb = d->Send(1, b.h(), b.e(), b.positions);
       ASSERT_TRUE(ha.ok() && hb.ok());
       auto ra = d->Receive(*ha);
       ASSERT_TRUE(ra.ok());
@@ -111,7 +112,7 @@ TEST(LoopbackTest, CombinesInSlotOrderWithTwoInFlight) {
 TEST(LoopbackTest, NoTokensIsAnOrdinaryStep) {
   auto d = Make(DType::kBfloat16);
   const Batch b{{}, {}, {}, 0};
-  auto handle = d->Send(0, b.h(), b.e());
+  auto handle = d->Send(0, b.h(), b.e(), b.positions);
   ASSERT_TRUE(handle.ok());
   auto in = d->Receive(*handle);
   ASSERT_TRUE(in.ok());
@@ -125,13 +126,15 @@ TEST(LoopbackTest, RefusesBadShapesAndIds) {
   auto d = Make(DType::kFloat32, 2);
   std::mt19937 rng(1);
   const Batch three = RandomBatch(rng, 3);
-  EXPECT_EQ(d->Send(0, three.h(), three.e()).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(d->Send(0, three.h(), three.e(), three.positions).status().code(),
+            absl::StatusCode::kInvalidArgument);
   Batch b = RandomBatch(rng, 1);
-  EXPECT_EQ(d->Send(0, three.h().Slice(0, 2), b.e()).status().code(),
+  EXPECT_EQ(d->Send(0, three.h().Slice(0, 2), b.e(), b.positions).status().code(),
             absl::StatusCode::kInvalidArgument);
   for (int32_t bad : {-1, kExperts}) {
     b.experts[1] = bad;
-    EXPECT_EQ(d->Send(0, b.h(), b.e()).status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(d->Send(0, b.h(), b.e(), b.positions).status().code(),
+              absl::StatusCode::kInvalidArgument);
   }
   EXPECT_FALSE(
       LoopbackDispatcher::Create({.experts = 4, .top_k = 5, .hidden = 1, .max_tokens = 1}).ok());
@@ -148,8 +151,9 @@ TEST(LoopbackTest, RefusesCallsOutOfOrder) {
   const Matrix<float> y(out.data(), {2, kHidden});
   constexpr auto kWrong = absl::StatusCode::kFailedPrecondition;
   EXPECT_EQ(d->Receive({0}).status().code(), kWrong);
-  const DispatchHandle first = *d->Send(0, b.h(), b.e()), second = *d->Send(0, b.h(), b.e());
-  EXPECT_EQ(d->Send(0, b.h(), b.e()).status().code(), kWrong);
+  const DispatchHandle first = *d->Send(0, b.h(), b.e(), b.positions),
+                       second = *d->Send(0, b.h(), b.e(), b.positions);
+  EXPECT_EQ(d->Send(0, b.h(), b.e(), b.positions).status().code(), kWrong);
   EXPECT_EQ(d->Receive(second).status().code(), kWrong);  // overtakes the first
   auto in = d->Receive(first);
   ASSERT_TRUE(in.ok());

@@ -69,6 +69,47 @@ absl::StatusOr<Placement> Placement::InOrder(uint64_t version, int layers, int e
                 {table.data(), {static_cast<size_t>(layers), static_cast<size_t>(experts)}});
 }
 
+absl::StatusOr<Placement> Placement::Without(uint64_t version,
+                                             const std::vector<bool>& present) const {
+  SY_CHECK(present.size() == static_cast<size_t>(ranks_));
+  std::vector<int> survivors;
+  for (int r = 0; r < ranks_; ++r) {
+    if (present[r]) survivors.push_back(r);
+  }
+  if (survivors.empty()) return absl::InvalidArgumentError("a placement without any rank");
+  // Per layer and rank, what comes behind its slots; dealt in turn, the first rank first.
+  std::vector<std::vector<std::vector<int32_t>>> added(layers_);
+  size_t most = 0;
+  for (int l = 0; l < layers_; ++l) {
+    added[l].resize(ranks_);
+    size_t next = 0;
+    for (int e = 0; e < experts_; ++e) {
+      const auto replicas = Replicas(l, e);
+      const bool lost = std::none_of(replicas.begin(), replicas.end(),
+                                     [&](const Replica& r) { return present[r.rank.value()]; });
+      if (!lost) continue;
+      std::vector<int32_t>& to = added[l][survivors[next++ % survivors.size()]];
+      to.push_back(e);
+      most = std::max(most, to.size());
+    }
+  }
+  const size_t slots = slots_per_rank_ + most;
+  std::vector<int32_t> table;
+  for (int l = 0; l < layers_; ++l) {
+    for (int r = 0; r < ranks_; ++r) {
+      const size_t begin = table.size();
+      if (present[r]) {
+        const auto hosted = Hosted(l, RankId(r));
+        table.insert(table.end(), hosted.begin(), hosted.end());
+        table.insert(table.end(), added[l][r].begin(), added[l][r].end());
+      }
+      table.resize(begin + slots, kEmptySlot);
+    }
+  }
+  return Create(version, experts_, ranks_,
+                {table.data(), {static_cast<size_t>(layers_), slots * ranks_}});
+}
+
 std::span<const Replica> Placement::Replicas(int layer, int logical) const {
   SY_CHECK(layer >= 0 && layer < layers_ && logical >= 0 && logical < experts_);
   const size_t i = static_cast<size_t>(layer) * experts_ + logical;

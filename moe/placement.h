@@ -35,6 +35,11 @@ class Placement {
   // Every expert once, E / ranks consecutive ones per rank. kInvalidArgument if that has a rest.
   static absl::StatusOr<Placement> InOrder(uint64_t version, int layers, int experts, int ranks);
 
+  // The same for the ranks that are `present` [ranks], under `version`: those that are not have
+  // empty slots, and experts that only they had are dealt to the others, in new slots behind the
+  // old ones, so that nothing that stays has to move. kInvalidArgument if nobody is present.
+  absl::StatusOr<Placement> Without(uint64_t version, const std::vector<bool>& present) const;
+
   uint64_t version() const { return version_; }
   int layers() const { return layers_; }
   int experts() const { return experts_; }

@@ -91,5 +91,26 @@ TEST(PlacementTest, RefusesTablesThatAreNotWhole) {
   refused(Placement::Create(1, 1, 1, {nullptr, {1, 0}}), "0 slots");
 }
 
+TEST(PlacementTest, WithoutALostRankWhatStaysStaysAndWhatItHadIsDealtOut) {
+  // Two layers, 6 experts on 3 ranks; layer 0 has a second replica of expert 5 on rank 0.
+  const std::vector<int32_t> table = {0, 1, 5, 2, 3, 3, 4, 5, 5,  //
+                                      0, 1, 1, 2, 3, 3, 4, 5, 5};
+  const auto whole = Placement::Create(1, 6, 3, {table.data(), {2, 9}});
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  const auto rest = whole->Without(7, {true, true, false});
+  ASSERT_TRUE(rest.ok()) << rest.status();
+  EXPECT_EQ(rest->version(), 7u);
+  const auto hosted = [&](int layer, int rank) {
+    const auto row = rest->Hosted(layer, RankId(rank));
+    return std::vector<int32_t>(row.begin(), row.end());
+  };
+  EXPECT_EQ(hosted(0, 0), (std::vector<int32_t>{0, 1, 5, 4}));  // 5 has a replica: only 4 is lost
+  EXPECT_EQ(hosted(0, 1), (std::vector<int32_t>{2, 3, 3, -1}));
+  EXPECT_EQ(hosted(1, 0), (std::vector<int32_t>{0, 1, 1, 4}));
+  EXPECT_EQ(hosted(1, 1), (std::vector<int32_t>{2, 3, 3, 5}));
+  for (int l = 0; l < 2; ++l) EXPECT_EQ(hosted(l, 2), std::vector<int32_t>(4, -1));
+  EXPECT_FALSE(whole->Without(7, {false, false, false}).ok());
+}
+
 }  // namespace
 }  // namespace switchyard

@@ -1,4 +1,4 @@
-// kvtransfer/ring.h: the positions of a ring segment, as its two ends count them. No memory and no
+// common/net/ring.h: the positions of a ring of bytes, as its two ends count them. No memory and no
 // I/O. A position counts bytes since the ring began and never wraps (2^64 bytes are 500 years at
 // 1 GB/s); position mod size is the offset. A frame is contiguous: the writer skips the end of the
 // ring where it does not fit.
@@ -39,6 +39,8 @@ class RingWriter {
     if (consumed > consumed_) consumed_ = consumed;
     return absl::OkStatus();
   }
+  // Where the last Take ended; the next one begins here or skips to the ring's start.
+  uint64_t written() const { return written_; }
   uint64_t in_flight() const { return written_ - consumed_; }
 
  private:

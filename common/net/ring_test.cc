@@ -1,4 +1,4 @@
-#include "kvtransfer/ring.h"
+#include "common/net/ring.h"
 
 #include <gtest/gtest.h>
 

@@ -1,0 +1,249 @@
+#include "bench/ep_bench.h"
+
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <numeric>
+#include <optional>
+#include <random>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "bench/raw_lane.h"
+#include "common/clock.h"
+#include "common/status_macros.h"
+#include "moe/ep_dispatcher.h"
+#include "moe/ep_group.h"
+
+namespace switchyard {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int kTimesMin = 5, kTimesMax = 2000;
+constexpr size_t kTextMax = 1 << 20;
+
+// ---- strings between this process and a rank's, over a socket
+bool SendText(int fd, const std::string& text) {
+  const uint64_t size = text.size();
+  return send(fd, &size, sizeof size, MSG_NOSIGNAL) == sizeof size &&
+         send(fd, text.data(), size, MSG_NOSIGNAL) == static_cast<ssize_t>(size);
+}
+std::string ReceiveText(int fd) {
+  uint64_t size = 0;
+  if (recv(fd, &size, sizeof size, MSG_WAITALL) != sizeof size || size > kTextMax) return "";
+  std::string text(size, '\0');
+  if (size > 0 && recv(fd, text.data(), size, MSG_WAITALL) != static_cast<ssize_t>(size)) return "";
+  return text;
+}
+
+// ---- one rank
+struct Tokens {
+  std::vector<float> hidden, weights;
+  std::vector<int32_t> experts, positions;
+};
+
+Tokens RandomTokens(const BenchEpOptions& o, int rank, int count, int width) {
+  std::mt19937 rng(rank);
+  Tokens t;
+  std::uniform_real_distribution<float> real(-1, 1);
+  t.hidden.resize(static_cast<size_t>(count) * width);
+  for (float& x : t.hidden) x = real(rng);
+  t.weights.resize(static_cast<size_t>(count) * o.top_k, 1.0f / static_cast<float>(o.top_k));
+  std::vector<int32_t> ids(o.experts);
+  std::iota(ids.begin(), ids.end(), 0);
+  for (int i = 0; i < count; ++i) {
+    std::shuffle(ids.begin(), ids.end(), rng);
+    t.experts.insert(t.experts.end(), ids.begin(), ids.begin() + o.top_k);
+    t.positions.push_back(i);
+  }
+  return t;
+}
+
+absl::StatusOr<Json> MeasureExchange(const BenchEpOptions& o, EpGroup& group, int count,
+                                     int width) {
+  const EpDispatcher::Options options = {.top_k = o.top_k,
+                                         .hidden = width,
+                                         .max_tokens = count,
+                                         .low_latency_tokens = o.low_latency_tokens};
+  ASSIGN_OR_RETURN(Placement even, Placement::InOrder(1, 1, o.experts, o.ranks));
+  ASSIGN_OR_RETURN(
+      const auto dispatcher,
+      EpDispatcher::Create(&group, std::make_shared<const Placement>(std::move(even)), options));
+  const Tokens t = RandomTokens(o, group.rank(), count, width);
+  const auto rows = static_cast<size_t>(count);
+  std::vector<float> out(t.hidden.size());
+  const Matrix<const float> hidden(t.hidden.data(), {rows, static_cast<size_t>(width)});
+  const Matrix<const int32_t> experts(t.experts.data(), {rows, static_cast<size_t>(o.top_k)});
+  const Matrix<const float> weights(t.weights.data(), experts.extents());
+  const auto exchange = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const DispatchHandle handle,
+                     dispatcher->Send(0, hidden, experts, t.positions));
+    ASSIGN_OR_RETURN(const DispatchedRows in, dispatcher->Receive(handle));
+    RETURN_IF_ERROR(dispatcher->CombineSend(handle, in.rows));
+    return dispatcher->CombineReceive(handle, weights, {out.data(), hidden.extents()});
+  };
+  // All ranks stop after the same round: rank 0 says when, in the step's header.
+  const MonotonicClock clock;
+  const absl::Time begin = clock.Now();
+  std::vector<double> times;
+  bool low_latency = false;
+  for (int n = 0;; ++n) {
+    const bool enough =
+        n >= kTimesMin && (clock.Now() - begin > absl::Seconds(o.seconds) || n >= kTimesMax);
+    StepHeader mine;
+    mine.rows = static_cast<uint32_t>(count);
+    mine.wants = enough ? 1 : 0;
+    ASSIGN_OR_RETURN(const auto headers, group.OpenStep(mine));
+    if (headers[0].wants != 0) break;
+    dispatcher->BeginStep(headers);
+    low_latency = EpDispatcher::UsesLowLatency(options, headers);
+    const absl::Time start = clock.Now();
+    RETURN_IF_ERROR(exchange());
+    if (n > 0) times.push_back(absl::ToDoubleSeconds(clock.Now() - start));  // the first one warms
+  }
+  std::sort(times.begin(), times.end());
+  return Json{{"hidden", width},
+              {"tokens", count},
+              {"path", low_latency ? "low latency" : "throughput"},
+              {"us", times[times.size() / 2] * 1e6},
+              {"bytes", dispatcher->bytes_sent() / (times.size() + 1)}};
+}
+
+double CpuSeconds() {
+  rusage used;
+  getrusage(RUSAGE_SELF, &used);
+  return absl::ToDoubleSeconds(absl::DurationFromTimeval(used.ru_utime) +
+                               absl::DurationFromTimeval(used.ru_stime));
+}
+
+absl::StatusOr<Json> RunRank(const BenchEpOptions& o, const std::string& lane, int rank, int fd) {
+  static const MonotonicClock clock;
+  EpGroupOptions g;
+  g.rank = rank;
+  g.world = o.ranks;
+  g.lanes = {lane};
+  for (const int width : o.hidden) {
+    for (const int count : o.tokens) {
+      g.ring_bytes = std::max(g.ring_bytes,
+                              EpDispatcher::RingBytes({.top_k = o.top_k,
+                                                       .hidden = width,
+                                                       .max_tokens = count,
+                                                       .low_latency_tokens = o.low_latency_tokens},
+                                                      g.ring_bytes));
+    }
+  }
+  ASSIGN_OR_RETURN(const auto group, EpGroup::Create(g, &clock));
+  std::vector<std::optional<EpHello>> hellos(o.ranks);
+  for (int p = 0; p < o.ranks; ++p) {
+    if (p != rank) SendText(fd, EncodeEpHello(group->HelloFor(p)));
+  }
+  for (int p = 0; p < o.ranks; ++p) {
+    if (p == rank) continue;
+    ASSIGN_OR_RETURN(hellos[p], DecodeEpHello(ReceiveText(fd)));
+  }
+  RETURN_IF_ERROR(group->Connect(hellos));
+  Json exchanges = Json::array();
+  for (const int width : o.hidden) {
+    for (const int count : o.tokens) {
+      ASSIGN_OR_RETURN(Json one, MeasureExchange(o, *group, count, width));
+      exchanges.push_back(std::move(one));
+    }
+  }
+  const double before = CpuSeconds();
+  const absl::Time end = clock.Now() + absl::Seconds(1);
+  while (clock.Now() < end) group->Sleep(-1, end - clock.Now());
+  const double idle = CpuSeconds() - before;
+  RETURN_IF_ERROR(group->OpenStep({}).status());  // nobody leaves before the others are done
+  return Json{{"exchanges", exchanges}, {"idle_cpu", idle}};
+}
+
+// ---- this process
+absl::StatusOr<Json> RunLane(const BenchEpOptions& o, const std::string& lane) {
+  ASSIGN_OR_RETURN(const RawLane raw, MeasureRawLane(lane));
+  std::vector<int> sockets;
+  std::vector<pid_t> pids;
+  for (int rank = 0; rank < o.ranks; ++rank) {
+    int fds[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0) {
+      return absl::ErrnoToStatus(errno, "socketpair");
+    }
+    const pid_t pid = fork();
+    if (pid < 0) return absl::ErrnoToStatus(errno, "fork");
+    if (pid == 0) {
+      for (const int fd : sockets) close(fd);
+      close(fds[0]);
+      auto result = RunRank(o, lane, rank, fds[1]);
+      SendText(fds[1], result.ok() ? result->dump() : "error: " + result.status().ToString());
+      _exit(0);
+    }
+    close(fds[1]);
+    sockets.push_back(fds[0]);
+    pids.push_back(pid);
+  }
+  std::vector<std::vector<std::string>> from(o.ranks, std::vector<std::string>(o.ranks));
+  for (int r = 0; r < o.ranks; ++r) {
+    for (int p = 0; p < o.ranks; ++p) {
+      if (p != r) from[r][p] = ReceiveText(sockets[r]);
+    }
+  }
+  for (int r = 0; r < o.ranks; ++r) {
+    for (int p = 0; p < o.ranks; ++p) {
+      if (p != r) SendText(sockets[r], from[p][r]);
+    }
+  }
+  std::vector<std::string> said;
+  for (const int fd : sockets) said.push_back(ReceiveText(fd));
+  for (const int fd : sockets) close(fd);
+  for (const pid_t pid : pids) waitpid(pid, nullptr, 0);
+  for (const std::string& text : said) {
+    if (text.empty() || text[0] != '{') return absl::InternalError("a rank failed: " + text);
+  }
+  const Json first = Json::parse(said[0]);
+  Json report = {{"lane", lane},
+                 {"alpha_us", raw.alpha_seconds * 1e6},
+                 {"beta_gb_per_s", raw.beta_bytes_per_s / 1e9},
+                 {"idle_cpu", first["idle_cpu"]},
+                 {"exchanges", Json::array()}};
+  for (Json e : first["exchanges"]) {
+    const double ideal = 2 * raw.alpha_seconds + e["bytes"].get<double>() / raw.beta_bytes_per_s;
+    e["efficiency"] = ideal / (e["us"].get<double>() / 1e6);
+    if (o.progress) {
+      o.progress(absl::StrFormat("%s  hidden %5d  tokens %5d  %-12s %10.1f us  %8.2f MB  eta %.2f",
+                                 lane, e["hidden"].get<int>(), e["tokens"].get<int>(),
+                                 e["path"].get<std::string>(), e["us"].get<double>(),
+                                 e["bytes"].get<double>() / 1e6, e["efficiency"].get<double>()));
+    }
+    report["exchanges"].push_back(std::move(e));
+  }
+  return report;
+}
+
+}  // namespace
+
+absl::StatusOr<Json> RunBenchEp(const BenchEpOptions& o) {
+  if (o.experts % o.ranks != 0 || o.top_k > o.experts) {
+    return absl::InvalidArgumentError(absl::StrCat(o.experts, " experts, top-", o.top_k, ", ",
+                                                   o.ranks, " ranks: ranks must divide experts"));
+  }
+  Json lanes = Json::array();
+  for (const std::string& lane : o.lanes) {
+    ASSIGN_OR_RETURN(Json one, RunLane(o, lane));
+    if (o.progress) {
+      o.progress(
+          absl::StrFormat("%s  bare lane: alpha %.2f us, beta %.2f GB/s each way; idle ranks "
+                          "use %.1f%% of a core",
+                          lane, one["alpha_us"].get<double>(), one["beta_gb_per_s"].get<double>(),
+                          one["idle_cpu"].get<double>() * 100));
+    }
+    lanes.push_back(std::move(one));
+  }
+  return Json{{"ranks", o.ranks}, {"experts", o.experts}, {"top_k", o.top_k}, {"lanes", lanes}};
+}
+
+}  // namespace switchyard

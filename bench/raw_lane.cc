@@ -1,0 +1,205 @@
+#include "bench/raw_lane.h"
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+
+namespace switchyard {
+namespace {
+
+constexpr size_t kRingBytes = 4 << 20, kChunk = 128 << 10, kMessage = 64;
+constexpr int kRoundTrips = 5000;
+constexpr size_t kExchangeBytes = size_t{512} << 20;
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// A connection that moves what it can without blocking; 0 if it cannot now.
+class Pipe {
+ public:
+  virtual ~Pipe() = default;
+  virtual size_t Write(const std::byte* from, size_t bytes) = 0;
+  virtual size_t Read(std::byte* to, size_t bytes) = 0;
+};
+
+struct Ring {
+  alignas(64) std::atomic<uint64_t> written{0};
+  alignas(64) std::atomic<uint64_t> read{0};
+  alignas(64) std::byte data[kRingBytes];
+};
+
+class RingPipe final : public Pipe {
+ public:
+  RingPipe(Ring* out, Ring* in) : out_(*out), in_(*in) {}
+  size_t Write(const std::byte* from, size_t bytes) override {
+    const uint64_t at = out_.written.load(std::memory_order_relaxed);
+    if (at + bytes - out_.read.load(std::memory_order_acquire) > kRingBytes) return 0;
+    std::memcpy(out_.data + at % kRingBytes, from, bytes);
+    out_.written.store(at + bytes, std::memory_order_release);
+    return bytes;
+  }
+  size_t Read(std::byte* to, size_t bytes) override {
+    const uint64_t at = in_.read.load(std::memory_order_relaxed);
+    if (in_.written.load(std::memory_order_acquire) - at < bytes) return 0;
+    std::memcpy(to, in_.data + at % kRingBytes, bytes);
+    in_.read.store(at + bytes, std::memory_order_release);
+    return bytes;
+  }
+
+ private:
+  Ring &out_, &in_;
+};
+
+class SocketPipe final : public Pipe {
+ public:
+  explicit SocketPipe(int fd) : fd_(fd) {}
+  ~SocketPipe() override { close(fd_); }
+  size_t Write(const std::byte* from, size_t bytes) override {
+    return Count(send(fd_, from, bytes, MSG_DONTWAIT | MSG_NOSIGNAL));
+  }
+  size_t Read(std::byte* to, size_t bytes) override {
+    return Count(recv(fd_, to, bytes, MSG_DONTWAIT));
+  }
+
+ private:
+  static size_t Count(ssize_t n) { return n > 0 ? static_cast<size_t>(n) : 0; }
+  const int fd_;
+};
+
+// All of `bytes`, in this direction alone.
+template <typename Move>
+void Whole(size_t bytes, Move move) {
+  for (size_t done = 0; done < bytes;) {
+    const size_t n = move(done);
+    if (n == 0) sched_yield();
+    done += n;
+  }
+}
+
+// Seconds of one way, by kRoundTrips round trips. Both ends call it.
+double PingPong(Pipe& pipe, bool first) {
+  std::byte message[kMessage] = {};
+  const auto write = [&] {
+    Whole(kMessage, [&](size_t at) { return pipe.Write(message + at, kMessage - at); });
+  };
+  const auto read = [&] {
+    Whole(kMessage, [&](size_t at) { return pipe.Read(message + at, kMessage - at); });
+  };
+  const double begin = Now();
+  for (int i = 0; i < kRoundTrips; ++i) {
+    first ? write() : read();
+    first ? read() : write();
+  }
+  return (Now() - begin) / kRoundTrips / 2;
+}
+
+// Bytes per second of each way while both ways are busy. Both ends call it.
+double Exchange(Pipe& pipe) {
+  std::vector<std::byte> out(kChunk), in(kChunk);
+  const double begin = Now();
+  for (size_t sent = 0, got = 0; sent < kExchangeBytes || got < kExchangeBytes;) {
+    size_t n = 0;
+    if (sent < kExchangeBytes) n += pipe.Write(out.data(), kChunk - sent % kChunk);
+    sent += n;
+    const size_t m = got < kExchangeBytes ? pipe.Read(in.data(), kChunk - got % kChunk) : 0;
+    got += m;
+    if (n + m == 0) sched_yield();
+  }
+  return static_cast<double>(kExchangeBytes) / (Now() - begin);
+}
+
+RawLane Measure(Pipe& pipe, bool first) {
+  RawLane lane;
+  PingPong(pipe, first);  // warm
+  lane.alpha_seconds = PingPong(pipe, first);
+  Exchange(pipe);
+  lane.beta_bytes_per_s = Exchange(pipe);
+  return lane;
+}
+
+// The second process runs `other` and ends.
+template <typename Other, typename Mine>
+absl::StatusOr<RawLane> WithOther(Other other, Mine mine) {
+  const pid_t pid = fork();
+  if (pid < 0) return absl::ErrnoToStatus(errno, "fork");
+  if (pid == 0) {
+    const std::unique_ptr<Pipe> pipe = other();
+    if (pipe != nullptr) Measure(*pipe, false);
+    _exit(0);
+  }
+  const std::unique_ptr<Pipe> pipe = mine();
+  absl::StatusOr<RawLane> lane = absl::UnavailableError("no loopback connection");
+  if (pipe != nullptr) lane = Measure(*pipe, true);
+  waitpid(pid, nullptr, 0);
+  return lane;
+}
+
+absl::StatusOr<RawLane> MeasureShm() {
+  void* memory =
+      mmap(nullptr, 2 * sizeof(Ring), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return absl::ErrnoToStatus(errno, "mmap of two rings");
+  Ring* rings = static_cast<Ring*>(memory);  // all zero: as constructed
+  auto lane = WithOther([&] { return std::make_unique<RingPipe>(&rings[1], &rings[0]); },
+                        [&] { return std::make_unique<RingPipe>(&rings[0], &rings[1]); });
+  munmap(memory, 2 * sizeof(Ring));
+  return lane;
+}
+
+std::unique_ptr<Pipe> SocketOf(int fd) {
+  if (fd < 0) return nullptr;
+  const int one = 1;
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  return std::make_unique<SocketPipe>(fd);
+}
+
+absl::StatusOr<RawLane> MeasureTcp() {
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  auto* const any = reinterpret_cast<sockaddr*>(&address);
+  const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (listener < 0 || bind(listener, any, size) != 0 || listen(listener, 1) != 0 ||
+      getsockname(listener, any, &size) != 0) {
+    const absl::Status status = absl::ErrnoToStatus(errno, "loopback socket");
+    if (listener >= 0) close(listener);
+    return status;
+  }
+  auto lane = WithOther(
+      [&] {
+        const int fd = socket(AF_INET, SOCK_STREAM, 0);
+        return connect(fd, any, size) == 0 ? SocketOf(fd) : nullptr;
+      },
+      [&] {
+        pollfd wait = {listener, POLLIN, 0};
+        return poll(&wait, 1, 10'000) == 1 ? SocketOf(accept(listener, nullptr, nullptr)) : nullptr;
+      });
+  close(listener);
+  return lane;
+}
+
+}  // namespace
+
+absl::StatusOr<RawLane> MeasureRawLane(const std::string& lane) {
+  if (lane == "shm") return MeasureShm();
+  if (lane == "tcp") return MeasureTcp();
+  return absl::InvalidArgumentError(absl::StrCat("lane \"", lane, "\", must be shm or tcp"));
+}
+
+}  // namespace switchyard

@@ -1,0 +1,63 @@
+// switchyard bench ep: dispatch and combine between processes, against what the bare lane can do.
+#include <iostream>
+
+#include "bench/ep_bench.h"
+#include "cli/command.h"
+
+namespace switchyard {
+namespace {
+
+class BenchEp final : public Command {
+ public:
+  std::string name() const override { return "bench ep"; }
+  std::string help() const override { return "dispatch and combine between processes"; }
+
+  void AddFlags(CLI::App& app) override {
+    app.add_option("--ranks", o_.ranks, "processes")
+        ->check(CLI::Range(2, 64))
+        ->capture_default_str();
+    app.add_option("--experts", o_.experts, "")
+        ->check(CLI::Range(2, 1 << 16))
+        ->capture_default_str();
+    app.add_option("--top-k", o_.top_k, "")->check(CLI::Range(1, 255))->capture_default_str();
+    app.add_option("--lanes", o_.lanes, "shm, tcp")
+        ->delimiter(',')
+        ->check(CLI::IsMember({"shm", "tcp"}))
+        ->capture_default_str();
+    app.add_option("--hidden", o_.hidden, "widths")
+        ->delimiter(',')
+        ->check(CLI::Range(1, 1 << 16))
+        ->capture_default_str();
+    app.add_option("--tokens", o_.tokens, "of each rank")
+        ->delimiter(',')
+        ->check(CLI::Range(1, 1 << 16))
+        ->capture_default_str();
+    app.add_option("--low-latency-tokens", o_.low_latency_tokens, "up to so many take that path")
+        ->check(CLI::Range(0, 1 << 12))
+        ->capture_default_str();
+    app.add_option("--seconds", o_.seconds, "of each measurement")
+        ->check(CLI::Range(0.01, 60.0))
+        ->capture_default_str();
+    app.add_flag("--json", json_, "print JSON");
+  }
+
+  absl::StatusOr<int> Run(const CLI::App&) override {
+    if (!json_) {
+      o_.progress = [](const std::string& line) { std::cout << line << std::endl; };
+    }
+    auto report = RunBenchEp(o_);
+    if (!report.ok()) return report.status();
+    if (json_) std::cout << report->dump(2) << "\n";
+    return 0;
+  }
+
+ private:
+  BenchEpOptions o_;
+  bool json_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<Command> MakeBenchEp() { return std::make_unique<BenchEp>(); }
+
+}  // namespace switchyard

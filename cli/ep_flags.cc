@@ -1,0 +1,62 @@
+#include "cli/ep_flags.h"
+
+#include "cli/flags.h"
+
+namespace switchyard {
+namespace {
+const char kGroup[] = "Expert parallelism";
+}
+
+void EpFlags::AddTo(CLI::App& app) {
+  app.add_option("--redundant-experts", ep.redundant_experts,
+                 "replicas per layer beyond one of each expert")
+      ->check(CLI::Range(0, 1 << 16))
+      ->capture_default_str()
+      ->group(kGroup);
+  app.add_option("--expert-placement", ep.placement_file,
+                 "which experts are where: the output of `balance`; default: spread evenly")
+      ->check(CLI::ExistingFile)
+      ->group(kGroup);
+  app.add_option("--ep-lane", lane, "how tokens go from rank to rank")
+      ->check(CLI::IsMember({"auto", "shm", "tcp"}))
+      ->capture_default_str()
+      ->group(kGroup);
+  app.add_option("--ep-low-latency-tokens", ep.low_latency_tokens,
+                 "a step with at most so many rows on each rank takes the low-latency path")
+      ->check(CLI::Range(0, 1 << 12))
+      ->capture_default_str()
+      ->group(kGroup);
+  app.add_option("--ep-timeout-seconds", timeout_seconds,
+                 "a rank that all others have waited for so long is lost")
+      ->check(CLI::Range(0.1, 3600.0))
+      ->capture_default_str()
+      ->group(kGroup);
+}
+
+void EpFlags::AddRankTo(CLI::App& app) {
+  app.add_option("--ep-rank", ep.rank, "this rank's place in --ep-peers")
+      ->check(CLI::Range(0, kEpRanksMax - 1))
+      ->group(kGroup);
+  app.add_option("--ep-peers", ep.peers,
+                 "gRPC addresses of all ranks that share the experts; none: this rank has all")
+      ->check(IsAddress())
+      ->delimiter(',')
+      ->group(kGroup);
+  app.add_option("--ep-net-devices", ep.net_devices, "interfaces of the tcp lane")
+      ->capture_default_str()
+      ->group(kGroup);
+}
+
+EpOptions EpFlags::Options() const {
+  EpOptions options = ep;
+  options.lanes = KvLanes(lane);
+  options.wait_max = absl::Seconds(timeout_seconds);
+  return options;
+}
+
+std::vector<std::string> EpFlags::Names() {
+  return {"redundant-experts", "expert-placement", "ep-lane", "ep-low-latency-tokens",
+          "ep-timeout-seconds"};
+}
+
+}  // namespace switchyard

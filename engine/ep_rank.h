@@ -1,0 +1,94 @@
+// engine/ep_rank.h: this process as one rank of an expert-parallel group: finds its peers, gives
+// the engine its steps and the model its dispatcher. Attention is data-parallel: each rank is a
+// worker of its own to the router, with its own requests and KV; only expert rows travel.
+//
+// When a rank is lost the epoch ends. Those that are left meet again (cluster/rendezvous.h), host
+// the experts that only it had (Placement::Without) and run the step again; what the lost rank had
+// to do the router sends to others. A rank that comes back knocks, and all meet at the next step.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "cluster/rendezvous.h"
+#include "common/clock.h"
+#include "common/telemetry/log.h"
+#include "engine/step_group.h"
+#include "model/model.h"
+#include "moe/ep_dispatcher.h"
+#include "moe/ep_group.h"
+
+namespace switchyard {
+
+struct EpOptions {
+  int rank = 0;
+  std::vector<std::string> peers;  // [N] gRPC addresses of all ranks' workers; empty: no group
+  std::vector<std::string> lanes = {"shm", "tcp"};
+  std::string net_devices = "lo";
+  int redundant_experts = 0;   // R: replicas beyond one of each expert, per layer
+  std::string placement_file;  // what `switchyard balance` printed; empty: an even placement
+  absl::Duration wait_max = absl::Seconds(30);     // EpGroupOptions
+  int low_latency_tokens = 128;                    // EpDispatcher::Options
+  absl::Duration grace = absl::Milliseconds(500);  // RendezvousOptions
+
+  int world() const { return static_cast<int>(peers.size()); }
+  bool alone() const { return peers.empty(); }
+};
+
+// The experts of every rank, with a row per layer of the model. kInvalidArgument with the numbers:
+// E + R that N does not divide, a file that does not fit the model.
+absl::StatusOr<Placement> MakePlacement(const ModelConfig& config, const EpOptions& options);
+
+class EpRank final : public StepGroup {
+ public:
+  // `model` was loaded with `placement` and outlives the rank, as do clock and log (may be null).
+  static absl::StatusOr<std::unique_ptr<EpRank>> Create(const EpOptions& options, Model* model,
+                                                        std::shared_ptr<const Placement> placement,
+                                                        const Clock* clock, Logger* log);
+
+  // To be served beside the worker's own services.
+  grpc::Service* service() { return &rendezvous_; }
+  // Ends a Form that waits. Thread-safe.
+  void Stop() { rendezvous_.Stop(); }
+
+  absl::Status Form() override;
+  bool StepWanted() override;
+  absl::StatusOr<bool> Open(int rows) override;
+  void Sleep(int wake_fd, absl::Duration timeout) override;
+
+  // This rank has nothing more to do of its own; it goes on serving the others until all say so.
+  void Leave() { leaving_ = true; }
+  // All ranks have said so: there are no more steps. Thread-safe.
+  bool left() const { return left_.load(std::memory_order_relaxed); }
+
+ private:
+  EpRank(const EpOptions& options, Model* model, std::shared_ptr<const Placement> placement,
+         const Clock* clock, Logger* log);
+  std::string Config() const;
+  absl::Status FormOnce(absl::Duration timeout);
+  // The placement of an epoch of those ranks; makes the model host it.
+  absl::Status Place(uint64_t epoch, const std::vector<bool>& present);
+  // A rank that is not in this epoch has knocked since it began.
+  bool Knocked() const;
+
+  const EpOptions options_;
+  Model& model_;
+  const std::shared_ptr<const Placement> whole_;  // when all ranks are there
+  std::shared_ptr<const Placement> placement_;    // in this epoch
+  const EpDispatcher::Options dispatch_;
+  const Clock& clock_;
+  Logger* const log_;
+  const uint64_t incarnation_;
+  Rendezvous rendezvous_;
+  std::unique_ptr<EpGroup> group_;
+  std::unique_ptr<EpDispatcher> dispatcher_;
+  uint64_t epoch_ = 0;                   // the last one
+  std::vector<uint64_t> knocks_;         // [N] counts when it began
+  bool leaving_ = false, told_ = false;  // told_: a step has carried it
+  std::atomic<bool> left_{false};
+};
+
+}  // namespace switchyard

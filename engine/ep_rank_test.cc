@@ -1,0 +1,269 @@
+// Ranks as threads of this process, each with its model, its engine and its gRPC server: what they
+// generate together is what one engine generates alone, to the last bit.
+#include "engine/ep_rank.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <future>
+#include <map>
+#include <random>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "cluster/grpc_server.h"
+#include "engine/engine_thread.h"
+#include "engine/test_model.h"
+
+namespace switchyard {
+namespace {
+
+constexpr char kModel[] = "models/fables-7m";
+
+std::vector<EngineRequest> Requests(int count) {
+  std::mt19937 rng(11);
+  std::vector<EngineRequest> out(count);
+  for (int i = 0; i < count; ++i) {
+    EngineRequest& r = out[i];
+    r.key = {absl::StrCat("r", i), 1};
+    for (unsigned n = 1 + rng() % 60; n > 0; --n) r.prompt_ids.push_back(4 + rng() % 4000);
+    r.max_tokens = 1 + static_cast<int>(rng() % 12);
+    r.ignore_eos = true;
+    r.sampling.temperature = i % 2 == 0 ? 0.0f : 1.0f;
+    r.sampling.seed = i;
+    r.sampling.logprobs = 2;
+  }
+  return out;
+}
+
+// {request: tokens and the bits of their log-probabilities}
+using Answers = std::map<std::string, std::vector<std::pair<TokenId, float>>>;
+
+void Take(const std::vector<EngineOutput>& outputs, Answers* answers, int* finished) {
+  for (const EngineOutput& o : outputs) {
+    if (o.token) (*answers)[o.key.request].emplace_back(o.token->token, o.token->logprob);
+    *finished += o.finish != FinishReason::kNone;
+    EXPECT_NE(o.finish, FinishReason::kError) << o.error;
+  }
+}
+
+Answers Alone(const std::vector<EngineRequest>& requests) {
+  auto engine = Engine::Create(&TestModel(), {.max_model_len = 128}).value();
+  Answers answers;
+  int finished = 0;
+  for (const EngineRequest& r : requests) EXPECT_TRUE(engine->Add(r).ok());
+  while (engine->HasWork()) Take(engine->Step().value(), &answers, &finished);
+  return answers;
+}
+
+struct Worker {
+  Worker(EpOptions ep, int port) {
+    auto placement =
+        std::make_shared<const Placement>(MakePlacement(*LoadModelConfig(kModel), ep).value());
+    ModelOptions options;
+    options.max_batch_tokens = 64;
+    options.placement = placement;
+    options.rank = RankId(ep.rank);
+    model = Model::Load(kModel, options).value();
+    rank = EpRank::Create(ep, model.get(), placement, &clock, nullptr).value();
+    GrpcServerOptions listen;
+    listen.port = port;
+    server = GrpcServer::Listen(listen, {rank->service()}).value();
+    auto engine = Engine::Create(model.get(), {.max_model_len = 128, .max_num_batched_tokens = 64},
+                                 rank.get())
+                      .value();
+    thread = std::make_unique<EngineThread>(
+        std::move(engine),
+        [this](std::vector<EngineOutput> outputs) {
+          Take(outputs, &answers, &finished);
+          if (finished == wanted) done.set_value();
+        },
+        [this](absl::Status why) {
+          if (!rank->left()) ADD_FAILURE() << why;
+        },
+        rank.get());
+  }
+  ~Worker() { rank->Stop(); }
+  MonotonicClock clock;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<EpRank> rank;
+  std::unique_ptr<GrpcServer> server;
+  Answers answers;  // these three: the engine thread's, until `done`
+  int finished = 0;
+  int wanted = -1;
+  std::promise<void> done;
+  std::unique_ptr<EngineThread> thread;
+};
+
+std::vector<std::string> Addresses(int world) {
+  std::vector<std::string> addresses(world);
+  for (std::string& address : addresses) {
+    Rendezvous none({.rank = 0, .addresses = {""}});
+    address = HostPort("127.0.0.1", (*GrpcServer::Listen({}, {&none}))->port());
+  }
+  return addresses;
+}
+
+int PortOf(const std::string& address) { return std::stoi(address.substr(address.rfind(':') + 1)); }
+
+struct Layout {
+  int world, redundant = 0;
+  std::string lane = "shm", placement_file = "";
+  int low_latency_tokens = 128;
+};
+
+// Requests go to the ranks in turn, unless all are for rank 0.
+void ExpectBitsOf(const Layout& layout, const std::vector<EngineRequest>& requests,
+                  const Answers& wanted, bool all_to_one) {
+  const std::vector<std::string> peers = Addresses(layout.world);
+  std::vector<std::unique_ptr<Worker>> workers;
+  for (int r = 0; r < layout.world; ++r) {
+    EpOptions ep;
+    ep.rank = r;
+    ep.peers = peers;
+    ep.lanes = {layout.lane};
+    ep.redundant_experts = layout.redundant;
+    ep.placement_file = layout.placement_file;
+    ep.low_latency_tokens = layout.low_latency_tokens;
+    workers.push_back(std::make_unique<Worker>(ep, PortOf(peers[r])));
+  }
+  for (int r = 0; r < layout.world; ++r) {
+    std::vector<EngineRequest> mine;
+    for (size_t i = 0; i < requests.size(); ++i) {
+      if (all_to_one ? r == 0 : static_cast<int>(i) % layout.world == r)
+        mine.push_back(requests[i]);
+    }
+    ASSERT_TRUE(workers[r]->thread->Post([w = workers[r].get(), mine](Engine& engine) {
+      w->wanted = static_cast<int>(mine.size());
+      for (const EngineRequest& request : mine) EXPECT_TRUE(engine.Add(request).ok());
+      if (mine.empty()) w->done.set_value();
+    }));
+  }
+  Answers got;
+  for (auto& w : workers) {
+    ASSERT_EQ(w->done.get_future().wait_for(std::chrono::seconds(120)), std::future_status::ready);
+  }
+  // All leave together: nobody is an error to anybody.
+  for (auto& w : workers) {
+    ASSERT_TRUE(w->thread->Post([rank = w->rank.get()](Engine&) { rank->Leave(); }));
+  }
+  for (auto& w : workers) {
+    for (int i = 0; i < 1000 && !w->rank->left(); ++i) absl::SleepFor(absl::Milliseconds(10));
+    EXPECT_TRUE(w->rank->left());
+    w->thread.reset();
+    got.insert(w->answers.begin(), w->answers.end());
+  }
+  EXPECT_EQ(got, wanted);
+}
+
+TEST(EpRankTest, BitsAreThoseOfOneEngine) {
+  const std::vector<EngineRequest> requests = Requests(12);
+  const Answers wanted = Alone(requests);
+  ASSERT_EQ(wanted.size(), requests.size());
+  ExpectBitsOf({.world = 1}, requests, wanted, false);
+  ExpectBitsOf({.world = 2}, requests, wanted, false);
+  ExpectBitsOf({.world = 2, .redundant = 2, .lane = "tcp"}, requests, wanted, false);
+  ExpectBitsOf({.world = 2, .redundant = 4, .low_latency_tokens = 0}, requests, wanted, true);
+  ExpectBitsOf({.world = 4, .lane = "tcp", .low_latency_tokens = 8}, requests, wanted, false);
+  ExpectBitsOf({.world = 4, .redundant = 4}, requests, wanted, true);
+}
+
+// Gives `requests` to the worker, which answers them from now on.
+void Give(Worker& worker, const std::vector<EngineRequest>& requests) {
+  ASSERT_TRUE(worker.thread->Post([&worker, requests](Engine& engine) {
+    worker.wanted = static_cast<int>(requests.size());
+    for (const EngineRequest& request : requests) EXPECT_TRUE(engine.Add(request).ok());
+  }));
+}
+
+TEST(EpRankTest, ThoseWhoAreLeftFinishTheStepAndTheLostRankComesBack) {
+  std::vector<EngineRequest> requests = Requests(8);
+  for (EngineRequest& r : requests) r.max_tokens = 60;
+  const Answers wanted = Alone(requests);
+  std::vector<EpOptions> options(2);
+  for (int r = 0; r < 2; ++r) {
+    options[r].rank = r;
+    options[r].wait_max = absl::Seconds(5);
+  }
+  options[0].peers = options[1].peers = Addresses(2);
+  // Each rank is lost once, also the one that all meet at.
+  for (const int lost : {1, 0}) {
+    std::vector<std::unique_ptr<Worker>> workers(2);
+    for (int r = 0; r < 2; ++r) {
+      workers[r] = std::make_unique<Worker>(options[r], PortOf(options[r].peers[r]));
+    }
+    Worker& survivor = *workers[1 - lost];
+    Give(survivor, requests);
+    while (survivor.thread->steps() < 10) absl::SleepFor(absl::Milliseconds(1));
+    workers[lost]->rank->Stop();
+    workers[lost].reset();  // in the midst of a step of both
+    ASSERT_EQ(survivor.done.get_future().wait_for(std::chrono::seconds(60)),
+              std::future_status::ready);
+    EXPECT_EQ(survivor.answers, wanted) << "after the loss of rank " << lost;
+    // It comes back while the other is at work again.
+    survivor.answers.clear();
+    survivor.finished = 0;
+    survivor.done = std::promise<void>();
+    std::vector<EngineRequest> again = requests;
+    for (EngineRequest& r : again) r.key.attempt = 2;
+    Give(survivor, again);
+    workers[lost] = std::make_unique<Worker>(options[lost], PortOf(options[lost].peers[lost]));
+    Give(*workers[lost], requests);
+    for (auto& w : workers) {
+      ASSERT_EQ(w->done.get_future().wait_for(std::chrono::seconds(60)), std::future_status::ready);
+      EXPECT_EQ(w->answers, wanted) << "after the return of rank " << lost;
+    }
+    for (auto& w : workers) {
+      ASSERT_TRUE(w->thread->Post([rank = w->rank.get()](Engine&) { rank->Leave(); }));
+    }
+    for (auto& w : workers) {
+      for (int i = 0; i < 1000 && !w->rank->left(); ++i) absl::SleepFor(absl::Milliseconds(10));
+      EXPECT_TRUE(w->rank->left());
+    }
+  }
+}
+
+TEST(EpRankTest, AnyPlacementGivesTheSameBits) {
+  const std::vector<EngineRequest> requests = Requests(6);
+  const Answers wanted = Alone(requests);
+  const ModelConfig config = LoadModelConfig(kModel).value();
+  const std::string path = ::testing::TempDir() + "/placement.json";
+  std::mt19937 rng(3);
+  std::ofstream file(path);
+  file << R"({"phy2log": [)";
+  for (int l = 0, n = 0; l < config.layers; ++l) {
+    if (!config.layer_is_moe[l]) continue;
+    std::vector<int> row(config.gate.experts + 6);
+    for (size_t i = 0; i < row.size(); ++i) {
+      row[i] = static_cast<int>(i) < config.gate.experts ? static_cast<int>(i)
+                                                         : static_cast<int>(rng() % 3);
+    }
+    std::shuffle(row.begin(), row.end(), rng);
+    file << (n++ > 0 ? ",[" : "[");
+    for (size_t i = 0; i < row.size(); ++i) file << (i > 0 ? "," : "") << row[i];
+    file << "]";
+  }
+  file << "]}";
+  file.close();
+  ExpectBitsOf({.world = 2, .placement_file = path}, requests, wanted, false);
+}
+
+TEST(EpRankTest, PlacementsThatCannotBeAreRefusedWithTheNumbers) {
+  const ModelConfig config = LoadModelConfig(kModel).value();
+  EpOptions ep;
+  ep.peers.resize(2);
+  ep.redundant_experts = 3;
+  const auto odd = MakePlacement(config, ep);
+  EXPECT_TRUE(absl::IsInvalidArgument(odd.status()));
+  EXPECT_NE(odd.status().message().find("3 redundant"), std::string::npos) << odd.status();
+  const std::string path = ::testing::TempDir() + "/bad.json";
+  for (const char* text : {"", "[]", R"({"phy2log": 1})", R"({"phy2log": [[0, 1]]})",
+                           R"({"phy2log": [["a"]]})", R"({"phy2log": [[-1]]})"}) {
+    std::ofstream(path) << text;
+    ep.placement_file = path;
+    EXPECT_TRUE(absl::IsInvalidArgument(MakePlacement(config, ep).status())) << text;
+  }
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,43 @@
+#include "moe/dispatch.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace switchyard {
+
+absl::Status CheckDispatch(const DispatchShape& shape, Matrix<const float> hidden,
+                           Matrix<const int32_t> experts, std::span<const int32_t> positions) {
+  const size_t tokens = hidden.rows(), top_k = shape.top_k, width = shape.hidden;
+  if (tokens > static_cast<size_t>(shape.max_tokens)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("dispatch: ", tokens, " tokens, at most ", shape.max_tokens));
+  }
+  if (experts.rows() != tokens || experts.cols() != top_k || hidden.cols() != width ||
+      positions.size() != tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("dispatch: hidden [", tokens, ", ", hidden.cols(), "], experts [",
+                     experts.rows(), ", ", experts.cols(), "] and positions [", positions.size(),
+                     "], wanted [T, ", width, "], [T, ", top_k, "] and [T]"));
+  }
+  for (size_t t = 0; t < tokens; ++t) {
+    for (size_t k = 0; k < top_k; ++k) {
+      if (experts(t, k) < 0 || experts(t, k) >= shape.experts) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "dispatch: expert ", experts(t, k), " of token ", t, ", there are ", shape.experts));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckCombine(size_t tokens, int top_k, int hidden, Matrix<const float> weights,
+                          Matrix<float> out) {
+  if (weights.rows() == tokens && weights.cols() == static_cast<size_t>(top_k) &&
+      out.rows() == tokens && out.cols() == static_cast<size_t>(hidden)) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "combine: weights [", weights.rows(), ", ", weights.cols(), "] and out [", out.rows(), ", ",
+      out.cols(), "] for ", tokens, " tokens, ", top_k, " slots and width ", hidden));
+}
+
+}  // namespace switchyard

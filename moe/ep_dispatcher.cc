@@ -1,0 +1,214 @@
+#include "moe/ep_dispatcher.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+#include "common/status_macros.h"
+#include "moe/ep_op.h"
+
+namespace switchyard {
+namespace {
+
+// Small enough to stay in a core's cache from writer to reader, large enough to pay for a doorbell.
+constexpr size_t kRowFrameBytes = 128 << 10;
+
+// The largest frame that must fit: the plan of a full batch, or one row.
+size_t FrameBytesNeeded(const EpDispatcher::Options& o) {
+  const size_t plan = PlanBytes(o.max_tokens, static_cast<size_t>(o.max_tokens) * o.top_k);
+  return std::max(plan, static_cast<size_t>(o.hidden) * SizeOf(o.dtype)) + kEpFrameAlign;
+}
+
+size_t LowLatencyBytes(const EpDispatcher::Options& o, size_t tokens) {
+  return PaddedToEpFrame(PlanBytes(tokens, tokens * o.top_k)) +
+         tokens * static_cast<size_t>(o.hidden) * SizeOf(o.dtype) + kEpFrameAlign;
+}
+
+}  // namespace
+
+size_t EpDispatcher::RingBytes(const Options& o, size_t wanted) {
+  size_t needed = FrameBytesNeeded(o);
+  if (o.low_latency_tokens > 0) {
+    needed = std::max(needed, LowLatencyBytes(o, std::min(o.low_latency_tokens, o.max_tokens)));
+  }
+  return std::bit_ceil(std::max(wanted, 4 * needed));
+}
+
+absl::StatusOr<std::unique_ptr<EpDispatcher>> EpDispatcher::Create(
+    EpGroup* group, std::shared_ptr<const Placement> placement, const Options& options) {
+  const auto refuse = [](const char* name, int64_t value, int64_t low, int64_t high) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("EpDispatcher: ", name, " is ", value, "; allowed are ", low, " to ", high));
+  };
+  if (placement->ranks() != group->world()) {
+    return refuse("ranks of the placement", placement->ranks(), group->world(), group->world());
+  }
+  for (int r = 0; r < group->world(); ++r) {
+    if (group->present(r)) continue;
+    for (int l = 0; l < placement->layers(); ++l) {
+      for (const int32_t e : placement->Hosted(l, RankId(r))) {
+        if (e >= 0) return refuse("experts of an absent rank: expert", e, -1, -1);
+      }
+    }
+  }
+  if (placement->slots_per_rank() > kPlanSlotsMax) {
+    return refuse("experts of a rank", placement->slots_per_rank(), 1, kPlanSlotsMax);
+  }
+  const int top_k_max = std::min(kPlanTopKMax, placement->experts());
+  if (options.top_k < 1 || options.top_k > top_k_max) {
+    return refuse("top_k", options.top_k, 1, top_k_max);
+  }
+  if (options.hidden < 1) return refuse("hidden", options.hidden, 1, INT32_MAX);
+  const int tokens_max = INT32_MAX / options.top_k;
+  if (options.max_tokens < 1 || options.max_tokens > tokens_max) {
+    return refuse("max_tokens", options.max_tokens, 1, tokens_max);
+  }
+  const size_t ring = group->options().ring_bytes;
+  if (RingBytes(options, 0) > ring) {
+    return refuse("ring_bytes", static_cast<int64_t>(ring),
+                  static_cast<int64_t>(RingBytes(options, 0)), kEpRingBytesMax);
+  }
+  return std::unique_ptr<EpDispatcher>(new EpDispatcher(group, std::move(placement), options));
+}
+
+EpDispatcher::EpDispatcher(EpGroup* group, std::shared_ptr<const Placement> placement,
+                           const Options& options)
+    : group_(*group),
+      placement_(std::move(placement)),
+      options_(options),
+      wire_(RowCodecOf(options.dtype)),
+      row_bytes_(static_cast<size_t>(options.hidden) * SizeOf(options.dtype)),
+      queues_(group->world()),
+      scratch_(row_bytes_) {
+  const size_t frame = std::min(kRowFrameBytes, group->options().ring_bytes / 4 - kEpFrameAlign);
+  frame_rows_ = std::max<size_t>(1, frame / row_bytes_);
+  for (auto& op : in_flight_) {
+    op = std::make_unique<Op>();
+    op->out.resize(group->world());
+    op->in.resize(group->world());
+  }
+}
+
+EpDispatcher::~EpDispatcher() = default;
+
+bool EpDispatcher::UsesLowLatency(const Options& options, std::span<const StepHeader> headers) {
+  return std::all_of(headers.begin(), headers.end(), [&](const StepHeader& h) {
+    return h.rows <= static_cast<uint32_t>(options.low_latency_tokens);
+  });
+}
+
+void EpDispatcher::BeginStep(std::span<const StepHeader> headers) {
+  low_latency_ = UsesLowLatency(options_, headers);
+}
+
+absl::StatusOr<DispatchHandle> EpDispatcher::Send(int layer, Matrix<const float> hidden,
+                                                  Matrix<const int32_t> experts,
+                                                  std::span<const int32_t> positions) {
+  if (layer < 0 || layer >= placement_->layers()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("dispatch: layer ", layer, " of ", placement_->layers()));
+  }
+  RETURN_IF_ERROR(CheckDispatch({.experts = placement_->experts(),
+                                 .top_k = options_.top_k,
+                                 .hidden = options_.hidden,
+                                 .max_tokens = options_.max_tokens},
+                                hidden, experts, positions));
+  Op& op = at(next_id_);
+  if (op.state != State::kIdle) {
+    return absl::FailedPreconditionError("a third dispatch: two are in flight");
+  }
+  op.state = State::kSent;
+  op.id = next_id_++;
+  op.layer = layer;
+  op.low_latency = low_latency_;
+  op.grouped = false;
+  op.tokens = hidden.rows();
+  op.hidden = hidden;
+  op.summed = 0;
+  op.peers.assign(group_.world(), {});
+  MakePlans(*placement_, layer, experts, positions, op.out, &op.rank_of);
+  const int self = group_.rank();
+  op.in[self] = op.out[self];
+  bool alone = true;
+  for (int p = 0; p < group_.world(); ++p) {
+    op.peers[p].plan_in = group_.link(p) == nullptr;  // of absent ranks an empty one
+    if (op.peers[p].plan_in) continue;
+    queues_[p].push_back({.op = &op, .combine = false});
+    alone = false;
+  }
+  if (alone) Group(op);
+  Pump();
+  RETURN_IF_ERROR(group_.status());
+  return DispatchHandle{op.id};
+}
+
+absl::StatusOr<EpDispatcher::Op*> EpDispatcher::Expect(DispatchHandle handle, State state) {
+  RETURN_IF_ERROR(group_.status());
+  Op& op = at(handle.id);
+  const Op& other = at(handle.id + 1);
+  const bool other_is_older = other.state != State::kIdle && other.id < handle.id;
+  if (op.state != state || op.id != handle.id || (other_is_older && other.state <= state)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("dispatch ", handle.id, ": call out of order"));
+  }
+  return &op;
+}
+
+absl::Status EpDispatcher::WaitFor(FunctionRef<bool()> done, const Op& op, const char* phase) {
+  const auto turn = [&] {
+    Pump();
+    return done() && Sent(op);
+  };
+  const auto missing = [&] {
+    std::string late;
+    for (int p = 0; p < group_.world(); ++p) {
+      if (group_.link(p) == nullptr) continue;
+      const bool combine = op.state == State::kReturned;
+      const bool here = combine
+                            ? op.peers[p].returned == op.out[p].slots.size()
+                            : op.peers[p].plan_in && op.peers[p].rows_in == op.in[p].counts.size();
+      if (!here || !queues_[p].empty()) absl::StrAppend(&late, " ", p);
+    }
+    return absl::StrCat(phase, " of layer ", op.layer, ": not finished with rank(s)", late);
+  };
+  return group_.Wait(
+      turn, [this](int peer) { return !queues_[peer].empty(); }, missing);
+}
+
+absl::StatusOr<DispatchedRows> EpDispatcher::Receive(DispatchHandle handle) {
+  ASSIGN_OR_RETURN(Op* const op, Expect(handle, State::kSent));
+  RETURN_IF_ERROR(WaitFor([&] { return Received(*op); }, *op, "dispatch"));
+  op->state = State::kReceived;
+  const size_t width = options_.hidden;
+  const std::vector<int32_t>& offsets = op->grouping.offsets;
+  return DispatchedRows{{op->row(0, width), {static_cast<size_t>(offsets.back()), width}}, offsets};
+}
+
+absl::Status EpDispatcher::CombineSend(DispatchHandle handle, Matrix<const float> expert_rows) {
+  ASSIGN_OR_RETURN(Op* const op, Expect(handle, State::kReceived));
+  const auto rows = static_cast<size_t>(op->grouping.offsets.back());
+  if (expert_rows.rows() != rows || expert_rows.cols() != static_cast<size_t>(options_.hidden)) {
+    return absl::InvalidArgumentError(absl::StrCat("combine: expert rows [", expert_rows.rows(),
+                                                   ", ", expert_rows.cols(), "], wanted [", rows,
+                                                   ", ", options_.hidden, "]"));
+  }
+  op->expert_rows = expert_rows;
+  op->state = State::kReturned;
+  for (int p = 0; p < group_.world(); ++p) {
+    if (group_.link(p) != nullptr) queues_[p].push_back({.op = op, .combine = true});
+  }
+  Pump();
+  return group_.status();
+}
+
+absl::Status EpDispatcher::CombineReceive(DispatchHandle handle, Matrix<const float> weights,
+                                          Matrix<float> out) {
+  ASSIGN_OR_RETURN(Op* const op, Expect(handle, State::kReturned));
+  RETURN_IF_ERROR(CheckCombine(op->tokens, options_.top_k, options_.hidden, weights, out));
+  RETURN_IF_ERROR(WaitFor([&] { return SumReturned(*op, weights, out); }, *op, "combine"));
+  op->state = State::kIdle;
+  return absl::OkStatus();
+}
+
+}  // namespace switchyard

@@ -1,0 +1,116 @@
+// moe/ep_dispatcher.h: the dispatcher of an expert-parallel group: rows travel as frames through
+// the rings between ranks (ep_link.h), by plans that both ends derive from the sender's
+// (ep_plan.h).
+//
+// Two paths, chosen for a step by its headers alone (UsesLowLatency):
+//   throughput    the plan goes ahead as a frame of its own; rows follow in frames of many, and
+//   each
+//                 is put in its place as it comes. For prompts: a dispatch may exceed the rings.
+//   low latency   plan and rows are one frame, read where it lies when all ranks' have come. For
+//                 decode: half the messages, no wait between counts and rows.
+// Either way a token goes once to a rank, expert outputs return unreduced in the order of the
+// plan's entries, and the token's own rank sums them, in slot order, straight from the rings.
+//
+// Owned by the engine thread. Letters as in dispatch.h and ep_plan.h; N ranks.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "common/bf16.h"
+#include "kernels/gemm.h"
+#include "moe/dispatch.h"
+#include "moe/ep_group.h"
+#include "moe/ep_plan.h"
+#include "moe/placement.h"
+#include "moe/row_codec.h"
+
+namespace switchyard {
+
+class EpDispatcher final : public Dispatcher {
+ public:
+  struct Options {
+    int top_k = 0;                   // K, at most kPlanTopKMax
+    int hidden = 0;                  // H
+    int max_tokens = 0;              // T of one dispatch at most, of any rank
+    DType dtype = DType::kBfloat16;  // of rows on the wire, both ways
+    int low_latency_tokens = 128;    // T of every rank at most; 0: always the throughput path
+  };
+  // The size of ring that these options need: a power of two, `wanted` if that is enough.
+  static size_t RingBytes(const Options& options, size_t wanted);
+
+  // `group` is connected and outlives the dispatcher. Options and placement are the same on all
+  // ranks. Errors: kInvalidArgument names the option that is out of range.
+  static absl::StatusOr<std::unique_ptr<EpDispatcher>> Create(
+      EpGroup* group, std::shared_ptr<const Placement> placement, const Options& options);
+  ~EpDispatcher() override;
+
+  // The path of a step whose headers are `headers` [N].
+  static bool UsesLowLatency(const Options& options, std::span<const StepHeader> headers);
+  // To be called once per step, before its first Send, with what OpenStep returned.
+  void BeginStep(std::span<const StepHeader> headers);
+
+  int local_experts() const override { return placement_->slots_per_rank(); }
+  int LogicalExpert(int layer, int local) const override {
+    return placement_->Hosted(layer, RankId(group_.rank()))[local];
+  }
+  absl::StatusOr<DispatchHandle> Send(int layer, Matrix<const float> hidden,
+                                      Matrix<const int32_t> experts,
+                                      std::span<const int32_t> positions) override;
+  absl::StatusOr<DispatchedRows> Receive(DispatchHandle handle) override;
+  absl::Status CombineSend(DispatchHandle handle, Matrix<const float> expert_rows) override;
+  absl::Status CombineReceive(DispatchHandle handle, Matrix<const float> weights,
+                              Matrix<float> out) override;
+
+  // Payload bytes that this rank has put into rings, plans included, since Create.
+  uint64_t bytes_sent() const { return bytes_sent_; }
+
+ private:
+  enum class State : uint8_t { kIdle, kSent, kReceived, kReturned };
+  struct Op;
+  struct Piece {  // of what goes to one peer, in the order of the calls
+    Op* op;
+    bool combine, plan_sent = false;
+    size_t next = 0;  // row or entry
+  };
+
+  EpDispatcher(EpGroup* group, std::shared_ptr<const Placement> placement, const Options& options);
+  Op& at(uint64_t id) { return *in_flight_[id % 2]; }
+  absl::StatusOr<Op*> Expect(DispatchHandle handle, State state);
+
+  // Moves what can be moved in both directions, without blocking.
+  void Pump();
+  bool SendPiece(int peer, Piece& piece);  // true: all of it is in the ring
+  bool SendDispatch(int peer, Piece& piece);
+  bool SendCombine(int peer, Piece& piece);
+  bool Sent(const Op& op) const;  // nothing of it is left to send
+  bool TakeFrame(int peer);       // true if it got further with the peer's oldest frame
+  bool TakePlan(Op& op, int peer, const EpFrameHeader& frame);
+  void Group(Op& op);  // once all plans are here
+  void Place(Op& op, int peer, const std::byte* rows, size_t count);
+  bool Received(const Op& op) const;
+  bool SumReturned(Op& op, Matrix<const float> weights, Matrix<float> out);
+  // The next returned row of `peer`, or null.
+  const std::byte* NextReturned(Op& op, int peer);
+  absl::Status WaitFor(FunctionRef<bool()> done, const Op& op, const char* phase);
+  std::byte* Begin(int peer, size_t bytes);
+  void Commit(int peer, EpFrameKind kind, const Op& op, size_t first, size_t count, size_t entries,
+              size_t bytes);
+
+  EpGroup& group_;
+  const std::shared_ptr<const Placement> placement_;
+  const Options options_;
+  const RowCodec& wire_;
+  const size_t row_bytes_;  // of a row on the wire
+  size_t frame_rows_ = 1;   // rows of a frame
+  bool low_latency_ = false;
+  std::unique_ptr<Op> in_flight_[2];  // dispatch id is in slot id % 2
+  uint64_t next_id_ = 0;
+  std::vector<std::deque<Piece>> queues_;  // [N]
+  std::vector<std::byte> scratch_;         // one row on the wire
+  uint64_t bytes_sent_ = 0;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,230 @@
+// The frames of EpDispatcher: what goes into the rings, and what comes out of them.
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "moe/ep_dispatcher.h"
+#include "moe/ep_op.h"
+
+namespace switchyard {
+
+void EpDispatcher::Pump() {
+  for (bool moved = true; moved;) {
+    moved = false;
+    for (int p = 0; p < group_.world(); ++p) {
+      if (group_.link(p) == nullptr) continue;
+      std::deque<Piece>& queue = queues_[p];
+      while (!queue.empty() && SendPiece(p, queue.front())) queue.pop_front();
+      while (TakeFrame(p)) moved = true;
+    }
+  }
+}
+
+bool EpDispatcher::Sent(const Op& op) const {
+  return std::all_of(queues_.begin(), queues_.end(), [&](const std::deque<Piece>& queue) {
+    return std::none_of(queue.begin(), queue.end(), [&](const Piece& p) { return p.op == &op; });
+  });
+}
+
+std::byte* EpDispatcher::Begin(int peer, size_t bytes) { return group_.link(peer)->Begin(bytes); }
+
+void EpDispatcher::Commit(int peer, EpFrameKind kind, const Op& op, size_t first, size_t count,
+                          size_t entries, size_t bytes) {
+  EpFrameHeader header;
+  header.kind = kind;
+  header.op = op.id;
+  header.first = static_cast<uint32_t>(first);
+  header.count = static_cast<uint32_t>(count);
+  header.entries = static_cast<uint32_t>(entries);
+  header.bytes = bytes;
+  group_.link(peer)->Commit(header);
+  bytes_sent_ += bytes;
+}
+
+bool EpDispatcher::SendPiece(int peer, Piece& piece) {
+  return piece.combine ? SendCombine(peer, piece) : SendDispatch(peer, piece);
+}
+
+bool EpDispatcher::SendDispatch(int peer, Piece& piece) {
+  Op& op = *piece.op;
+  const RankPlan& plan = op.out[peer];
+  const size_t width = options_.hidden, tokens = plan.tokens.size();
+  const auto encode = [&](size_t first, size_t count, std::byte* to) {
+    for (size_t i = first; i < first + count; ++i, to += row_bytes_) {
+      wire_.encode(op.hidden.row(plan.tokens[i]), width, to);
+    }
+  };
+  if (!piece.plan_sent) {
+    const size_t plan_bytes = PlanBytes(tokens, plan.slots.size());
+    const size_t rows_at = PaddedToEpFrame(plan_bytes);
+    const size_t bytes = op.low_latency ? rows_at + tokens * row_bytes_ : plan_bytes;
+    std::byte* const to = Begin(peer, bytes);
+    if (to == nullptr) return false;
+    WritePlan(plan, to);
+    if (op.low_latency) {
+      encode(0, tokens, to + rows_at);
+      piece.next = tokens;
+    }
+    Commit(peer, op.low_latency ? EpFrameKind::kPlanRows : EpFrameKind::kPlan, op, 0, tokens,
+           plan.slots.size(), bytes);
+    piece.plan_sent = true;
+  }
+  while (piece.next < tokens) {
+    const size_t count = std::min(frame_rows_, tokens - piece.next);
+    std::byte* const to = Begin(peer, count * row_bytes_);
+    if (to == nullptr) return false;
+    encode(piece.next, count, to);
+    Commit(peer, EpFrameKind::kRows, op, piece.next, count, 0, count * row_bytes_);
+    piece.next += count;
+  }
+  return true;
+}
+
+bool EpDispatcher::SendCombine(int peer, Piece& piece) {
+  const Op& op = *piece.op;
+  const std::vector<int32_t>& rows = op.grouping.rows[peer];
+  while (piece.next < rows.size()) {
+    const size_t count = std::min(frame_rows_, rows.size() - piece.next);
+    std::byte* to = Begin(peer, count * row_bytes_);
+    if (to == nullptr) return false;
+    for (size_t i = piece.next; i < piece.next + count; ++i, to += row_bytes_) {
+      wire_.encode(op.expert_rows.row(rows[i]), options_.hidden, to);
+    }
+    Commit(peer, EpFrameKind::kCombine, op, piece.next, count, 0, count * row_bytes_);
+    piece.next += count;
+  }
+  return true;
+}
+
+bool EpDispatcher::TakeFrame(int peer) {
+  EpLink& link = *group_.link(peer);
+  const EpFrameHeader* const frame = link.Peek();
+  if (frame == nullptr || frame->kind == EpFrameKind::kStep ||
+      frame->kind == EpFrameKind::kCombine) {
+    return false;  // a later call is for these
+  }
+  Op& op = at(frame->op);
+  if (op.id != frame->op || op.state != State::kSent) return false;  // the peer is ahead of us
+  Op::Peer& from = op.peers[peer];
+  if (!from.plan_in) {
+    if (!TakePlan(op, peer, *frame)) return false;
+    if (frame->kind == EpFrameKind::kPlan) link.Pop();
+    Group(op);
+    return true;
+  }
+  if (!op.grouped) return false;
+  const size_t tokens = op.in[peer].counts.size(), rows_bytes = frame->count * row_bytes_;
+  if (frame->kind == EpFrameKind::kPlanRows && from.rows_in == 0) {
+    Place(op, peer, link.payload() + (frame->bytes - rows_bytes), frame->count);
+  } else if (frame->kind == EpFrameKind::kRows && frame->first == from.rows_in &&
+             frame->count > 0 && frame->count <= tokens - from.rows_in &&
+             frame->bytes == rows_bytes) {
+    Place(op, peer, link.payload(), frame->count);
+  } else {
+    link.Break(absl::InternalError(absl::StrCat(
+        "rows ", frame->first, " + ", frame->count, " in ", frame->bytes, " bytes where row ",
+        from.rows_in, " of ", tokens, " is wanted, ", row_bytes_, " bytes each")));
+    return false;
+  }
+  link.Pop();
+  return true;
+}
+
+bool EpDispatcher::TakePlan(Op& op, int peer, const EpFrameHeader& frame) {
+  EpLink& link = *group_.link(peer);
+  const size_t tokens = frame.count, entries = frame.entries;
+  const size_t plan_bytes = PlanBytes(tokens, entries);
+  const bool whole = frame.kind == EpFrameKind::kPlanRows;
+  const size_t wanted = whole ? PaddedToEpFrame(plan_bytes) + tokens * row_bytes_ : plan_bytes;
+  // The path is a function of the headers: another kind of frame is a rank that computes otherwise.
+  if (frame.kind != (op.low_latency ? EpFrameKind::kPlanRows : EpFrameKind::kPlan) ||
+      tokens > static_cast<size_t>(options_.max_tokens) || frame.bytes != wanted) {
+    link.Break(absl::InternalError(absl::StrCat(
+        "a plan of kind ", static_cast<int>(frame.kind), " for ", tokens, " tokens and ", entries,
+        " entries in ", frame.bytes, " bytes; at most ", options_.max_tokens, " tokens")));
+    return false;
+  }
+  const absl::Status read = ReadPlan({link.payload(), plan_bytes}, tokens, entries, options_.top_k,
+                                     local_experts(), &op.in[peer]);
+  if (!read.ok()) {
+    link.Break(read);
+    return false;
+  }
+  op.peers[peer].plan_in = true;
+  return true;
+}
+
+void EpDispatcher::Group(Op& op) {
+  for (const Op::Peer& p : op.peers) {
+    if (!p.plan_in) return;
+  }
+  const absl::Status grouped = GroupByExpert(op.in, local_experts(), &op.grouping);
+  if (!grouped.ok()) return group_.Fail(absl::UnavailableError(grouped.message()));
+  const size_t bytes = static_cast<size_t>(op.grouping.offsets.back()) * options_.hidden * 4;
+  if (op.rows.size() < std::max<size_t>(bytes, 1)) op.rows = AlignedBuffer(bytes + bytes / 4 + 1);
+  op.grouped = true;
+  // This rank's own rows, rounded as those that travel.
+  const int self = group_.rank();
+  for (const int32_t token : op.out[self].tokens) {
+    wire_.encode(op.hidden.row(token), options_.hidden, scratch_.data());
+    Place(op, self, scratch_.data(), 1);
+  }
+}
+
+void EpDispatcher::Place(Op& op, int peer, const std::byte* rows, size_t count) {
+  Op::Peer& from = op.peers[peer];
+  const size_t width = options_.hidden;
+  for (size_t i = 0; i < count; ++i, rows += row_bytes_) {
+    for (int n = op.in[peer].counts[from.rows_in++]; n > 0; --n) {
+      const int32_t row = op.grouping.rows[peer][from.entries_in++];
+      wire_.decode(rows, width, op.row(row, width));
+    }
+  }
+}
+
+bool EpDispatcher::Received(const Op& op) const {
+  for (size_t p = 0; p < op.peers.size(); ++p) {
+    if (!op.peers[p].plan_in || op.peers[p].rows_in < op.in[p].counts.size()) return false;
+  }
+  return op.grouped;
+}
+
+const std::byte* EpDispatcher::NextReturned(Op& op, int peer) {
+  EpLink& link = *group_.link(peer);
+  Op::Peer& from = op.peers[peer];
+  const EpFrameHeader* const frame = link.Peek();
+  if (frame == nullptr || frame->kind != EpFrameKind::kCombine || frame->op != op.id)
+    return nullptr;
+  if (from.row_of_frame == 0 && (frame->first != from.returned || frame->count == 0 ||
+                                 frame->count > op.out[peer].slots.size() - from.returned ||
+                                 frame->bytes != frame->count * row_bytes_)) {
+    link.Break(absl::InternalError(absl::StrCat(
+        "outputs ", frame->first, " + ", frame->count, " in ", frame->bytes, " bytes where ",
+        from.returned, " of ", op.out[peer].slots.size(), " is wanted")));
+    return nullptr;
+  }
+  return link.payload() + from.row_of_frame * row_bytes_;
+}
+
+bool EpDispatcher::SumReturned(Op& op, Matrix<const float> weights, Matrix<float> out) {
+  const RowCodec& memory = RowCodecOf(DType::kFloat32);
+  const size_t top_k = options_.top_k, width = options_.hidden;
+  for (; op.summed < op.rank_of.size(); ++op.summed) {
+    const int rank = op.rank_of[op.summed];
+    Op::Peer& from = op.peers[rank];
+    const size_t token = op.summed / top_k, slot = op.summed % top_k;
+    const bool own = rank == group_.rank();
+    const std::byte* const row = own ? reinterpret_cast<const std::byte*>(op.expert_rows.row(
+                                           op.grouping.rows[rank][from.returned]))
+                                     : NextReturned(op, rank);
+    if (row == nullptr) return false;
+    const RowCodec& codec = own ? memory : wire_;
+    (slot == 0 ? codec.set : codec.add)(weights(token, slot), row, width, out.row(token));
+    ++from.returned;
+    if (own || ++from.row_of_frame < group_.link(rank)->Peek()->count) continue;
+    group_.link(rank)->Pop();
+    from.row_of_frame = 0;
+  }
+  return true;
+}
+
+}  // namespace switchyard

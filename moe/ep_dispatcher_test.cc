@@ -1,0 +1,164 @@
+// Ranks as threads of this process, by real UCX: whatever the group, the lane, the path and the
+// placement, the sums are those of the loopback dispatcher to the last bit.
+#include "moe/ep_dispatcher.h"
+
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <atomic>
+
+#include "absl/time/clock.h"
+#include "moe/ep_testing.h"
+
+namespace switchyard {
+namespace {
+
+using namespace switchyard::testing;  // NOLINT: the vocabulary of this file
+
+constexpr int kExperts = 12, kTopK = 4, kLayers = 3;
+
+struct Case {
+  std::string lane;
+  int world = 2, redundant = 0, hidden = 40, max_tokens = 64, low_latency_tokens = 0;
+  DType dtype = DType::kBfloat16;
+  size_t ring_bytes = kEpRingBytesMin;
+};
+
+// Some rounds of dispatches, two in flight at a time, with any number of tokens per rank.
+void ExpectLoopbackBits(const Case& c, unsigned seed) {
+  std::mt19937 rng(seed);
+  const auto placement = std::make_shared<const Placement>(
+      RandomPlacement(rng, kLayers, kExperts, c.redundant, c.world));
+  const EpDispatcher::Options options = {.top_k = kTopK,
+                                         .hidden = c.hidden,
+                                         .max_tokens = c.max_tokens,
+                                         .dtype = c.dtype,
+                                         .low_latency_tokens = c.low_latency_tokens};
+  RunRanks(c.world,
+           {.lanes = {c.lane}, .ring_bytes = EpDispatcher::RingBytes(options, c.ring_bytes)},
+           [&](EpGroup& group, int rank) {
+             auto dispatcher = EpDispatcher::Create(&group, placement, options);
+             ASSERT_TRUE(dispatcher.ok()) << dispatcher.status();
+             EpDispatcher& d = **dispatcher;
+             std::mt19937 mine(seed * 100 + rank);
+             for (int step = 0; step < 6; ++step) {
+               // Every third time this rank has nothing.
+               const size_t count = (step + rank) % 3 == 0 ? 0 : mine() % (c.max_tokens + 1);
+               const Tokens a = RandomTokens(mine, count, kExperts, kTopK, c.hidden);
+               const Tokens b = RandomTokens(mine, count / 2, kExperts, kTopK, c.hidden);
+               auto headers = group.OpenStep({.rows = static_cast<uint32_t>(count)});
+               ASSERT_TRUE(headers.ok()) << headers.status();
+               d.BeginStep(*headers);
+               const int layer = step % kLayers;
+               auto ha = d.Send(layer, a.h(), a.e(), a.positions);
+               ASSERT_TRUE(ha.ok()) << ha.status();
+               auto hb = d.Send(layer, b.h(), b.e(), b.positions);
+               ASSERT_TRUE(hb.ok()) << hb.status();
+               auto ra = d.Receive(*ha);
+               ASSERT_TRUE(ra.ok()) << ra.status();
+               const std::vector<float> ya = Compute(d, layer, *ra, c.dtype);
+               ASSERT_TRUE(d.CombineSend(*ha, {ya.data(), ra->rows.extents()}).ok());
+               std::vector<float> out_a(a.rows.size(), NAN), out_b(b.rows.size(), NAN);
+               auto rb = d.Receive(*hb);
+               ASSERT_TRUE(rb.ok()) << rb.status();
+               const std::vector<float> yb = Compute(d, layer, *rb, c.dtype);
+               ASSERT_TRUE(d.CombineReceive(*ha, a.w(), {out_a.data(), a.h().extents()}).ok());
+               ASSERT_TRUE(d.CombineSend(*hb, {yb.data(), rb->rows.extents()}).ok());
+               ASSERT_TRUE(d.CombineReceive(*hb, b.w(), {out_b.data(), b.h().extents()}).ok());
+               ASSERT_EQ(out_a, Wanted(a, kExperts, c.dtype)) << "seed " << seed;
+               ASSERT_EQ(out_b, Wanted(b, kExperts, c.dtype)) << "seed " << seed;
+             }
+           });
+}
+
+class EpDispatcherTest : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(EpDispatcherTest, BitsAreTheLoopbacksWhateverTheGroup) {
+  unsigned seed = 1;
+  for (const int world : {1, 2, 4}) {
+    for (const int redundant : {0, 4}) {
+      for (const int low_latency : {0, 64}) {
+        const DType dtype = seed % 2 == 0 ? DType::kFloat32 : DType::kBfloat16;
+        ExpectLoopbackBits({.lane = GetParam(),
+                            .world = world,
+                            .redundant = redundant,
+                            .low_latency_tokens = low_latency,
+                            .dtype = dtype},
+                           seed++);
+      }
+    }
+  }
+}
+
+TEST_P(EpDispatcherTest, ADispatchMayBeManyTimesTheRing) {
+  // 300 tokens of 4 KiB and four times as many outputs, through rings of 128 KiB.
+  ExpectLoopbackBits({.lane = GetParam(), .hidden = 2048, .max_tokens = 300}, 50);
+  ExpectLoopbackBits({.lane = GetParam(), .world = 4, .hidden = 1024, .max_tokens = 200}, 51);
+}
+
+TEST_P(EpDispatcherTest, SleepsWhileNobodyHasWork) {
+  std::atomic<bool> over = false;
+  RunRanks(2, {.lanes = {GetParam()}}, [&](EpGroup& group, int rank) {
+    if (rank == 0) {
+      rusage before, after;
+      getrusage(RUSAGE_THREAD, &before);
+      while (!group.StepOpened()) group.Sleep(-1, absl::Seconds(5));
+      getrusage(RUSAGE_THREAD, &after);
+      const auto used =
+          absl::DurationFromTimeval(after.ru_utime) + absl::DurationFromTimeval(after.ru_stime) -
+          absl::DurationFromTimeval(before.ru_utime) - absl::DurationFromTimeval(before.ru_stime);
+      EXPECT_LT(used, absl::Milliseconds(100));
+      EXPECT_TRUE(over) << "woken before there was a step";
+    } else {
+      absl::SleepFor(absl::Seconds(1));
+      over = true;
+    }
+    auto headers = group.OpenStep({.rows = static_cast<uint32_t>(rank), .wants = kWantsToLeave});
+    ASSERT_TRUE(headers.ok()) << headers.status();
+    EXPECT_EQ((*headers)[1].rows, 1u);
+    EXPECT_EQ((*headers)[0].step, 2u);  // the first one ended Connect
+  });
+}
+
+TEST_P(EpDispatcherTest, ARankThatComputesOtherwiseIsAnError) {
+  std::mt19937 rng(5);
+  const auto placement = std::make_shared<const Placement>(RandomPlacement(rng, 1, kExperts, 0, 2));
+  RunRanks(2, {.lanes = {GetParam()}, .wait_max = absl::Seconds(2)}, [&](EpGroup& group, int rank) {
+    auto d = EpDispatcher::Create(
+        &group, placement,
+        {.top_k = kTopK, .hidden = 8, .max_tokens = 9, .low_latency_tokens = rank == 0 ? 9 : 0});
+    ASSERT_TRUE(d.ok()) << d.status();
+    auto headers = group.OpenStep({.rows = 9});
+    ASSERT_TRUE(headers.ok());
+    (*d)->BeginStep(*headers);
+    std::mt19937 mine(rank);
+    const auto out = Exchange(**d, 0, RandomTokens(mine, 9, kExperts, kTopK, 8), DType::kBfloat16);
+    EXPECT_TRUE(absl::IsUnavailable(out.status())) << out.status();
+    EXPECT_TRUE(absl::IsUnavailable(group.OpenStep({}).status()));
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Lanes, EpDispatcherTest, ::testing::Values("shm", "tcp"),
+                         [](const auto& info) { return info.param; });
+
+TEST(EpGroupTest, ConnectNamesAConfigThatDiffers) {
+  MonotonicClock clock;
+  auto a = EpGroup::Create({.rank = 0, .world = 2, .config = "model-a", .lanes = {"tcp"}}, &clock);
+  auto b = EpGroup::Create({.rank = 1, .world = 2, .config = "model-b", .lanes = {"tcp"}}, &clock);
+  ASSERT_TRUE(a.ok() && b.ok());
+  const std::vector<std::optional<EpHello>> hellos = {std::nullopt, OnTheWire((*b)->HelloFor(0))};
+  const absl::Status s = (*a)->Connect(hellos);
+  EXPECT_TRUE(absl::IsFailedPrecondition(s)) << s;
+  EXPECT_NE(s.message().find("model-b"), s.message().npos) << s;
+}
+
+TEST(EpGroupTest, RefusesOptionsOutOfRange) {
+  MonotonicClock clock;
+  EXPECT_FALSE(EpGroup::Create({.rank = 2, .world = 2}, &clock).ok());
+  EXPECT_FALSE(EpGroup::Create({.rank = 0, .world = kEpRanksMax + 1}, &clock).ok());
+  EXPECT_FALSE(EpGroup::Create({.rank = 0, .world = 2, .ring_bytes = 100'000}, &clock).ok());
+  EXPECT_FALSE(EpGroup::Create({.rank = 0, .world = 2, .lanes = {"pigeon"}}, &clock).ok());
+}
+
+}  // namespace
+}  // namespace switchyard

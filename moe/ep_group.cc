@@ -1,0 +1,311 @@
+#include "moe/ep_group.h"
+
+#include <poll.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cstring>
+#include <random>
+
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+#include "common/status_macros.h"
+
+namespace switchyard {
+namespace {
+
+// Between two looks at UCX, which cost a system call each; a look at the rings costs a cache line.
+constexpr int kLooksPerProgress = 32;
+// A sleeper looks after its deadline so often at least.
+constexpr absl::Duration kSleepMax = absl::Milliseconds(250);
+
+bool Allows(const std::vector<std::string>& lanes, const char* lane) {
+  return std::find(lanes.begin(), lanes.end(), lane) != lanes.end();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<EpGroup>> EpGroup::Create(const EpGroupOptions& options,
+                                                         const Clock* clock) {
+  if (options.world < 1 || options.world > kEpRanksMax || options.rank < 0 ||
+      options.rank >= options.world) {
+    return absl::InvalidArgumentError(absl::StrCat("EP rank ", options.rank, " of ", options.world,
+                                                   "; groups have 1 to ", kEpRanksMax, " ranks"));
+  }
+  std::unique_ptr<EpGroup> group(new EpGroup(options, clock));
+  ASSIGN_OR_RETURN(group->workers_, TransportWorkers::Create(options.lanes, options.net_devices));
+  std::random_device entropy;
+  for (int peer = 0; peer < options.world; ++peer) {
+    std::unique_ptr<EpLink> link;
+    if (peer != options.rank) {
+      const uint64_t token = (uint64_t{entropy()} << 32 | entropy()) | 1;
+      ASSIGN_OR_RETURN(link, EpLink::Create(group->workers_, peer, options.ring_bytes, token));
+    }
+    group->links_.push_back(std::move(link));
+  }
+  group->headers_.resize(options.world);
+  group->incarnations_.resize(options.world);
+  group->incarnations_[options.rank] = options.incarnation;
+  group->SetHandlers();
+  return group;
+}
+
+EpGroup::~EpGroup() {
+  if (!status_.ok()) return;
+  for (const auto& link : links_) {
+    if (link != nullptr) link->Flush();
+  }
+}
+
+void EpGroup::SetHandlers() {
+  const auto handle = [this](unsigned id, void (EpLink::*act)(uint64_t)) {
+    SY_CHECK(workers_.tcp
+                 ->SetAmHandler(id,
+                                [this, act](std::span<const std::byte> header, auto) {
+                                  EpLink::AmHeader am;
+                                  if (header.size() != sizeof am) return;
+                                  std::memcpy(&am, header.data(), sizeof am);
+                                  EpLink* link = LinkOf(am.token);
+                                  if (link != nullptr) (link->*act)(am.position);
+                                })
+                 .ok());
+  };
+  handle(EpLink::kCreditAm, &EpLink::OnCredit);
+  // A bell has done its work when it wakes this rank: it has no handler.
+  SY_CHECK(workers_.tcp
+               ->SetAmHandler(
+                   EpLink::kFrameAm,
+                   [this](std::span<const std::byte> header, std::span<const std::byte> frame) {
+                     EpLink::AmHeader am;
+                     if (header.size() != sizeof am) return;
+                     std::memcpy(&am, header.data(), sizeof am);
+                     EpLink* link = LinkOf(am.token);
+                     if (link != nullptr) link->OnFrame(am.position, frame);
+                   })
+               .ok());
+}
+
+EpLink* EpGroup::LinkOf(uint64_t token) {
+  for (const auto& link : links_) {
+    if (link != nullptr && link->token() == token) return link.get();
+  }
+  return nullptr;  // of an epoch that is over
+}
+
+EpHello EpGroup::HelloFor(int peer) const {
+  SY_CHECK(peer >= 0 && peer < world() && peer != rank());
+  EpHello hello;
+  hello.rank = rank();
+  hello.world = world();
+  hello.incarnation = options_.incarnation;
+  hello.last_epoch = options_.last_epoch;
+  hello.config = options_.config;
+  hello.host_id = HostId();
+  hello.lanes = options_.lanes;
+  hello.ucx_address = workers_.tcp->address();
+  links_[peer]->FillHello(workers_, &hello);
+  return hello;
+}
+
+absl::Status EpGroup::CheckHello(int peer, const EpHello& hello) const {
+  if (hello.rank != peer || hello.world != world()) {
+    return absl::InvalidArgumentError(absl::StrCat("EP hello of rank ", peer, " of ", world(),
+                                                   ": it says rank ", hello.rank, " of ",
+                                                   hello.world));
+  }
+  if (hello.config != options_.config) {
+    return absl::FailedPreconditionError(absl::StrCat("EP rank ", peer, " computes \"",
+                                                      hello.config, "\", this rank (", rank(),
+                                                      ") \"", options_.config, "\""));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status EpGroup::Connect(std::span<const std::optional<EpHello>> hellos) {
+  SY_CHECK(hellos.size() == static_cast<size_t>(world()) && epoch_ == 0);
+  epoch_ = options_.last_epoch;
+  const std::string host = HostId();
+  for (int peer = 0; peer < world(); ++peer) {
+    if (peer == rank()) continue;
+    if (!hellos[peer]) {
+      links_[peer].reset();
+      continue;
+    }
+    const EpHello& hello = *hellos[peer];
+    RETURN_IF_ERROR(CheckHello(peer, hello));
+    epoch_ = std::max(epoch_, hello.last_epoch);
+    incarnations_[peer] = hello.incarnation;
+    // Both ends decide by the same facts.
+    const bool shm = Allows(options_.lanes, "shm") && Allows(hello.lanes, "shm") && !host.empty() &&
+                     host == hello.host_id;
+    if (!shm && (!Allows(options_.lanes, "tcp") || !Allows(hello.lanes, "tcp"))) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("EP rank ", peer, ": no lane that both ends allow"));
+    }
+    all_shm_ = all_shm_ && shm;
+    EpLink* const link = links_[peer].get();
+    const absl::Status connected = link->Connect(
+        workers_, hello, shm, [link](absl::Status why) { link->Fail(std::move(why)); });
+    // Whatever UCX calls it: the peer is not what it was when it said hello.
+    if (!connected.ok()) {
+      return absl::UnavailableError(
+          absl::StrCat("expert-parallel rank ", peer, ": ", std::string(connected.message())));
+    }
+  }
+  ++epoch_;
+  return OpenStep({}).status();
+}
+
+std::string EpGroup::DescribeLanes() const {
+  std::string out;
+  for (const auto& link : links_) {
+    if (link == nullptr) continue;
+    absl::StrAppend(&out, out.empty() ? "" : " ", link->peer(), link->shm() ? ":shm(" : ":tcp(",
+                    link->DescribeLanes(), ")");
+  }
+  return out;
+}
+
+int EpGroup::present_ranks() const {
+  return static_cast<int>(
+      std::count_if(links_.begin(), links_.end(), [](const auto& l) { return l != nullptr; }) + 1);
+}
+
+void EpGroup::Fail(absl::Status why) {
+  if (status_.ok()) status_ = std::move(why);
+}
+
+bool EpGroup::CheckLinks() {
+  for (const auto& link : links_) {
+    if (link != nullptr && !link->status().ok()) Fail(link->status());
+  }
+  return status_.ok();
+}
+
+bool EpGroup::Progress() {
+  const bool happened = workers_.tcp->Progress();
+  CheckLinks();
+  return happened;
+}
+
+bool EpGroup::StepOpened() {
+  while (status_.ok() && Progress()) {
+  }
+  if (!CheckLinks()) return true;
+  for (const auto& link : links_) {
+    if (link == nullptr) continue;
+    const EpFrameHeader* frame = link->Peek();
+    if (frame != nullptr && frame->kind == EpFrameKind::kStep) return true;
+  }
+  return !CheckLinks();
+}
+
+absl::StatusOr<std::span<const StepHeader>> EpGroup::OpenStep(StepHeader mine) {
+  mine.epoch = epoch_;
+  mine.step = ++step_;
+  headers_.assign(world(), {});
+  headers_[rank()] = mine;
+  std::vector<bool> sent(world()), got(world());
+  for (int p = 0; p < world(); ++p) sent[p] = got[p] = link(p) == nullptr;
+  const auto turn = [&] {
+    for (int p = 0; p < world(); ++p) {
+      if (link(p) == nullptr) continue;
+      EpLink& l = *link(p);
+      if (!sent[p]) {
+        std::byte* to = l.Begin(sizeof mine);
+        if (to != nullptr) {
+          std::memcpy(to, &mine, sizeof mine);
+          l.Commit({.kind = EpFrameKind::kStep, .op = step_, .bytes = sizeof mine});
+          sent[p] = true;
+        }
+      }
+      const EpFrameHeader* f = got[p] ? nullptr : l.Peek();
+      if (f == nullptr) continue;
+      StepHeader& header = headers_[p];
+      if (f->kind == EpFrameKind::kStep && f->bytes == sizeof header) {
+        std::memcpy(&header, l.payload(), sizeof header);
+      }
+      if (header.epoch != epoch_ || header.step != step_) {
+        l.Break(absl::InternalError(absl::StrCat("a frame of kind ", static_cast<int>(f->kind),
+                                                 ", number ", f->op, " where step ", step_,
+                                                 " of epoch ", epoch_, " should open")));
+        return false;
+      }
+      l.Pop();
+      got[p] = true;
+    }
+    const auto all = [](const std::vector<bool>& v) {
+      return std::find(v.begin(), v.end(), false) == v.end();
+    };
+    return all(sent) && all(got);
+  };
+  const auto missing = [&] {
+    const auto it = std::find(got.begin(), got.end(), false);
+    return absl::StrCat("step ", step_, ": rank ", it - got.begin(), " did not open it");
+  };
+  RETURN_IF_ERROR(Wait(
+      turn, [&](int peer) { return !sent[peer]; }, missing));
+  return headers_;
+}
+
+void EpGroup::Sleep(int wake_fd, absl::Duration timeout) {
+  SleepOnce([this] { return StepOpened(); }, [](int) { return false; }, wake_fd, timeout);
+}
+
+absl::Status EpGroup::Wait(FunctionRef<bool()> done, FunctionRef<bool(int peer)> wants_room,
+                           FunctionRef<std::string()> missing) {
+  const absl::Time begin = clock_.Now();
+  absl::Duration ask_at = options_.alive ? options_.alive_after : absl::InfiniteDuration();
+  for (int turn = 0;; ++turn) {
+    // A peer that was lost after it had sent all that we wait for is the next step's business.
+    if (done()) return absl::OkStatus();
+    if (!CheckLinks()) return status_;
+    if (!all_shm_ || turn % kLooksPerProgress == kLooksPerProgress - 1) Progress();
+    const absl::Duration waited = clock_.Now() - begin;
+    if (waited < options_.spin) {
+      sched_yield();  // to a rank that shares this core
+      continue;
+    }
+    if (waited > ask_at) {
+      AskWhoLives();
+      ask_at = clock_.Now() - begin + options_.alive_after;
+      continue;
+    }
+    if (waited > options_.wait_max) {
+      Fail(absl::UnavailableError(absl::StrCat("expert-parallel ", missing(), " within ",
+                                               absl::FormatDuration(options_.wait_max))));
+      continue;
+    }
+    SleepOnce(done, wants_room, -1, std::min(ask_at, options_.wait_max) - waited);
+  }
+}
+
+void EpGroup::AskWhoLives() {
+  for (const auto& link : links_) {
+    if (link == nullptr || options_.alive(link->peer(), incarnations_[link->peer()])) continue;
+    link->Fail(absl::UnavailableError("does not answer"));
+  }
+}
+
+void EpGroup::SleepOnce(FunctionRef<bool()> done, FunctionRef<bool(int)> wants_room, int wake_fd,
+                        absl::Duration timeout) {
+  for (const auto& link : links_) {
+    if (link == nullptr) continue;
+    link->SetSleeping(EpLink::kForFrames | (wants_room(link->peer()) ? EpLink::kForRoom : 0));
+  }
+  // Whoever writes a frame after this look sees that we sleep, and rings.
+  if (!done() && CheckLinks() && !Progress()) {
+    const absl::StatusOr<bool> armed = workers_.tcp->Arm();
+    if (!armed.ok()) Fail(armed.status());
+    if (armed.ok() && *armed) {
+      pollfd fds[2] = {{workers_.tcp->event_fd(), POLLIN, 0}, {wake_fd, POLLIN, 0}};
+      const absl::Duration nap = std::clamp(timeout, absl::ZeroDuration(), kSleepMax);
+      poll(fds, wake_fd >= 0 ? 2 : 1, static_cast<int>(absl::ToInt64Milliseconds(nap)) + 1);
+    }
+  }
+  for (const auto& link : links_) {
+    if (link != nullptr) link->SetSleeping(0);
+  }
+}
+
+}  // namespace switchyard

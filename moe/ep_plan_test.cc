@@ -1,0 +1,157 @@
+#include "moe/ep_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <map>
+#include <set>
+
+#include "moe/ep_testing.h"
+#include "moe/ep_wire.h"
+#include "moe/row_codec.h"
+
+namespace switchyard {
+namespace {
+
+using switchyard::testing::RandomPlacement;
+using switchyard::testing::RandomTokens;
+
+std::vector<std::byte> Bytes(const RankPlan& plan) {
+  std::vector<std::byte> bytes(PlanBytes(plan.counts.size(), plan.slots.size()));
+  WritePlan(plan, bytes.data());
+  return bytes;
+}
+
+TEST(EpPlanTest, EveryChoiceOfATokenHasOneRowOfItsExpert) {
+  for (unsigned seed = 0; seed < 50; ++seed) {
+    std::mt19937 rng(seed);
+    const int ranks = 1 + static_cast<int>(rng() % 4), top_k = 1 + static_cast<int>(rng() % 5);
+    const Placement placement =
+        RandomPlacement(rng, 2, 12, ranks * static_cast<int>(rng() % 2) * 12, ranks);
+    const int slots = placement.slots_per_rank();
+    const auto t = RandomTokens(rng, rng() % 40, 12, top_k, 1);
+    std::vector<RankPlan> plans(ranks);
+    std::vector<int32_t> rank_of;
+    MakePlans(placement, 1, t.e(), t.positions, plans, &rank_of);
+    ASSERT_EQ(rank_of.size(), t.experts.size());
+    for (int r = 0; r < ranks; ++r) {
+      RankPlan read;
+      ASSERT_TRUE(ReadPlan(Bytes(plans[r]), plans[r].counts.size(), plans[r].slots.size(), top_k,
+                           slots, &read)
+                      .ok())
+          << "seed " << seed;
+      EXPECT_EQ(read.counts, plans[r].counts);
+      EXPECT_EQ(read.slots, plans[r].slots);
+      EXPECT_EQ(std::set<int32_t>(plans[r].tokens.begin(), plans[r].tokens.end()).size(),
+                plans[r].tokens.size())
+          << "a token goes once to a rank";
+      // Walk the choices in order; the plan's entries must be those of this rank.
+      size_t entry = 0;
+      for (size_t i = 0; i < rank_of.size(); ++i) {
+        if (rank_of[i] != r) continue;
+        EXPECT_EQ(placement.Logical(1, ExpertId(r * slots + read.slots[entry])), t.experts[i]);
+        ++entry;
+      }
+      EXPECT_EQ(entry, read.slots.size());
+    }
+  }
+}
+
+TEST(EpPlanTest, RowsOfASlotAreTogetherAndEachIsTakenOnce) {
+  std::mt19937 rng(3);
+  std::vector<RankPlan> plans(3);
+  for (RankPlan& plan : plans) {
+    for (int i = 0; i < 20; ++i) {
+      plan.counts.push_back(2);
+      plan.slots.push_back(rng() % 5);
+      plan.slots.push_back(rng() % 5);
+    }
+  }
+  Grouping g;
+  ASSERT_TRUE(GroupByExpert(plans, 5, &g).ok());
+  EXPECT_EQ(g.offsets.front(), 0);
+  EXPECT_EQ(g.offsets.back(), 120);
+  std::set<int32_t> taken;
+  for (size_t p = 0; p < plans.size(); ++p) {
+    for (size_t i = 0; i < plans[p].slots.size(); ++i) {
+      const int32_t row = g.rows[p][i];
+      EXPECT_GE(row, g.offsets[plans[p].slots[i]]);
+      EXPECT_LT(row, g.offsets[plans[p].slots[i] + 1]);
+      EXPECT_TRUE(taken.insert(row).second);
+    }
+  }
+}
+
+TEST(EpPlanTest, RefusesPlansThatCannotBe) {
+  RankPlan plan{{}, {2, 1}, {0, 3, 1}};
+  const std::vector<std::byte> good = Bytes(plan);
+  RankPlan read;
+  ASSERT_TRUE(ReadPlan(good, 2, 3, 2, 4, &read).ok());
+  EXPECT_FALSE(ReadPlan(good, 2, 2, 2, 4, &read).ok());  // size
+  EXPECT_FALSE(ReadPlan(good, 2, 3, 1, 4, &read).ok());  // more than top-k
+  EXPECT_FALSE(ReadPlan(good, 2, 3, 2, 3, &read).ok());  // slot 3 of 3
+  EXPECT_FALSE(ReadPlan(Bytes({{}, {1, 1}, {0, 3, 1}}), 2, 3, 2, 4, &read).ok());  // sum
+  EXPECT_FALSE(ReadPlan(Bytes({{}, {0, 2}, {0, 1}}), 2, 2, 2, 4, &read).ok());     // none
+}
+
+TEST(EpPlanTest, HellosSurviveTheWireAndDamageIsRefused) {
+  EpHello h;
+  h.rank = 1;
+  h.world = 4;
+  h.incarnation = 77;
+  h.last_epoch = 3;
+  h.config = "model";
+  h.host_id = "host";
+  h.lanes = {"shm", "tcp"};
+  h.ucx_address = std::string("a\0b", 3);
+  h.ring_token = 5;
+  h.ring_bytes = 1 << 20;
+  h.ring_ucx_address = "posix";
+  h.ring_rkey = "key";
+  h.ring_address = 1234;
+  const std::string bytes = EncodeEpHello(h);
+  auto back = DecodeEpHello(bytes);
+  ASSERT_TRUE(back.ok()) << back.status();
+  EXPECT_EQ(EncodeEpHello(*back), bytes);
+  EXPECT_EQ(back->ucx_address, h.ucx_address);
+  for (size_t n = 0; n < bytes.size(); ++n) {
+    EXPECT_FALSE(DecodeEpHello(bytes.substr(0, n)).ok()) << n;
+  }
+  EXPECT_FALSE(DecodeEpHello(bytes + "x").ok());
+  h.rank = 4;
+  EXPECT_FALSE(DecodeEpHello(EncodeEpHello(h)).ok());
+  std::mt19937 rng(1);
+  for (int i = 0; i < 2000; ++i) {  // must not crash; lengths are the interesting part
+    std::string damaged = bytes;
+    damaged[rng() % damaged.size()] = static_cast<char>(rng());
+    (void)DecodeEpHello(damaged);
+  }
+}
+
+TEST(RowCodecTest, RoundsAsToBf16DoesAndSumsInTwoRoundings) {
+  std::mt19937 rng(9);
+  std::vector<float> x(1003);
+  for (float& v : x) v = std::bit_cast<float>(static_cast<uint32_t>(rng()));  // NaNs too
+  for (const DType dtype : {DType::kBfloat16, DType::kFloat32}) {
+    const RowCodec& codec = RowCodecOf(dtype);
+    std::vector<std::byte> wire(x.size() * SizeOf(dtype));
+    std::vector<float> back(x.size());
+    codec.encode(x.data(), x.size(), wire.data());
+    codec.decode(wire.data(), x.size(), back.data());
+    for (size_t i = 0; i < x.size(); ++i) {
+      const float wanted = dtype == DType::kBfloat16 ? RoundToBf16(x[i]) : x[i];
+      ASSERT_EQ(std::bit_cast<uint32_t>(back[i]), std::bit_cast<uint32_t>(wanted)) << x[i];
+    }
+    std::vector<float> y(x.size());
+    codec.set(0.3f, wire.data(), x.size(), y.data());
+    codec.add(-0.7f, wire.data(), x.size(), y.data());
+    for (size_t i = 0; i < x.size(); ++i) {
+      if (std::isnan(back[i])) continue;
+      const float product = 0.3f * back[i], second = -0.7f * back[i], wanted = product + second;
+      ASSERT_EQ(y[i], wanted) << back[i];
+    }
+  }
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,122 @@
+#include "moe/ep_testing.h"
+
+#include <algorithm>
+#include <barrier>
+#include <numeric>
+#include <thread>
+
+#include "moe/loopback.h"
+
+namespace switchyard::testing {
+
+EpHello OnTheWire(const EpHello& hello) {
+  auto decoded = DecodeEpHello(EncodeEpHello(hello));
+  SY_CHECK_MSG(decoded.ok(), decoded.status().ToString());
+  return *std::move(decoded);
+}
+
+void RunRanks(int world, EpGroupOptions options,
+              const std::function<void(EpGroup& group, int rank)>& body) {
+  static const MonotonicClock clock;
+  std::vector<std::vector<std::optional<EpHello>>> hellos(
+      world, std::vector<std::optional<EpHello>>(world));
+  std::barrier sync(world);
+  std::vector<std::thread> threads;
+  options.world = world;
+  for (int rank = 0; rank < world; ++rank) {
+    threads.emplace_back([&, rank, options]() mutable {
+      options.rank = rank;
+      auto group = EpGroup::Create(options, &clock);
+      SY_CHECK_MSG(group.ok(), group.status().ToString());
+      for (int p = 0; p < world; ++p) {
+        if (p != rank) hellos[p][rank] = OnTheWire((*group)->HelloFor(p));
+      }
+      sync.arrive_and_wait();
+      const absl::Status connected = (*group)->Connect(hellos[rank]);
+      SY_CHECK_MSG(connected.ok(), connected.ToString());
+      body(**group, rank);
+      sync.arrive_and_wait();
+    });
+  }
+  for (std::thread& t : threads) t.join();
+}
+
+Tokens RandomTokens(std::mt19937& rng, size_t count, int experts, int top_k, int hidden) {
+  Tokens t{
+      .top_k = top_k, .hidden = hidden, .rows = {}, .weights = {}, .experts = {}, .positions = {}};
+  std::uniform_real_distribution<float> real(-1, 1);
+  for (size_t i = 0; i < count * hidden; ++i) t.rows.push_back(real(rng));
+  for (size_t i = 0; i < count * top_k; ++i) t.weights.push_back(real(rng));
+  std::vector<int32_t> ids(experts);
+  std::iota(ids.begin(), ids.end(), 0);
+  for (size_t i = 0; i < count; ++i) {
+    std::shuffle(ids.begin(), ids.end(), rng);
+    t.experts.insert(t.experts.end(), ids.begin(), ids.begin() + top_k);
+    t.positions.push_back(static_cast<int32_t>(rng() % 1000));
+  }
+  return t;
+}
+
+Placement RandomPlacement(std::mt19937& rng, int layers, int experts, int redundant, int ranks) {
+  std::vector<int32_t> table;
+  for (int l = 0; l < layers; ++l) {
+    std::vector<int32_t> row(experts + redundant);
+    std::iota(row.begin(), row.end(), 0);
+    for (int r = experts; r < experts + redundant; ++r) {
+      row[r] = static_cast<int32_t>(rng() % experts);
+    }
+    std::shuffle(row.begin(), row.end(), rng);
+    table.insert(table.end(), row.begin(), row.end());
+  }
+  auto placement = Placement::Create(
+      1, experts, ranks,
+      {table.data(), {static_cast<size_t>(layers), static_cast<size_t>(experts + redundant)}});
+  SY_CHECK_MSG(placement.ok(), placement.status().ToString());
+  return *std::move(placement);
+}
+
+std::vector<float> Compute(const Dispatcher& dispatcher, int layer, const DispatchedRows& in,
+                           DType dtype) {
+  const size_t width = in.rows.cols();
+  std::vector<float> out(in.rows.rows() * width);
+  for (int s = 0; s < dispatcher.local_experts(); ++s) {
+    const auto e = static_cast<float>(dispatcher.LogicalExpert(layer, s));
+    for (int32_t r = in.offsets[s]; r < in.offsets[s + 1]; ++r) {
+      for (size_t i = 0; i < width; ++i) {
+        const float y = in.rows(r, i) * (e + 1) + e;
+        out[r * width + i] = dtype == DType::kBfloat16 ? RoundToBf16(y) : y;
+      }
+    }
+  }
+  return out;
+}
+
+absl::StatusOr<std::vector<float>> Exchange(Dispatcher& dispatcher, int layer, const Tokens& tokens,
+                                            DType dtype) {
+  auto handle = dispatcher.Send(layer, tokens.h(), tokens.e(), tokens.positions);
+  if (!handle.ok()) return handle.status();
+  auto in = dispatcher.Receive(*handle);
+  if (!in.ok()) return in.status();
+  const std::vector<float> outputs = Compute(dispatcher, layer, *in, dtype);
+  absl::Status s = dispatcher.CombineSend(*handle, {outputs.data(), in->rows.extents()});
+  if (!s.ok()) return s;
+  std::vector<float> out(tokens.rows.size(), NAN);
+  s = dispatcher.CombineReceive(*handle, tokens.w(), {out.data(), tokens.h().extents()});
+  if (!s.ok()) return s;
+  return out;
+}
+
+std::vector<float> Wanted(const Tokens& tokens, int experts, DType dtype) {
+  auto loopback =
+      LoopbackDispatcher::Create({.experts = experts,
+                                  .top_k = tokens.top_k,
+                                  .hidden = tokens.hidden,
+                                  .max_tokens = std::max(1, static_cast<int>(tokens.count())),
+                                  .dtype = dtype});
+  SY_CHECK_MSG(loopback.ok(), loopback.status().ToString());
+  auto out = Exchange(**loopback, 0, tokens, dtype);
+  SY_CHECK_MSG(out.ok(), out.status().ToString());
+  return *std::move(out);
+}
+
+}  // namespace switchyard::testing

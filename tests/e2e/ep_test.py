@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Expert parallelism in whole clusters: the bits of one process, own experts only in each rank's memory, no CPU while idle,
+and answers that stay right when a rank dies or hangs. usage: ep_test.py BINARY MODEL_DIR REQUESTS [SLOW]"""
+import concurrent.futures
+import json
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+import time
+
+from bits_test import compare, make_requests, one_process, served
+from cluster import Cluster
+from supervision_test import children_of
+
+ALWAYS = ("--disaggregate", "always")
+NEVER = ("--prefill", "0", "--disaggregate", "never")
+
+# name: (KV must have moved, flags). Every value of every factor (roles, ranks, replicas, lane, path) at least once, and each
+# pair that shares code.
+LAYOUTS = {
+    "decode EP2, shared memory": (False, (*NEVER, "--decode-ep", "2", "--ep-lane", "shm")),
+    "decode EP2, 2 redundant, TCP": (
+        False, (*NEVER, "--decode-ep", "2", "--redundant-experts", "2", "--ep-lane", "tcp")),
+    "decode EP4, 4 redundant, shared memory": (
+        False, (*NEVER, "--decode-ep", "4", "--redundant-experts", "4", "--ep-lane", "shm")),
+    "prefill EP2, decode alone": (True, (*ALWAYS, "--prefill-ep", "2")),
+    "prefill alone, decode EP2, throughput path only": (
+        True, (*ALWAYS, "--decode-ep", "2", "--ep-low-latency-tokens", "0")),
+    "prefill EP2, decode EP2, 4 redundant, all TCP": (
+        True, (*ALWAYS, "--prefill-ep", "2", "--decode-ep", "2", "--redundant-experts", "4", "--ep-lane", "tcp",
+               "--kv-lane", "tcp")),
+}
+
+
+def check_bits(binary, model, count):
+    requests = make_requests(count, length_max=400)
+    want = one_process(binary, model, requests, "--max-num-seqs", "1")
+    for name, (moved, flags) in LAYOUTS.items():
+        compare(name, want, served(binary, model, requests, 32, moved, *flags))
+
+
+def resident_bytes(pid):
+    """Of a process's own memory: what it maps of files is not counted."""
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no RssAnon")
+
+
+def cpu_seconds(pid):
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def check_memory_and_rest(binary):
+    """A model that is nearly all experts: each of 4 ranks holds about a quarter. Then nobody asks for anything."""
+    config = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_act": "silu",
+              "vocab_size": 512, "hidden_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "head_dim": 64, "intermediate_size": 512, "moe_intermediate_size": 1024,
+              "num_experts": 32, "num_experts_per_tok": 4, "norm_topk_prob": True, "decoder_sparse_step": 1,
+              "mlp_only_layers": [], "max_position_embeddings": 1024, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+              "attention_bias": False, "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 1}
+    experts = 2 * 32 * 3 * 512 * 1024 * 2  # bytes, in BF16
+    used = {}
+    with tempfile.TemporaryDirectory(prefix="switchyard-test-") as model:
+        pathlib.Path(model, "config.json").write_text(json.dumps(config))
+        for ranks in (1, 4):
+            with Cluster(binary, model, *NEVER, "--decode-ep", str(ranks), "--load-format", "dummy",
+                         "--kv-blocks", "64") as cluster:
+                cluster.complete(prompt=[5, 6, 7], max_tokens=3, return_token_ids=True)
+                pids = cluster.pids("decode")
+                assert len(pids) == ranks, cluster.processes
+                used[ranks] = max(resident_bytes(pid) for pid in pids)
+                before = [cpu_seconds(pid) for pid in pids]
+                time.sleep(3)
+                spent = [cpu_seconds(pid) - b for pid, b in zip(pids, before)]
+                assert max(spent) < 0.3, f"EP{ranks}: idle ranks used {spent} s of CPU in 3 s"
+                print(f"EP{ranks}: {used[ranks] >> 20} MiB in the largest rank, {max(spent):.2f} s of CPU in 3 s idle",
+                      flush=True)
+    saved, owed = used[1] - used[4], experts * 3 // 4
+    assert saved > owed * 0.8, f"{saved >> 20} MiB less in each rank, {owed >> 20} MiB of experts are elsewhere"
+
+
+def check_lost_ranks(binary, model, count, slow):
+    """Ranks are killed and stopped under load: every request ends with the tokens of one process."""
+    requests = make_requests(count, length_max=100, output=(60, 120))
+    want = [tokens for tokens, _ in one_process(binary, model, requests, "--max-num-seqs", "1")]
+    with Cluster(binary, model, *NEVER, "--decode-ep", "2") as cluster:
+        def run(request):
+            return cluster.complete(**request, return_token_ids=True)["choices"][0]["token_ids"]
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            for number, lost in ((signal.SIGKILL, 1), (signal.SIGSTOP, 0)):
+                answers = [pool.submit(run, r) for r in requests]
+                time.sleep(0.3 * slow)
+                ranks = {pid for pid, role in children_of(cluster.process.pid).items() if role == "decode"}
+                assert len(ranks) == 2, ranks
+                victim = {pid for pid in ranks if b"--ep-rank=%d" % lost in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()}
+                os.kill(*victim, number)
+                start = time.monotonic()
+                got = [a.result() for a in answers]
+                assert got == want, f"other tokens after {number.name}"
+                assert ranks - victim <= set(children_of(cluster.process.pid)), "the other rank ended too"
+                print(f"{number.name}: {len(got)} requests whole, {time.monotonic() - start:.1f} s after it", flush=True)
+        cluster.processes = [{"pid": pid, "role": role} for pid, role in children_of(cluster.process.pid).items()]
+
+
+if __name__ == "__main__":
+    BINARY, MODEL, COUNT = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    check_bits(BINARY, MODEL, COUNT)
+    check_memory_and_rest(BINARY)
+    check_lost_ranks(BINARY, MODEL, COUNT, float(sys.argv[4]) if len(sys.argv) > 4 else 1)
