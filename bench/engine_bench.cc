@@ -98,7 +98,9 @@ absl::Status CheckLimits(const BenchEngineOptions& o, const EngineOptions& engin
 
 absl::StatusOr<ordered_json> RunBenchEngine(const BenchEngineOptions& o) {
   ASSIGN_OR_RETURN(std::unique_ptr<Model> model, Model::Load(o.model_dir, o.model));
-  ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(model.get(), o.engine));
+  EngineOptions options = o.engine;
+  options.prefix_caching = false;  // every repetition computes its prompt
+  ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(model.get(), options));
   RETURN_IF_ERROR(CheckLimits(o, engine->options()));
   const auto say = [&](const std::string& line) {
     if (o.progress) o.progress(line);

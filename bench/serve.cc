@@ -19,6 +19,10 @@ namespace {
 constexpr absl::Duration kReadyTimeout = absl::Seconds(10);
 constexpr absl::Duration kTick = absl::Milliseconds(100);
 
+void SendKey(const std::string& key, grpc::ClientContext* context) {
+  if (!key.empty()) context->AddMetadata("authorization", absl::StrCat("Bearer ", key));
+}
+
 // One request in flight. gRPC calls it on its own threads, one call at a time; it owns itself until
 // OnDone has handed its record to the driver.
 class Stream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
@@ -38,6 +42,7 @@ class Stream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
     record_.prompt_tokens = static_cast<int>(item.prompt_ids.size());
     record_.cut = item.cut;
     context_.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(o.timeout));
+    SendKey(o.api_key, &context_);
   }
 
   void Start(v1::Router::Stub& stub) {
@@ -192,6 +197,7 @@ absl::StatusOr<nlohmann::ordered_json> RunBenchServe(const BenchServeOptions& gi
   context.set_wait_for_ready(true);
   context.set_deadline(std::chrono::system_clock::now() +
                        absl::ToChronoMilliseconds(kReadyTimeout));
+  SendKey(options.api_key, &context);
   v1::ModelInfo info;
   if (auto s = stub->GetModelInfo(&context, {}, &info); !s.ok()) {
     return FromGrpc(s, options.address);

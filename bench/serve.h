@@ -14,6 +14,7 @@ namespace switchyard {
 
 struct BenchServeOptions {
   std::string address = "127.0.0.1:50051";  // the router's gRPC
+  std::string api_key;                      // empty: none is sent
   WorkloadOptions workload;                 // vocab_size and tokens_max are asked from the router
   ReportOptions report;
   int max_concurrency =

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "cli/api_key.h"
 #include "cli/command.h"
 #include "cli/flags.h"
 #include "cluster/grpc_server.h"
@@ -27,7 +28,7 @@ class AskCommand final : public Command {
     sampling_.AddTo(app);
   }
   absl::Status CheckFlags() const override {
-    if (sampling_.prompt.empty() != sampling_.prompt_ids.empty()) return absl::OkStatus();
+    if (sampling_.Given() == 1) return absl::OkStatus();
     return absl::InvalidArgumentError("one of --prompt and --prompt-ids is wanted");
   }
 
@@ -37,6 +38,9 @@ class AskCommand final : public Command {
     context.set_deadline(std::chrono::system_clock::now() +
                          absl::ToChronoMilliseconds(absl::Seconds(timeout_seconds_)));
     context.set_wait_for_ready(false);
+    if (const std::string key = ApiKeyOfEnvironment(); !key.empty()) {
+      context.AddMetadata("authorization", absl::StrCat("Bearer ", key));
+    }
     const MonotonicClock clock;
     const auto stream = stub->Generate(&context, Request(app));
     v1::GenerateResponse response;
@@ -44,13 +48,13 @@ class AskCommand final : public Command {
     int tokens = 0;
     bool answered = false;
     while (stream->Read(&response)) {
-      if (!answered) std::cout << sampling_.prompt;
+      if (!answered) std::cout << sampling_.prompt.value_or("");
       answered = true;
       last = clock.Now();
       if (tokens == 0) first = last;
       tokens += response.token_ids_size();
       std::cout << response.text() << std::flush;
-      if (sampling_.prompt.empty() && response.text().empty()) {
+      if (!sampling_.prompt.has_value() && response.text().empty()) {
         for (const int id : response.token_ids()) std::cout << id << ' ';
       }
     }
@@ -73,13 +77,22 @@ class AskCommand final : public Command {
       request.mutable_tokens()->mutable_ids()->Add(sampling_.prompt_ids.begin(),
                                                    sampling_.prompt_ids.end());
     } else {
-      request.set_text(sampling_.prompt);
+      request.set_text(*sampling_.prompt);
     }
     request.set_max_tokens(sampling_.max_tokens);
-    request.mutable_sampling()->set_temperature(sampling_.sampling.temperature);
-    request.mutable_sampling()->set_top_k(sampling_.sampling.top_k);
-    request.mutable_sampling()->set_top_p(sampling_.sampling.top_p);
-    if (app.count("--seed") > 0) request.mutable_sampling()->set_seed(sampling_.sampling.seed);
+    const SamplingParams& sampling = sampling_.sampling;
+    v1::Sampling* out = request.mutable_sampling();
+    out->set_temperature(sampling.temperature);
+    out->set_top_k(sampling.top_k);
+    out->set_top_p(sampling.top_p);
+    out->set_min_p(sampling.min_p);
+    out->set_presence_penalty(sampling.presence_penalty);
+    out->set_frequency_penalty(sampling.frequency_penalty);
+    out->set_repetition_penalty(sampling.repetition_penalty);
+    if (app.count("--seed") > 0) out->set_seed(sampling.seed);
+    request.set_min_tokens(sampling_.min_tokens);
+    request.mutable_stop_token_ids()->Add(sampling_.stop_token_ids.begin(),
+                                          sampling_.stop_token_ids.end());
     request.set_ignore_eos(sampling_.ignore_eos);
     return request;
   }

@@ -10,6 +10,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "bench/serve.h"
+#include "cli/api_key.h"
 #include "cli/command.h"
 #include "cli/flags.h"
 #include "common/file.h"
@@ -74,7 +75,7 @@ class BenchServe final : public Command {
         ->capture_default_str();
     app.add_option("--seed", w.seed, "Of lengths, tokens and arrivals")->capture_default_str();
     app.add_option("--temperature", f_.bench.temperature, "0 is greedy")
-        ->check(CLI::Range(0.0, kTemperatureMax))
+        ->check(CLI::Range(0.0, double{kTemperatureMax}))
         ->capture_default_str();
     app.add_option("--drop-share", f_.bench.drop_share, "Streams cancelled midway, [0, 1]")
         ->capture_default_str();
@@ -88,6 +89,7 @@ class BenchServe final : public Command {
 
   absl::StatusOr<int> Run(const CLI::App&) override {
     if (absl::Status s = Apply(f_); !s.ok()) return s;
+    f_.bench.api_key = ApiKeyOfEnvironment();
     std::signal(SIGINT, [](int) { interrupted = true; });
     f_.bench.stop = [] { return interrupted.load(); };
     if (isatty(STDERR_FILENO)) {

@@ -68,6 +68,9 @@ for length in 1 -1 many; do
 done
 expect 2 generate "$model" --prompt x --temperature 101
 says err 100
+expect 2 generate "$model" --prompt x --seed -1
+says err "2^64 - 1"
+expect 0 generate "$model" --prompt "" --max-tokens 4 --min-p 0.1 --repetition-penalty 1.2
 expect 2 generate "$model" --prompt x --output "$work/out.txt"
 says err --requests
 expect 2 bench
@@ -77,6 +80,13 @@ says out "bench engine"
 expect 1 bench engine "$model" --decode-context 5000
 says err "--decode-context is 5000, must be in [1, 2015]"
 [[ ! -s $work/out ]] || fail "bench engine measured before it refused"
+
+printf ' \n' >"$work/keys"
+expect 1 router "$model" --decode-address a:1 --port 0 --grpc-port 0 --api-key-file "$work/keys"
+says err "has no key"
+printf 'good\nb\tad\n' >"$work/keys"
+expect 1 router "$model" --decode-address a:1 --port 0 --grpc-port 0 --api-key-file "$work/keys"
+says err "keys, line 2"
 
 # No router: nothing of an answer is printed.
 expect 1 ask --grpc 127.0.0.1:1 --prompt "Once upon" --timeout 5

@@ -108,6 +108,9 @@ void EngineFlags::AddTo(CLI::App& app) {
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str()
       ->group(group);
+  app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", engine.prefix_caching,
+               "share the KV of prompts that begin alike; on unless told otherwise")
+      ->group(group);
   app.add_option("--threads", threads, "compute threads of a rank; 0: one per core")
       ->check(CLI::Range(0, kThreadsMax))
       ->group(group);
@@ -127,11 +130,17 @@ void EngineFlags::AddTo(CLI::App& app) {
 }
 
 std::vector<std::string> EngineFlags::Names() {
-  return {"max-model-len", "max-num-batched-tokens",
-          "prefill-chunk", "block-size",
-          "kv-blocks",     "max-num-seqs",
-          "threads",       "dtype",
-          "kernels",       "load-format"};
+  return {"max-model-len",
+          "max-num-batched-tokens",
+          "prefill-chunk",
+          "block-size",
+          "kv-blocks",
+          "max-num-seqs",
+          "threads",
+          "dtype",
+          "kernels",
+          "load-format",
+          "enable-prefix-caching"};
 }
 
 ModelOptions EngineFlags::Model() const {
@@ -172,6 +181,16 @@ std::vector<std::string> KvLanes(const std::string& lane) {
   return {lane};
 }
 
+// strtoull, behind the flag's conversion, takes −1 for 2^64 − 1.
+CLI::Validator IsSeed() {
+  const auto complaint = [](const std::string& value) {
+    uint64_t seed = 0;
+    if (absl::SimpleAtoi(value, &seed)) return std::string();
+    return absl::StrCat(value, " is not an integer from 0 to 2^64 - 1");
+  };
+  return CLI::Validator(complaint, "0 to 2^64 - 1");
+}
+
 void SamplingFlags::AddTo(CLI::App& app) {
   app.add_option("--prompt", prompt, "text");
   app.add_option("--prompt-ids", prompt_ids, "token ids instead: 1,2,3")->delimiter(',');
@@ -179,11 +198,24 @@ void SamplingFlags::AddTo(CLI::App& app) {
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
   app.add_option("--temperature", sampling.temperature, "0: greedy")
-      ->check(CLI::Range(0.0, kTemperatureMax))
+      ->check(CLI::Range(0.0, double{kTemperatureMax}))
       ->capture_default_str();
   app.add_option("--top-k", sampling.top_k, "0: off")->check(CLI::Range(0, 1 << 30));
   app.add_option("--top-p", sampling.top_p, "1: off")->check(CLI::Range(0.0, 1.0));
-  app.add_option("--seed", sampling.seed, "")->capture_default_str();
+  app.add_option("--min-p", sampling.min_p, "of the best token's probability; 0: off")
+      ->check(CLI::Range(0.0, 1.0));
+  for (auto [name, value] : {std::pair("--presence-penalty", &sampling.presence_penalty),
+                             std::pair("--frequency-penalty", &sampling.frequency_penalty)}) {
+    app.add_option(name, *value, "of tokens that were generated; 0: off")
+        ->check(CLI::Range(-kPenaltyMax, kPenaltyMax));
+  }
+  app.add_option("--repetition-penalty", sampling.repetition_penalty,
+                 "of prompt and generated tokens; 1: off")
+      ->check(CLI::Range(1e-6f, kRepetitionPenaltyMax));
+  app.add_option("--seed", sampling.seed, "")->check(IsSeed())->capture_default_str();
+  app.add_option("--min-tokens", min_tokens, "nothing ends the answer before so many")
+      ->check(CLI::Range(0, 1 << 24));
+  app.add_option("--stop-token-ids", stop_token_ids, "end the answer: 1,2,3")->delimiter(',');
   app.add_flag("--ignore-eos", ignore_eos, "go on past the end of the text");
 }
 

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,14 +16,14 @@
 
 namespace switchyard {
 
-constexpr double kTemperatureMax = 100;  // the router's limit
-
 // A value that is host:port and can be dialed: the port is 1…65535.
 CLI::Validator IsAddress();
 // The same, or all addresses of a name (cluster/discovery.h).
 CLI::Validator IsWorkerAddress();
 // A file that could be written: its folder exists and lets us.
 CLI::Validator IsWritableFile();
+
+CLI::Validator IsSeed();
 
 // MODEL: a checkpoint's directory.
 void AddModelFlag(CLI::App& app, std::string* model);
@@ -60,10 +61,13 @@ struct SamplingFlags {
   int max_tokens = 128;
   SamplingParams sampling;
   bool ignore_eos = false;
-  std::string prompt;
+  int min_tokens = 0;
+  std::vector<int> stop_token_ids;
+  std::optional<std::string> prompt;
   std::vector<int> prompt_ids;
 
   void AddTo(CLI::App& app);
+  int Given() const { return prompt.has_value() + !prompt_ids.empty(); }
 };
 
 // Reports how far weights have loaded: a bar on a terminal, else a line every 2 s.

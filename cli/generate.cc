@@ -66,9 +66,7 @@ class GenerateCommand final : public Command {
   }
   absl::Status CheckFlags() const override {
     RETURN_IF_ERROR(CheckModelGiven(model_));
-    const int given =
-        !sampling_.prompt.empty() + !sampling_.prompt_ids.empty() + !requests_.empty();
-    if (given != 1) {
+    if (sampling_.Given() + !requests_.empty() != 1) {
       return absl::InvalidArgumentError("one of --prompt, --prompt-ids and --requests is wanted");
     }
     if (!output_.empty() && requests_.empty()) {
@@ -89,10 +87,12 @@ class GenerateCommand final : public Command {
     request.key.request = "prompt";
     request.prompt_ids = {sampling_.prompt_ids.begin(), sampling_.prompt_ids.end()};
     if (request.prompt_ids.empty()) {
-      ASSIGN_OR_RETURN(request.prompt_ids, EncodePrompt(local.tokenizer.get(), sampling_.prompt));
+      ASSIGN_OR_RETURN(request.prompt_ids, EncodePrompt(local.tokenizer.get(), *sampling_.prompt));
     }
     request.sampling = sampling_.sampling;
     request.max_tokens = sampling_.max_tokens;
+    request.min_tokens = sampling_.min_tokens;
+    request.stop_token_ids = {sampling_.stop_token_ids.begin(), sampling_.stop_token_ids.end()};
     request.ignore_eos = sampling_.ignore_eos;
     RETURN_IF_ERROR(local.engine->Add(std::move(request)));
     std::optional<DetokenizerStream> text;

@@ -44,6 +44,17 @@ void AddRouterFlags(CLI::App& app, FrontFlags* flags) {
                  "which prompts a prefill rank computes, if there is one")
       ->check(CLI::IsMember({"auto", "always", "never"}))
       ->capture_default_str();
+  app.add_option("--api-key-file", flags->api_key_file,
+                 "clients must send one of this file's keys, one per line; the environment's "
+                 "SWITCHYARD_API_KEY is one more")
+      ->check(CLI::ExistingFile);
+  app.add_option("--allowed-origins", flags->allowed_origins,
+                 "web pages that may use the HTTP front (CORS); * is all")
+      ->delimiter(',');
+}
+
+std::vector<std::string> RouterFlagNames() {
+  return {"served-model-name", "disaggregate", "api-key-file", "allowed-origins"};
 }
 
 absl::Status ChoosePorts(const CLI::App& app, FrontFlags* flags) {

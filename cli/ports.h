@@ -15,9 +15,13 @@ namespace switchyard {
 struct FrontFlags {
   std::string host = "127.0.0.1", served_model_name, disaggregate = "auto";
   int port = 8000, grpc_port = 50051;
+  std::string api_key_file;
+  std::vector<std::string> allowed_origins;
 };
 
 void AddRouterFlags(CLI::App& app, FrontFlags* flags);
+// Those of them that `serve` hands on to its router as they were given.
+std::vector<std::string> RouterFlagNames();
 // Replaces ports that were not given by free ones. kAlreadyExists names a taken one.
 absl::Status ChoosePorts(const CLI::App& app, FrontFlags* flags);
 

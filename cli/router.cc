@@ -3,6 +3,7 @@
 
 #include <thread>
 
+#include "cli/api_key.h"
 #include "cli/command.h"
 #include "cli/flags.h"
 #include "cli/ports.h"
@@ -48,6 +49,12 @@ class RouterCommand final : public Command {
     options_.http_port = front_.port;
     options_.grpc_port = front_.grpc_port;
     options_.served_model_name = front_.served_model_name;
+    ASSIGN_OR_RETURN(options_.api_keys, LoadApiKeys(front_.api_key_file));
+    options_.allowed_origins = front_.allowed_origins;
+    if (options_.api_keys.empty() && !IsLoopback(options_.host)) {
+      log->Warning("whoever reaches this address may use the model: there is no API key",
+                   {{"host", options_.host}, {"flag", "--api-key-file"}});
+    }
     options_.disaggregate = ParseDisaggregate(front_.disaggregate);
     ASSIGN_OR_RETURN(const std::unique_ptr<RouterProcess> router, RouterProcess::Create(options_));
     if (child_.ready_fd >= 0) AwaitWorkers(router->core());

@@ -1,4 +1,6 @@
 // switchyard serve: a whole cluster on this machine.
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "cli/command.h"
 #include "cli/ep_flags.h"
 #include "cli/flags.h"
@@ -63,7 +65,7 @@ class ServeCommand final : public Command {
     options_.host = front_.host;
     options_.port = front_.port;
     options_.grpc_port = front_.grpc_port;
-    options_.kv_lane = lane_;
+    options_.kv_lane = absl::StrJoin(KvLanes(lane_), ", else ");
     options_.hang = absl::Seconds(hang_seconds_);
     options_.drain = absl::Seconds(drain_seconds_);
     HandOn(app, EngineFlags::Names(), &options_.worker_arguments);
@@ -71,7 +73,8 @@ class ServeCommand final : public Command {
     HandOn(app, EpFlags::Names(), &options_.group_arguments);
     options_.threads_given = engine_.threads > 0;
     RETURN_IF_ERROR(CheckPlacements());
-    HandOn(app, {"max-model-len", "served-model-name", "disaggregate"}, &options_.router_arguments);
+    HandOn(app, {"max-model-len"}, &options_.router_arguments);
+    HandOn(app, RouterFlagNames(), &options_.router_arguments);
     for (auto* arguments : {&options_.worker_arguments, &options_.router_arguments}) {
       HandOn(app, {"drain-seconds"}, arguments);
       HandOn(app, LogFlags::Names(), arguments);

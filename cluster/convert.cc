@@ -16,11 +16,22 @@ void ToProto(const AttemptKey& key, cluster::v1::AttemptId* id) {
 }
 
 SamplingParams FromProto(const cluster::v1::WorkerSampling& sampling) {
-  return {.temperature = sampling.temperature(),
-          .top_k = sampling.top_k(),
-          .top_p = sampling.top_p(),
-          .seed = sampling.seed(),
-          .logprobs = sampling.logprobs()};
+  SamplingParams out{.temperature = sampling.temperature(),
+                     .top_k = sampling.top_k(),
+                     .top_p = sampling.top_p(),
+                     .min_p = sampling.min_p(),
+                     .presence_penalty = sampling.presence_penalty(),
+                     .frequency_penalty = sampling.frequency_penalty(),
+                     .repetition_penalty = sampling.repetition_penalty(),
+                     .logit_bias = {},
+                     .seed = sampling.seed(),
+                     .sample = sampling.sample(),
+                     .logprobs = sampling.logprobs()};
+  const int n = std::min(sampling.bias_tokens_size(), sampling.bias_values_size());
+  for (int i = 0; i < n; ++i) {
+    out.logit_bias.emplace_back(sampling.bias_tokens(i), sampling.bias_values(i));
+  }
+  return out;
 }
 
 void ToProto(const SamplingParams& sampling, cluster::v1::WorkerSampling* out) {
@@ -29,6 +40,15 @@ void ToProto(const SamplingParams& sampling, cluster::v1::WorkerSampling* out) {
   out->set_top_p(sampling.top_p);
   out->set_seed(sampling.seed);
   out->set_logprobs(sampling.logprobs);
+  out->set_min_p(sampling.min_p);
+  out->set_presence_penalty(sampling.presence_penalty);
+  out->set_frequency_penalty(sampling.frequency_penalty);
+  out->set_repetition_penalty(sampling.repetition_penalty);
+  out->set_sample(sampling.sample);
+  for (const auto& [token, bias] : sampling.logit_bias) {
+    out->add_bias_tokens(token);
+    out->add_bias_values(bias);
+  }
 }
 
 SampledToken FromProto(const cluster::v1::ScoredToken& token) {

@@ -10,7 +10,7 @@
 
 namespace switchyard {
 
-inline constexpr uint32_t kClusterWireVersion = 1;
+inline constexpr uint32_t kClusterWireVersion = 2;
 
 AttemptKey FromProto(const cluster::v1::AttemptId& id);
 void ToProto(const AttemptKey& key, cluster::v1::AttemptId* id);

@@ -16,7 +16,6 @@ namespace {
 
 namespace pb = cluster::v1;
 constexpr size_t kBatchBytesMax = 4 << 20;  // of one StepEvents, unless one event is larger
-constexpr size_t kRequestIdBytesMax = 128;
 
 }  // namespace
 

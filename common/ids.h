@@ -33,6 +33,9 @@ using TokenId = int32_t;                               // an entry of the vocabu
 
 // One try of one request. The router numbers attempts from 1; everything that a worker says or
 // stores about a request is under both numbers, so that a late message of an old attempt is known.
+inline constexpr size_t kRequestIdBytesMax = 128;
+inline constexpr size_t kCacheSaltBytesMax = 256;
+
 struct AttemptKey {
   std::string request;  // unique per router process, at most 128 bytes
   int32_t attempt = 1;

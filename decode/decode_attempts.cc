@@ -110,7 +110,8 @@ void DecodeAttempts::OnOutput(EngineOutput output) {
   cpb::AttemptEvent event = ToEvent(output);
   if (output.finish != FinishReason::kNone && !it->second.lane.empty()) {
     // The prefill rank says so too, but its word may come after this one.
-    const size_t blocks = it->second.reservation.blocks.size();
+    const KvReservation& r = it->second.reservation;
+    const size_t blocks = r.blocks.size() - r.shared();
     event.set_kv_bytes_moved(blocks * env_->kv().layout().BlockBytesAllLayers());
     event.set_kv_lane(it->second.lane);
   }
@@ -193,8 +194,12 @@ void DecodeAttempts::Execute(const AttemptKey& key, Attempt& attempt,
 }
 
 void DecodeAttempts::Lease(const AttemptKey& key, const Attempt& attempt) {
-  env_->PostEngine([this, key, tokens = attempt.join.tokens()](Engine& engine) {
-    env_->Post([this, key, reservation = engine.Reserve(tokens)] {
+  // Without the request, which may come later, nobody knows which tokens they are.
+  std::vector<TokenId> ids = attempt.request.prompt_ids;
+  ids.insert(ids.end(), attempt.request.generated_ids.begin(), attempt.request.generated_ids.end());
+  env_->PostEngine([this, key, tokens = attempt.join.tokens(), ids = std::move(ids),
+                    salt = attempt.request.cache_salt](Engine& engine) {
+    env_->Post([this, key, reservation = engine.Reserve(tokens, ids, salt)] {
       const auto it = attempts_.find(key);
       if (it != attempts_.end() && reservation.ok()) it->second.reservation = *reservation;
       Feed(key, AttemptJoin::Leased{reservation.status()});
@@ -261,6 +266,8 @@ void DecodeAttempts::AnswerReserve(const Attempt& attempt, AttemptJoin::WaiterId
   response.set_session(attempt.kv_session);
   response.mutable_generations()->Add(attempt.reservation.generations.begin(),
                                       attempt.reservation.generations.end());
+  response.set_prefix_tokens(static_cast<int32_t>(attempt.reservation.shared()) *
+                             env_->kv().layout().block_tokens);
   response.set_lease_ms(absl::ToInt64Milliseconds(KvReceiverOptions().lease));
   call.mapped().answer(std::move(response));
 }

@@ -70,7 +70,9 @@ SchedulerOptions SchedulerOptionsFor(const EngineOptions& o, int vocab_size) {
           .max_waiting = o.max_waiting,
           .max_model_len = o.max_model_len,
           .max_logit_rows = static_cast<int>(std::min<size_t>(
-              static_cast<size_t>(o.max_num_batched_tokens), kLogitBytesMax / row_bytes))};
+              static_cast<size_t>(o.max_num_batched_tokens), kLogitBytesMax / row_bytes)),
+          .prefix_caching = o.prefix_caching,
+          .prefix_seed = o.prefix_seed};
 }
 
 bool AllFinite(std::span<const float> values) {
@@ -102,14 +104,17 @@ class EngineImpl final : public Engine, private LayerObserver {
   void Abort(const AttemptKey& key) override { scheduler_.Abort(key); }
   void Release(const AttemptKey& key) override { scheduler_.Release(key); }
 
-  absl::StatusOr<KvReservation> Reserve(int tokens) override;
+  absl::StatusOr<KvReservation> Reserve(int tokens, std::span<const TokenId> ids,
+                                        std::string_view cache_salt) override;
   void ReleaseReservation(const KvReservation& reservation, bool quarantine) override {
-    if (quarantine) return pool_.Quarantine(reservation.blocks);
-    pool_.Release(reservation.blocks);
+    scheduler_.ReturnPrefix(std::span(reservation.blocks).first(reservation.shared()));
+    const auto leased = std::span(reservation.blocks).subspan(reservation.shared());
+    if (quarantine) return pool_.Quarantine(leased);
+    pool_.Release(leased);
     scheduler_.OnBlocksFreed();
   }
   void Unquarantine(const KvReservation& reservation) override {
-    pool_.Unquarantine(reservation.blocks);
+    pool_.Unquarantine(std::span(reservation.blocks).subspan(reservation.shared()));
     scheduler_.OnBlocksFreed();
   }
   absl::Status Adopt(EngineRequest request, const KvReservation& reservation,
@@ -138,6 +143,7 @@ class EngineImpl final : public Engine, private LayerObserver {
   void BuildBatch();
   // Takes in a chunk's logits, which begin at logits_ row `*row`.
   void Absorb(const Scheduler::Chunk& chunk, size_t* row, std::vector<EngineOutput>* outputs);
+  SampledToken Sample(const Sequence& sequence, std::span<const float> logits);
   FinishReason FinishAfter(const EngineRequest& request, TokenId token, int length,
                            int length_max) const;
   std::span<const float> LogitRow(size_t row) const {
@@ -159,20 +165,29 @@ class EngineImpl final : public Engine, private LayerObserver {
   std::span<const Scheduler::Chunk> plan_;
   std::vector<int32_t> tokens_, tables_, logit_rows_;
   std::vector<AttentionSequence> sequences_;
-  std::vector<float> logits_;
+  std::vector<float> logits_, adjusted_;
+  std::vector<TokenId> banned_;
 };
 
-absl::StatusOr<KvReservation> EngineImpl::Reserve(int tokens) {
+absl::StatusOr<KvReservation> EngineImpl::Reserve(int tokens, std::span<const TokenId> ids,
+                                                  std::string_view cache_salt) {
   RETURN_IF_ERROR(CheckOption("tokens of a reservation", tokens, 1, options_.max_model_len - 1));
-  const int blocks = kv_.layout().BlocksFor(tokens);
+  KvReservation reservation;
+  if (ids.size() == static_cast<size_t>(tokens)) {
+    reservation.blocks = scheduler_.LendPrefix(ids, cache_salt);
+  }
+  const auto shared = static_cast<int>(reservation.blocks.size());
+  const int blocks = kv_.layout().BlocksFor(tokens) - shared;
   if (blocks > scheduler_.Leasable()) {
+    scheduler_.ReturnPrefix(reservation.blocks);
     return absl::ResourceExhaustedError(absl::StrCat(blocks, " KV blocks wanted for ", tokens,
                                                      " tokens, ", scheduler_.Leasable(), " of ",
                                                      pool_.counts().total, " may be leased"));
   }
-  KvReservation reservation;
-  ASSIGN_OR_RETURN(reservation.blocks, pool_.Lease(blocks));
-  for (BlockId b : reservation.blocks) reservation.generations.push_back(pool_.generation(b));
+  ASSIGN_OR_RETURN(const std::vector<BlockId> leased, pool_.Lease(blocks));
+  reservation.generations.assign(reservation.blocks.size(), 0);
+  for (const BlockId b : leased) reservation.generations.push_back(pool_.generation(b));
+  reservation.blocks.insert(reservation.blocks.end(), leased.begin(), leased.end());
   return reservation;
 }
 
@@ -192,7 +207,8 @@ absl::Status EngineImpl::Adopt(EngineRequest request, const KvReservation& reser
         absl::StrCat("first token ", first, " ends the request: nothing is left to decode"));
   }
   request.prompt_logprobs = -1;
-  return scheduler_.Adopt(std::move(request), reservation.blocks, first);
+  return scheduler_.Adopt(std::move(request), reservation.blocks,
+                          static_cast<int>(reservation.shared()), first);
 }
 
 FinishReason EngineImpl::FinishAfter(const EngineRequest& r, TokenId token, int length,
@@ -238,13 +254,38 @@ void EngineImpl::OnLayerWritten(int layer) {
   for (const Scheduler::Chunk& c : plan_) {
     const Sequence& s = *c.sequence;
     if (!s.request.prefill_only) continue;
+    const int first = s.computed == s.cached ? 0 : s.computed;
     kv_progress_({.key = s.request.key,
                   .layer = layer,
-                  .first_token = s.computed,
-                  .tokens = c.rows,
+                  .first_token = first,
+                  .tokens = s.computed + c.rows - first,
                   .prompt_tokens = s.given,
                   .blocks = s.blocks});
   }
+}
+
+SampledToken EngineImpl::Sample(const Sequence& s, std::span<const float> logits) {
+  const EngineRequest& r = s.request;
+  const auto tokens = std::span(s.tokens);
+  const auto prompt_length = static_cast<size_t>(s.prompt_length());
+  banned_.clear();
+  if (s.length() - s.prompt_length() < r.min_tokens) {
+    banned_ = r.stop_token_ids;
+    const std::vector<TokenId>& eos = model_.config().eos_token_ids;
+    if (!r.ignore_eos) banned_.insert(banned_.end(), eos.begin(), eos.end());
+  }
+  const TokenHistory history{.prompt = tokens.first(prompt_length),
+                             .generated = tokens.subspan(prompt_length),
+                             .banned = banned_};
+  std::span<const float> choose_from = logits;
+  if (AdjustsLogits(r.sampling, history)) {
+    adjusted_.assign(logits.begin(), logits.end());
+    AdjustLogits(r.sampling, history, adjusted_);
+    choose_from = adjusted_;
+  }
+  // The token's absolute position is the length before it.
+  const TokenId token = ChooseToken(choose_from, r.sampling, tokens.size());
+  return ScoreToken(logits, token, r.sampling.logprobs);
 }
 
 void EngineImpl::Absorb(const Scheduler::Chunk& chunk, size_t* row,
@@ -273,10 +314,10 @@ void EngineImpl::Absorb(const Scheduler::Chunk& chunk, size_t* row,
     out.error =
         absl::InternalError(absl::StrCat("logits before position ", s.computed, " are not finite"));
   } else {
-    // The token's absolute position is the length before it.
-    out.token = SampleToken(logits, r.sampling, static_cast<uint64_t>(s.length()));
+    out.token = Sample(s, logits);
     if (s.length() == s.given) {
       prompt_tokens_ += static_cast<uint64_t>(s.given);
+      out.cached_tokens = s.cached;
       out.prompt_logprobs = std::move(s.prompt_scores);
       s.request.prompt_logprobs = -1;  // told: a recomputed prompt is not scored again
     }
@@ -315,7 +356,7 @@ absl::StatusOr<std::vector<EngineOutput>> EngineImpl::Step() {
   plan_ = {};
   SY_CHECK(row == logit_rows_.size());
   const BlockPool::Counts& n = pool_.counts();
-  SY_CHECK(n.free + n.owned + n.leased + n.quarantined == n.total);
+  SY_CHECK(n.free + n.cached + n.owned + n.leased + n.quarantined == n.total);
 #ifndef NDEBUG
   scheduler_.CheckInvariants();
 #endif
@@ -330,6 +371,8 @@ EngineStats EngineImpl::stats() const {
           .prompt_tokens = prompt_tokens_,
           .generated_tokens = generated_tokens_,
           .preemptions = scheduler_.preemptions(),
+          .prefix_queries = scheduler_.prefix_queries(),
+          .prefix_hits = scheduler_.prefix_hits(),
           .blocks = pool_.counts()};
 }
 

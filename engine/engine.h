@@ -4,9 +4,12 @@
 // one whose KV came from elsewhere (Reserve, Adopt).
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -26,12 +29,19 @@ struct EngineOptions {
   int kv_blocks = 0;                 // 0: enough for max_num_seqs · max_model_len, at most 1 GiB
   int max_num_seqs = 64;             // running at once
   int max_waiting = 1024;            // queued at once; more are refused with kResourceExhausted
+  bool prefix_caching = true;        // share the KV of prompts that begin alike
+  uint64_t prefix_seed = 0;          // PrefixIndex's: random in a process that others send to
 };
 
-// Leased blocks for KV that a peer will write. Index i holds tokens [i·bt, (i+1)·bt).
+// Blocks for KV that a peer will write. Index i holds tokens [i·bt, (i+1)·bt). Leading blocks of
+// generation 0 hold their tokens already and are shared with others; the rest is leased.
 struct KvReservation {
   std::vector<BlockId> blocks;
   std::vector<uint32_t> generations;
+
+  size_t shared() const {
+    return static_cast<size_t>(std::count(generations.begin(), generations.end(), 0u));
+  }
 };
 
 // Rows of one sequence whose KV of one layer is now final; told during Step to whoever sends KV
@@ -39,7 +49,7 @@ struct KvReservation {
 struct KvProgress {
   const AttemptKey& key;
   int layer = 0;
-  int first_token = 0, tokens = 0;  // written in this step
+  int first_token = 0, tokens = 0;  // written in this step; at first also what the cache had
   int prompt_tokens = 0;            // prompt_ids + generated_ids: the whole that will be written
   std::span<const BlockId> blocks;  // block table
 };
@@ -47,6 +57,7 @@ struct KvProgress {
 struct EngineStats {
   int running = 0, waiting = 0, held = 0;  // held: prefill_only, finished, not yet released
   uint64_t steps = 0, prompt_tokens = 0, generated_tokens = 0, preemptions = 0;
+  uint64_t prefix_queries = 0, prefix_hits = 0;  // tokens
   BlockPool::Counts blocks;
 };
 
@@ -66,10 +77,15 @@ class Engine {
   // just finished). No output follows.
   virtual void Abort(const AttemptKey& key) = 0;
 
-  // Leases blocks for `tokens` tokens. kResourceExhausted if there are not enough: blocks that the
-  // first waiting request needs count as taken. kInvalidArgument outside [1, max_model_len).
-  virtual absl::StatusOr<KvReservation> Reserve(int tokens) = 0;
-  // Gives leased blocks back: to `free`, or to quarantine while a peer may still write them.
+  // Takes blocks for `tokens` tokens. If they are known (`ids` of that size, with the request's
+  // salt), those that are in the cache are shared. kResourceExhausted if there are not enough:
+  // blocks that the first waiting request needs count as taken. kInvalidArgument outside
+  // [1, max_model_len).
+  virtual absl::StatusOr<KvReservation> Reserve(int tokens, std::span<const TokenId> ids,
+                                                std::string_view cache_salt) = 0;
+  absl::StatusOr<KvReservation> Reserve(int tokens) { return Reserve(tokens, {}, {}); }
+  // Gives the blocks back; leased ones to `free`, or to quarantine while a peer may still write
+  // them.
   virtual void ReleaseReservation(const KvReservation& reservation, bool quarantine) = 0;
   virtual void Unquarantine(const KvReservation& reservation) = 0;
   // Starts decoding a request whose prompt KV lies in `reservation` (all of prompt_ids +

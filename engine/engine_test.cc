@@ -81,6 +81,15 @@ std::vector<EngineRequest> MixedRequests() {
       r.sampling.seed = rng();
     }
     if (i % 5 == 0) r.prompt_logprobs = 1;
+    if (i % 7 == 3) {
+      r.sampling.presence_penalty = 0.5f;
+      r.sampling.frequency_penalty = 0.75f;
+      r.sampling.repetition_penalty = 1.25f;
+      r.sampling.logit_bias = {{static_cast<TokenId>(20 + i), 4.0f}, {300, -100.0f}};
+      r.sampling.min_p = 0.02f;
+      r.sampling.sample = static_cast<uint32_t>(i);
+    }
+    if (i % 9 == 5) r.min_tokens = r.max_tokens / 2;
     requests.push_back(std::move(r));
   }
   return requests;
@@ -108,7 +117,7 @@ void Drain(Engine& engine, std::map<std::string, Answer>* answers) {
 void ExpectAtRest(const Engine& engine) {
   const EngineStats s = engine.stats();
   EXPECT_EQ(s.running + s.waiting + s.held, 0);
-  EXPECT_EQ(s.blocks.free, s.blocks.total);
+  EXPECT_EQ(s.blocks.available(), s.blocks.total);
   EXPECT_FALSE(engine.HasWork());
 }
 
@@ -176,6 +185,54 @@ TEST(EngineBitsTest, PreemptionDoesNotMatter) {
   EXPECT_GT(stats.preemptions, 0u);
 }
 
+// The same requests again and again: their prompts, and what was generated, are there by now. With
+// few blocks they come and go.
+TEST(EngineBitsTest, PrefixHitsDoNotMatter) {
+  for (const bool caching : {true, false}) {
+    for (const int kv_blocks : {0, 90}) {
+      auto engine = MakeEngine({.max_model_len = 128,
+                                .prefill_chunk = 16,
+                                .block_size = 4,
+                                .kv_blocks = kv_blocks,
+                                .prefix_caching = caching});
+      for (int pass = 0; pass < 3; ++pass) {
+        std::map<std::string, Answer> answers;
+        for (EngineRequest& r : MixedRequests()) {
+          // Turns of a conversation: half of the answer is part of the prompt that comes next.
+          const std::vector<SampledToken>& whole = Alone().at(r.key.request).tokens;
+          for (size_t i = 0; i < whole.size() / 2 && pass == 1; ++i) {
+            r.generated_ids.push_back(whole[i].token);
+            answers[r.key.request].tokens.push_back(whole[i]);
+          }
+          ASSERT_TRUE(engine->Add(std::move(r)).ok());
+        }
+        Drain(*engine, &answers);
+        ExpectAtRest(*engine);
+        EXPECT_EQ(BitsOf(answers), BitsOf(Alone())) << caching << kv_blocks << pass;
+      }
+      EXPECT_EQ(engine->stats().prefix_hits > 50, caching) << engine->stats().prefix_hits;
+      EXPECT_EQ(engine->stats().blocks.cached > 0, caching);
+    }
+  }
+}
+
+TEST(EngineTest, TheFirstTokenTellsWhatWasCached) {
+  auto engine = MakeEngine({.max_model_len = 128});
+  std::mt19937 rng(3);
+  const std::vector<TokenId> prompt = RandomPrompt(rng, 40);
+  for (const int want : {0, 32}) {
+    ASSERT_TRUE(engine->Add(MakeRequest("a", prompt, 2)).ok());
+    int cached = -1;
+    while (engine->HasWork()) {
+      const auto outputs = engine->Step().value();
+      for (const EngineOutput& o : outputs) {
+        if (o.index == 0) cached = o.cached_tokens;
+      }
+    }
+    EXPECT_EQ(cached, want);
+  }
+}
+
 TEST(EngineBitsTest, AStepThatFailedMayBeRunAgain) {
   FaultyModel model(TestModel());
   model.fail_every = 3;
@@ -210,6 +267,49 @@ TEST(EngineBitsTest, ReplayContinuesWithTheSameBits) {
   EXPECT_EQ(BitsOf(got), BitsOf(want));
 }
 
+TEST(EngineTest, PenaltiesCountPromptAndGeneratedTokens) {
+  auto engine = MakeEngine({.max_model_len = 128});
+  // With this bias only these two tokens are ever drawn; the penalty makes them take turns.
+  EngineRequest r = MakeRequest("turns", {5, 6, 7}, 8);
+  r.sampling.logit_bias = {{50, 100.0f}, {60, 100.0f}};
+  r.sampling.frequency_penalty = 2.0f;
+  r.sampling.presence_penalty = 2.0f;
+  EngineRequest p = r;
+  p.key.request = "prompt";
+  p.prompt_ids = {50, 50, 50};
+  p.sampling.frequency_penalty = p.sampling.presence_penalty = 0;
+  p.sampling.repetition_penalty = 50;
+  p.max_tokens = 1;
+  ASSERT_TRUE(engine->Add(std::move(r)).ok());
+  ASSERT_TRUE(engine->Add(std::move(p)).ok());
+  std::map<std::string, Answer> answers;
+  Drain(*engine, &answers);
+  std::map<TokenId, int> counts;
+  for (const SampledToken& t : answers["turns"].tokens) ++counts[t.token];
+  EXPECT_EQ(counts.size(), 2u);
+  EXPECT_GE(counts[50], 2);
+  EXPECT_GE(counts[60], 2);
+  EXPECT_EQ(answers["prompt"].tokens[0].token, 60);  // never seen before
+}
+
+TEST(EngineTest, NothingStopsBeforeMinTokens) {
+  auto engine = MakeEngine({.max_model_len = 128});
+  for (const int min_tokens : {0, 3}) {
+    EngineRequest r = MakeRequest(std::to_string(min_tokens), {5, 6, 7}, 10);
+    r.ignore_eos = false;
+    r.min_tokens = min_tokens;
+    r.stop_token_ids = {50};
+    const TokenId eos = TestModel().config().eos_token_ids[0];
+    r.sampling.logit_bias = {{50, 100.0f}, {eos, 100.0f}};
+    ASSERT_TRUE(engine->Add(std::move(r)).ok());
+  }
+  std::map<std::string, Answer> answers;
+  Drain(*engine, &answers);
+  EXPECT_EQ(answers["0"].tokens.size(), 1u);
+  EXPECT_EQ(answers["3"].tokens.size(), 4u);
+  EXPECT_EQ(answers["3"].finish, FinishReason::kStop);
+}
+
 // One engine computes prompts, another decodes; the KV goes across as the progress reports say.
 TEST(EngineHandoffTest, PrefillPlusDecodeEqualsOneEngine) {
   auto prefill = MakeEngine({.max_model_len = 128, .prefill_chunk = 16, .kv_blocks = 40});
@@ -234,31 +334,36 @@ TEST(EngineHandoffTest, PrefillPlusDecodeEqualsOneEngine) {
                   prefill->kv().Block(p.layer, p.blocks[block].value()) + offset, row_bytes);
     }
   });
-  std::map<std::string, Answer> answers;
   const auto requests = MixedRequests();
-  for (size_t group = 0; group < requests.size(); group += 4) {
-    for (size_t i = group; i < group + 4; ++i) {
-      EngineRequest r = requests[i];
-      r.prefill_only = true;
-      ASSERT_TRUE(prefill->Add(std::move(r)).ok());
+  for (const bool again : {false, true}) {  // then the prefill rank has their prompts
+    std::map<std::string, Answer> answers;
+    reservations.clear();
+    reported.clear();
+    for (size_t group = 0; group < requests.size(); group += 4) {
+      for (size_t i = group; i < group + 4; ++i) {
+        EngineRequest r = requests[i];
+        r.prefill_only = true;
+        ASSERT_TRUE(prefill->Add(std::move(r)).ok());
+      }
+      std::map<std::string, Answer> first;
+      Drain(*prefill, &first);
+      EXPECT_EQ(prefill->stats().held, 4);
+      for (size_t i = group; i < group + 4; ++i) {
+        const EngineRequest& r = requests[i];
+        const Answer& a = answers[r.key.request] = first.at(r.key.request);
+        ASSERT_EQ(a.tokens.size(), 1u);
+        EXPECT_EQ(reported[r.key.request].back(), static_cast<int>(r.prompt_ids.size()));
+        prefill->Release(r.key);
+        const KvReservation& reservation = reservations.at(r.key);
+        const absl::Status adopted = decode->Adopt(r, reservation, a.tokens[0].token);
+        EXPECT_EQ(adopted.ok(), a.finish == FinishReason::kNone) << adopted;
+        if (!adopted.ok()) decode->ReleaseReservation(reservation, false);
+      }
+      Drain(*decode, &answers);
     }
-    std::map<std::string, Answer> first;
-    Drain(*prefill, &first);
-    EXPECT_EQ(prefill->stats().held, 4);
-    for (size_t i = group; i < group + 4; ++i) {
-      const EngineRequest& r = requests[i];
-      const Answer& a = answers[r.key.request] = first.at(r.key.request);
-      ASSERT_EQ(a.tokens.size(), 1u);
-      EXPECT_EQ(reported[r.key.request].back(), static_cast<int>(r.prompt_ids.size()));
-      prefill->Release(r.key);
-      const KvReservation& reservation = reservations.at(r.key);
-      const absl::Status adopted = decode->Adopt(r, reservation, a.tokens[0].token);
-      EXPECT_EQ(adopted.ok(), a.finish == FinishReason::kNone) << adopted;
-      if (!adopted.ok()) decode->ReleaseReservation(reservation, false);
-    }
-    Drain(*decode, &answers);
+    EXPECT_EQ(BitsOf(answers), BitsOf(Alone()));
+    EXPECT_EQ(prefill->stats().prefix_hits > 0, again);
   }
-  EXPECT_EQ(BitsOf(answers), BitsOf(Alone()));
   ExpectAtRest(*prefill);
   ExpectAtRest(*decode);
 }

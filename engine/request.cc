@@ -1,6 +1,7 @@
 #include "engine/request.h"
 
 #include <cmath>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
@@ -23,6 +24,35 @@ absl::Status CheckIds(absl::string_view field, const std::vector<TokenId>& ids, 
   return absl::OkStatus();
 }
 
+absl::Status CheckLogits(const SamplingParams& p) {
+  if (!(p.min_p >= 0 && p.min_p <= 1)) return OutOfRange("min_p", p.min_p, 0, 1);
+  for (const auto& [field, value] : {std::pair("presence_penalty", p.presence_penalty),
+                                     std::pair("frequency_penalty", p.frequency_penalty)}) {
+    if (!(std::abs(value) <= kPenaltyMax)) {
+      return OutOfRange(field, value, -kPenaltyMax, kPenaltyMax);
+    }
+  }
+  if (!(p.repetition_penalty > 0 && p.repetition_penalty <= kRepetitionPenaltyMax)) {
+    return absl::InvalidArgumentError(absl::StrCat("repetition_penalty is ", p.repetition_penalty,
+                                                   "; allowed is (0, ", kRepetitionPenaltyMax,
+                                                   "]"));
+  }
+  if (p.logit_bias.size() > kLogitBiasMax) {
+    return OutOfRange("number of logit_bias", p.logit_bias.size(), 0, kLogitBiasMax);
+  }
+  std::set<TokenId> seen;
+  for (const auto& [token, bias] : p.logit_bias) {
+    if (!(std::abs(bias) <= kLogitBiasValueMax)) {
+      return OutOfRange(absl::StrCat("logit_bias of ", token), bias, -kLogitBiasValueMax,
+                        kLogitBiasValueMax);
+    }
+    if (!seen.insert(token).second) {
+      return absl::InvalidArgumentError(absl::StrCat("logit_bias names token ", token, " twice"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckSampling(const SamplingParams& p) {
   if (!(p.temperature >= 0) || !std::isfinite(p.temperature)) {
     return absl::InvalidArgumentError(
@@ -38,7 +68,7 @@ absl::Status CheckSampling(const SamplingParams& p) {
   if (p.logprobs < -1 || p.logprobs > kLogprobsMax) {
     return OutOfRange("logprobs", p.logprobs, -1, kLogprobsMax);
   }
-  return absl::OkStatus();
+  return CheckLogits(p);
 }
 
 }  // namespace
@@ -61,8 +91,15 @@ absl::Status CheckRequest(const EngineRequest& r) {
                                                    " tokens; max_tokens ", r.max_tokens,
                                                    " leaves none to generate"));
   }
+  if (r.min_tokens < 0 || r.min_tokens > r.max_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "min_tokens is ", r.min_tokens, "; allowed are 0 to max_tokens, ", r.max_tokens));
+  }
   if (r.stop_token_ids.size() > kStopTokenIdsMax) {
     return OutOfRange("number of stop_token_ids", r.stop_token_ids.size(), 0, kStopTokenIdsMax);
+  }
+  if (r.cache_salt.size() > kCacheSaltBytesMax) {
+    return OutOfRange("length of cache_salt", r.cache_salt.size(), 0, kCacheSaltBytesMax);
   }
   if (r.prompt_logprobs < -1 || r.prompt_logprobs > kLogprobsMax) {
     return OutOfRange("prompt_logprobs", r.prompt_logprobs, -1, kLogprobsMax);
@@ -80,6 +117,11 @@ absl::Status CheckRequest(const EngineRequest& r, int vocab_size, int max_model_
   }
   RETURN_IF_ERROR(CheckIds("prompt_ids", r.prompt_ids, vocab_size));
   RETURN_IF_ERROR(CheckIds("generated_ids", r.generated_ids, vocab_size));
+  for (const auto& [token, bias] : r.sampling.logit_bias) {
+    if (token < 0 || token >= vocab_size) {
+      return OutOfRange("token of logit_bias", token, 0, vocab_size - 1);
+    }
+  }
   return CheckIds("stop_token_ids", r.stop_token_ids, vocab_size);
 }
 

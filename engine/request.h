@@ -11,7 +11,6 @@
 
 namespace switchyard {
 
-inline constexpr size_t kRequestIdBytesMax = 128;
 inline constexpr int kLogprobsMax = 20;
 inline constexpr size_t kStopTokenIdsMax = 256;
 
@@ -25,10 +24,13 @@ struct EngineRequest {
   int max_tokens = 16;  // of the whole request, generated_ids included
   std::vector<TokenId> stop_token_ids;
   bool ignore_eos = false;
+  // End-of-sequence and stop tokens cannot be drawn before so many are generated.
+  int min_tokens = 0;
   int priority = 0;  // smaller is served first, as in vLLM
   // Report log-probabilities of the prompt's own tokens (echo). −1: no; n: as
   // SamplingParams::logprobs.
   int32_t prompt_logprobs = -1;
+  std::string cache_salt;  // requests with another one share no KV with this one
   // Stop after the first token is sampled and keep the blocks until Release(key): the prefill half
   // of a hand-off. The output with the first token has finish kNone, unless that token ends the
   // request as a whole; blocks are held in both cases, and if it ends with kError.
@@ -44,6 +46,8 @@ struct EngineOutput {
   absl::Status error;  // why, if finish is kError
   // With the first token, if asked for: entry i scores prompt_ids[i + 1] given prompt_ids[0…i].
   std::vector<SampledToken> prompt_logprobs;
+  // With the first token: prompt and replayed tokens whose KV was in the cache.
+  int cached_tokens = 0;
 };
 
 // Checks what does not depend on a model: key, counts and sampling parameters. kInvalidArgument

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 
@@ -52,6 +53,12 @@ absl::Status ReadFloat(const std::string& field, const Json& v, float* out) {
   return absl::OkStatus();
 }
 
+absl::Status ReadString(const std::string& field, const Json& v, std::string* out) {
+  if (!v.is_string()) return Wanted(field, v, "a string is wanted");
+  *out = v.get<std::string>();
+  return absl::OkStatus();
+}
+
 absl::Status ReadBool(const std::string& field, const Json& v, bool* out) {
   if (!v.is_boolean()) return Wanted(field, v, "true or false is wanted");
   *out = v.get<bool>();
@@ -70,6 +77,18 @@ absl::Status ReadIds(const std::string& field, const Json& v, std::vector<TokenI
   return absl::OkStatus();
 }
 
+absl::Status ReadLogitBias(const Json& v, SamplingParams* out) {
+  if (!v.is_object()) return Wanted("logit_bias", v, "an object of token ids is wanted");
+  for (const auto& [name, bias] : v.items()) {
+    auto& [token, value] = out->logit_bias.emplace_back();
+    if (!absl::SimpleAtoi(name, &token)) {
+      return Wanted("logit_bias", Json(name), "a token id is wanted");
+    }
+    RETURN_IF_ERROR(ReadFloat("logit_bias." + name, bias, &value));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ReadPrompt(const Json& v, FileRequest* out) {
   if (!v.is_string()) return ReadIds("prompt", v, &out->request.prompt_ids);
   out->text = v.get<std::string>();
@@ -79,17 +98,21 @@ absl::Status ReadPrompt(const Json& v, FileRequest* out) {
 absl::Status ReadField(const std::string& name, const Json& v, FileRequest* out) {
   EngineRequest& r = out->request;
   if (v.is_null()) return absl::OkStatus();
-  if (name == "id") {
-    if (!v.is_string()) return Wanted(name, v, "a string is wanted");
-    r.key.request = v.get<std::string>();
-    return absl::OkStatus();
-  }
+  if (name == "id") return ReadString(name, v, &r.key.request);
   if (name == "prompt") return ReadPrompt(v, out);
   if (name == "prompt_ids") return absl::OkStatus();  // after `prompt`, over which it wins
   if (name == "max_tokens") return ReadInteger(name, v, &r.max_tokens);
   if (name == "temperature") return ReadFloat(name, v, &r.sampling.temperature);
   if (name == "top_k") return ReadInteger(name, v, &r.sampling.top_k);
   if (name == "top_p") return ReadFloat(name, v, &r.sampling.top_p);
+  if (name == "min_p") return ReadFloat(name, v, &r.sampling.min_p);
+  if (name == "presence_penalty") return ReadFloat(name, v, &r.sampling.presence_penalty);
+  if (name == "frequency_penalty") return ReadFloat(name, v, &r.sampling.frequency_penalty);
+  if (name == "repetition_penalty") return ReadFloat(name, v, &r.sampling.repetition_penalty);
+  if (name == "logit_bias") return ReadLogitBias(v, &r.sampling);
+  if (name == "sample") return ReadInteger(name, v, &r.sampling.sample);
+  if (name == "cache_salt") return ReadString(name, v, &r.cache_salt);
+  if (name == "min_tokens") return ReadInteger(name, v, &r.min_tokens);
   if (name == "seed") return ReadInteger(name, v, &r.sampling.seed);
   if (name == "logprobs") return ReadInteger(name, v, &r.sampling.logprobs);
   if (name == "prompt_logprobs") return ReadInteger(name, v, &r.prompt_logprobs);

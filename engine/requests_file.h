@@ -2,8 +2,10 @@
 // (`generate --requests`).
 //
 // A request: {"id": "a", "prompt": "text" | [1, 2], "prompt_ids": [1, 2], "max_tokens": 16,
-//   "temperature": 1, "top_k": 0, "top_p": 1, "seed": 0, "logprobs": null, "prompt_logprobs": null,
-//   "stop_token_ids": [], "ignore_eos": false, "priority": 0}
+//   "temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "presence_penalty": 0,
+//   "frequency_penalty": 0, "repetition_penalty": 1, "logit_bias": {"7": -1.5}, "seed": 0,
+//   "sample": 0, "logprobs": null, "prompt_logprobs": null, "stop_token_ids": [], "min_tokens": 0,
+//   "cache_salt": "", "ignore_eos": false, "priority": 0}
 // One of prompt and prompt_ids is needed (prompt_ids wins); the rest defaults to what is shown, and
 // the id to the line's number. null means the default. An unknown field is refused.
 //

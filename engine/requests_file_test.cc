@@ -13,7 +13,9 @@ TEST(RequestsFileTest, ReadsEveryField) {
   const auto parsed = ParseRequests(
       R"({"id":"a","prompt_ids":[5,6],"max_tokens":7,"temperature":0.5,"top_k":3,"top_p":0.25,)"
       R"("seed":18446744073709551615,"logprobs":2,"prompt_logprobs":0,"stop_token_ids":[9],)"
-      R"("ignore_eos":true,"priority":-4})"
+      R"("ignore_eos":true,"priority":-4,"min_p":0.5,"presence_penalty":1,)"
+      R"("frequency_penalty":-1,"repetition_penalty":1.5,"logit_bias":{"7":-2.5},"sample":3,)"
+      R"("min_tokens":2})"
       "\n\n"
       R"({"prompt":"Once","temperature":null})"
       "\r\n"
@@ -24,6 +26,13 @@ TEST(RequestsFileTest, ReadsEveryField) {
   EXPECT_EQ(a.key.request, "a");
   EXPECT_EQ(a.prompt_ids, (std::vector<TokenId>{5, 6}));
   EXPECT_EQ(a.max_tokens, 7);
+  EXPECT_EQ(a.min_tokens, 2);
+  EXPECT_EQ(a.sampling.min_p, 0.5f);
+  EXPECT_EQ(a.sampling.presence_penalty, 1);
+  EXPECT_EQ(a.sampling.frequency_penalty, -1);
+  EXPECT_EQ(a.sampling.repetition_penalty, 1.5f);
+  EXPECT_EQ(a.sampling.logit_bias, (std::vector<std::pair<TokenId, float>>{{7, -2.5f}}));
+  EXPECT_EQ(a.sampling.sample, 3u);
   EXPECT_EQ(a.sampling.temperature, 0.5f);
   EXPECT_EQ(a.sampling.top_k, 3);
   EXPECT_EQ(a.sampling.top_p, 0.25f);
@@ -61,6 +70,10 @@ TEST(RequestsFileTest, ErrorsNameLineFieldAndValue) {
             "line 1: temperature is \"hot\"; a number is wanted");
   EXPECT_EQ(error(R"({"prompt":"a","temperature":1e300})"),
             "line 1: temperature is 1e+300; a number is wanted");
+  EXPECT_EQ(error(R"({"prompt":"a","logit_bias":{"x":1}})"),
+            "line 1: logit_bias is \"x\"; a token id is wanted");
+  EXPECT_EQ(error(R"({"prompt":"a","min_tokens":17})"),
+            "line 1: min_tokens is 17; allowed are 0 to max_tokens, 16");
   EXPECT_EQ(error("{\"id\":\"x\",\"prompt\":\"a\"}\n{\"id\":\"x\",\"prompt\":\"a\"}"),
             "line 2: id \"x\" is used before");
   EXPECT_NE(error("{\"prompt\":\"\xff\"}"), "");

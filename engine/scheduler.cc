@@ -1,6 +1,7 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <map>
 #include <tuple>
 
 #include "absl/strings/str_cat.h"
@@ -29,7 +30,8 @@ Scheduler::Scheduler(const SchedulerOptions& options, BlockPool* pool)
         o.max_logit_rows = std::max(o.max_logit_rows, o.max_num_seqs);
         return o;
       }()),
-      pool_(pool) {
+      pool_(pool),
+      prefixes_(pool, options.prefix_seed) {
   SY_CHECK(options_.block_tokens >= 1 && options_.max_num_batched_tokens >= 1 &&
            options_.prefill_chunk >= 1 && options_.max_num_seqs >= 1 && options_.max_waiting >= 1 &&
            options_.max_model_len >= 2);
@@ -104,7 +106,26 @@ absl::Status Scheduler::Add(EngineRequest request) {
   return absl::OkStatus();
 }
 
-absl::Status Scheduler::Adopt(EngineRequest request, std::span<const BlockId> blocks,
+std::vector<BlockId> Scheduler::LendPrefix(std::span<const TokenId> tokens, std::string_view salt) {
+  if (!options_.prefix_caching) return {};
+  const auto bt = static_cast<size_t>(options_.block_tokens);
+  std::vector<PrefixHash> hashes;
+  for (PrefixHash hash = prefixes_.Root(salt); tokens.size() >= bt; tokens = tokens.subspan(bt)) {
+    hashes.push_back(hash = PrefixIndex::Next(hash, tokens.first(bt)));
+  }
+  hashes.resize(static_cast<size_t>(prefixes_.Find(hashes).blocks));
+  lent_ += static_cast<int>(hashes.size());
+  return prefixes_.Take(hashes);
+}
+
+void Scheduler::ReturnPrefix(std::span<const BlockId> blocks) {
+  lent_ -= static_cast<int>(blocks.size());
+  const std::vector<BlockId> last_first(blocks.rbegin(), blocks.rend());
+  pool_->Release(last_first);
+  stalled_ = false;
+}
+
+absl::Status Scheduler::Adopt(EngineRequest request, std::span<const BlockId> blocks, int lent,
                               TokenId first) {
   const int given = static_cast<int>(request.prompt_ids.size() + request.generated_ids.size());
   if (static_cast<int>(blocks.size()) != BlocksFor(given)) {
@@ -113,15 +134,60 @@ absl::Status Scheduler::Adopt(EngineRequest request, std::span<const BlockId> bl
                                                    " are wanted"));
   }
   RETURN_IF_ERROR(CheckNew(request, given));
-  pool_->Adopt(blocks);
+  pool_->Adopt(blocks.subspan(static_cast<size_t>(lent)));
+  lent_ -= lent;
   Sequence& s = Insert(std::move(request), Sequence::State::kAdopted);
   s.blocks.assign(blocks.begin(), blocks.end());
   s.computed = given;
   s.tokens.push_back(first);
+  SharePrefix(s, 0);
   return absl::OkStatus();
 }
 
+std::span<const PrefixHash> Scheduler::HashesOf(Sequence& s, int blocks) {
+  const auto bt = static_cast<size_t>(options_.block_tokens);
+  while (static_cast<int>(s.hashes.size()) < blocks) {
+    const size_t i = s.hashes.size();
+    const PrefixHash before = i > 0 ? s.hashes.back() : prefixes_.Root(s.request.cache_salt);
+    s.hashes.push_back(PrefixIndex::Next(before, std::span(s.tokens).subspan(i * bt, bt)));
+  }
+  return std::span(s.hashes).first(static_cast<size_t>(blocks));
+}
+
+PrefixIndex::Hit Scheduler::FindPrefix(Sequence& s) {
+  if (!options_.prefix_caching || s.wants_prompt_scores()) return {};
+  return prefixes_.Find(HashesOf(s, (s.length() - 1) / options_.block_tokens));
+}
+
+bool Scheduler::SoonShared(const Sequence& s, int block) const {
+  const auto i = static_cast<size_t>(block);
+  if (i >= s.hashes.size() || !options_.prefix_caching || s.wants_prompt_scores()) return false;
+  return std::any_of(running_.begin(), running_.end(), [&](const Sequence* r) {
+    return r->remaining() > 1 && i < r->hashes.size() && r->hashes[i] == s.hashes[i];
+  });
+}
+
+void Scheduler::TakePrefix(Sequence& s, int blocks) {
+  s.blocks = prefixes_.Take(HashesOf(s, blocks));
+  s.computed = s.cached = blocks * options_.block_tokens;
+  if (!options_.prefix_caching || s.wants_prompt_scores()) return;
+  prefix_queries_ += static_cast<uint64_t>(s.length());
+  prefix_hits_ += static_cast<uint64_t>(s.cached);
+}
+
+void Scheduler::SharePrefix(Sequence& s, int from) {
+  if (!options_.prefix_caching) return;
+  const int begin = from / options_.block_tokens, end = s.computed / options_.block_tokens;
+  if (begin == end) return;
+  const std::span<const PrefixHash> hashes = HashesOf(s, end);
+  for (int i = begin; i < end; ++i) {
+    prefixes_.Insert(hashes[static_cast<size_t>(i)], s.blocks[static_cast<size_t>(i)]);
+  }
+}
+
 void Scheduler::FreeBlocks(Sequence& s) {
+  // The last one first: the beginning of a prompt is kept for longest.
+  std::reverse(s.blocks.begin(), s.blocks.end());
   pool_->Release(s.blocks);
   s.blocks.clear();
   s.computed = 0;
@@ -167,7 +233,7 @@ void Scheduler::Preempt(Sequence& s) {
 bool Scheduler::GrowFor(Sequence& s, int tokens) {
   const int wanted = BlocksFor(tokens) - static_cast<int>(s.blocks.size());
   if (wanted <= 0) return true;
-  while (pool_->counts().free < wanted) {
+  while (pool_->counts().available() < wanted) {
     Sequence* victim = VictimBehind(s);
     if (victim == nullptr) return false;
     Preempt(*victim);
@@ -211,12 +277,15 @@ void Scheduler::Admit(Budget* budget) {
   int admitted = 0;
   while (!waiting_.empty() && running() < options_.max_num_seqs) {
     Sequence& s = **waiting_.begin();
-    const int rows = ChunkRows(s, *budget);
-    const int wanted = BlocksFor(s.length());
-    if (rows == 0 || pool_->counts().free < wanted + headroom + admitted) return;
+    if (ChunkRows(s, *budget) == 0) return;
+    const PrefixIndex::Hit hit = FindPrefix(s);
+    if (SoonShared(s, hit.blocks)) return;
+    const int wanted = BlocksFor(s.length()) - hit.blocks + hit.cached;
+    if (pool_->counts().available() < wanted + headroom + admitted) return;
     Move(s, Sequence::State::kRunning);
+    TakePrefix(s, hit.blocks);
     SY_CHECK(GrowFor(s, s.length()));
-    Plan(s, rows, budget);
+    Plan(s, ChunkRows(s, *budget), budget);
     admitted += s.request.prefill_only ? 0 : 1;
   }
 }
@@ -235,9 +304,11 @@ std::span<const Scheduler::Chunk> Scheduler::Schedule() {
 
 void Scheduler::Commit(const Chunk& chunk) {
   Sequence& s = *chunk.sequence;
+  const int before = s.computed;
   s.computed += chunk.rows;
   SY_CHECK(s.state == Sequence::State::kRunning && s.computed <= s.length());
   SY_CHECK(BlocksFor(s.computed) <= static_cast<int>(s.blocks.size()));
+  SharePrefix(s, before);
 }
 
 void Scheduler::Append(Sequence& s, TokenId token) {
@@ -253,14 +324,14 @@ void Scheduler::Finish(Sequence& s) {
 
 int Scheduler::Leasable() const {
   const int reserved = waiting_.empty() ? 0 : BlocksFor((*waiting_.begin())->length());
-  return std::max(0, pool_->counts().free - reserved);
+  return std::max(0, pool_->counts().available() - reserved);
 }
 
 void Scheduler::CheckInvariants() const {
   pool_->CheckInvariants();
   SY_CHECK(running() <= options_.max_num_seqs);
-  std::set<BlockId> blocks;
-  size_t entries = 0, queued = 0;
+  std::map<BlockId, int> users;
+  size_t queued = 0;
   for (const auto& [queue, state] : {std::pair(&waiting_, Sequence::State::kWaiting),
                                      std::pair(&adopted_, Sequence::State::kAdopted),
                                      std::pair(&running_, Sequence::State::kRunning),
@@ -271,13 +342,18 @@ void Scheduler::CheckInvariants() const {
       SY_CHECK(it != sequences_.end() && it->second.get() == s && s->state == state);
       SY_CHECK(BlocksFor(s->computed) <= static_cast<int>(s->blocks.size()));
       SY_CHECK(s->blocks.empty() == (state == Sequence::State::kWaiting));
-      blocks.insert(s->blocks.begin(), s->blocks.end());
-      entries += s->blocks.size();
+      for (const BlockId b : s->blocks) ++users[b];
     }
   }
   SY_CHECK(queued == sequences_.size());
-  SY_CHECK_MSG(blocks.size() == entries, "a block is in two tables");
-  SY_CHECK(static_cast<int>(entries) == pool_->counts().owned);
+  // What LendPrefix gave has no sequence yet.
+  int more = 0;
+  for (const auto& [block, count] : users) {
+    SY_CHECK_MSG(pool_->reference_count(block) >= count, "block ", block.value());
+    more += pool_->reference_count(block) - count;
+  }
+  SY_CHECK_MSG(more <= lent_ && pool_->counts().owned - static_cast<int>(users.size()) <= lent_,
+               "blocks are held by nobody");
 }
 
 }  // namespace switchyard

@@ -12,6 +12,9 @@
 //     blocks are freed and it waits, tokens kept, to be recomputed. With nobody behind it, it skips
 //     the step. So the first in order always proceeds, unless blocks are out of reach of preemption
 //     (held, leased, quarantined, or of prefill_only sequences, which somebody may be sending).
+//   - Blocks that hold a prompt's first tokens already are shared (kvcache/prefix_index.h): what is
+//     computed begins behind them. At least the last token is computed, for its logits; a request
+//     that wants scores of its prompt computes all of it.
 //   - prefill_only sequences take only their prompt's blocks and are never preempted.
 #pragma once
 
@@ -25,6 +28,7 @@
 #include "absl/status/status.h"
 #include "engine/sequence.h"
 #include "kvcache/block_pool.h"
+#include "kvcache/prefix_index.h"
 
 namespace switchyard {
 
@@ -36,6 +40,8 @@ struct SchedulerOptions {
   int max_waiting = 1024;
   int max_model_len = 2048;
   int max_logit_rows = 512;  // rows with logits in one step; at least the sequences running at once
+  bool prefix_caching = true;
+  uint64_t prefix_seed = 0;  // PrefixIndex
 };
 
 class Scheduler {
@@ -54,9 +60,14 @@ class Scheduler {
   // Queues a valid request. kInvalidArgument if its blocks could never fit the pool;
   // kResourceExhausted if the queue is full; kAlreadyExists.
   absl::Status Add(EngineRequest request);
-  // Queues a request whose first given tokens lie in leased `blocks`, and whose next token is
-  // `first`. Errors as Add; then the blocks are untouched.
-  absl::Status Adopt(EngineRequest request, std::span<const BlockId> blocks, TokenId first);
+  // Queues a request whose first given tokens lie in `blocks`, the first `lent` of which LendPrefix
+  // gave and the rest of which is leased, and whose next token is `first`. Errors as Add; then the
+  // blocks are untouched.
+  absl::Status Adopt(EngineRequest request, std::span<const BlockId> blocks, int lent,
+                     TokenId first);
+  // Blocks of the cache that hold the beginning of `tokens`, for Adopt or ReturnPrefix.
+  std::vector<BlockId> LendPrefix(std::span<const TokenId> tokens, std::string_view salt);
+  void ReturnPrefix(std::span<const BlockId> blocks);
   // Forgets a request in any state and frees its blocks. False if there is none.
   bool Abort(const AttemptKey& key);
   // Forgets a held one. False if it is not held.
@@ -65,14 +76,16 @@ class Scheduler {
   // The next step. Valid until the next call of any other method than Commit, Append and Finish.
   // May be empty though requests wait: then HasWork is false until blocks or requests arrive.
   std::span<const Chunk> Schedule();
-  // The chunk's KV has been written. Without it, Schedule gives the same rows again.
+  // The chunk's KV has been written, and its full blocks may be shared from now on. Without it,
+  // Schedule gives the same rows again.
   void Commit(const Chunk& chunk);
   // A token was sampled for `sequence`, which has no rows left to compute.
   void Append(Sequence& sequence, TokenId token);
   // No more tokens: frees the sequence, or holds it if it is prefill_only. It may be gone after.
   void Finish(Sequence& sequence);
 
-  // Blocks that a hand-off may lease: what is free, less what the first in the queue waits for.
+  // Blocks that a hand-off may lease: what is available, less what the first in the queue waits
+  // for.
   int Leasable() const;
   // Blocks outside of the scheduler's reach became free.
   void OnBlocksFreed() { stalled_ = false; }
@@ -83,6 +96,9 @@ class Scheduler {
   int waiting() const { return static_cast<int>(waiting_.size() + adopted_.size()); }
   int held() const { return static_cast<int>(held_.size()); }
   uint64_t preemptions() const { return preemptions_; }
+  // Tokens of admitted requests that were looked for in the cache, and those found.
+  uint64_t prefix_queries() const { return prefix_queries_; }
+  uint64_t prefix_hits() const { return prefix_hits_; }
   // CHECKs, by walking everything, that sequences and pool agree.
   void CheckInvariants() const;
 
@@ -102,6 +118,16 @@ class Scheduler {
   Sequence& Insert(EngineRequest request, Sequence::State state);
   void Erase(Sequence& sequence);
   void FreeBlocks(Sequence& sequence);
+  // The hashes of its first `blocks` blocks, all of whose tokens are known.
+  std::span<const PrefixHash> HashesOf(Sequence& sequence, int blocks);
+  // What of a waiting sequence is in the cache.
+  PrefixIndex::Hit FindPrefix(Sequence& sequence);
+  // A prompt that is being computed will leave this block of `sequence`: samples of one prompt that
+  // come together wait for the first of them instead of computing the same.
+  bool SoonShared(const Sequence& sequence, int block) const;
+  void TakePrefix(Sequence& sequence, int blocks);
+  // Full blocks of [from, computed) become shareable.
+  void SharePrefix(Sequence& sequence, int from);
   void Preempt(Sequence& sequence);
   // The last in order that holds blocks, stands behind `sequence` and may be preempted; or null.
   Sequence* VictimBehind(const Sequence& sequence) const;
@@ -118,7 +144,9 @@ class Scheduler {
   std::unordered_map<AttemptKey, std::unique_ptr<Sequence>, absl::Hash<AttemptKey>> sequences_;
   Queue waiting_, adopted_, running_, held_;
   bool stalled_ = false;  // the last plan was empty and nothing has changed since
-  uint64_t arrivals_ = 0, preemptions_ = 0;
+  PrefixIndex prefixes_;
+  int lent_ = 0;  // references that LendPrefix gave and nobody returned or adopted
+  uint64_t arrivals_ = 0, preemptions_ = 0, prefix_queries_ = 0, prefix_hits_ = 0;
   std::vector<Chunk> plan_;
   std::vector<Sequence*> order_;  // scratch: a snapshot of a queue that changes under the loop
 };

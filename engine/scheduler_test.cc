@@ -81,7 +81,7 @@ TEST(SchedulerTest, PreemptsTheNewestOfTheLowestPriority) {
   EXPECT_EQ(s.running(), 1);
   for (int i = 0; i < 200 && s.HasWork(); ++i) StepOnce(s);
   EXPECT_FALSE(s.HasWork());
-  EXPECT_EQ(pool.counts().free, 6);
+  EXPECT_EQ(pool.counts().available(), 6);
 }
 
 TEST(SchedulerTest, RefusesWhatCouldNeverFit) {
@@ -134,6 +134,67 @@ TEST(SchedulerTest, PromptScoresLimitRowsByLogits) {
   EXPECT_EQ(Describe(s.Schedule()), "a:4");  // no logits are left for b's token
 }
 
+// Adds a request that has the tokens of "a".
+void AddLikeA(Scheduler& s, const std::string& id, int prompt, const std::string& salt = "",
+              int prompt_logprobs = -1) {
+  EngineRequest r = Request("a", prompt, 9);
+  r.key.request = id;
+  r.cache_salt = salt;
+  r.prompt_logprobs = prompt_logprobs;
+  ASSERT_TRUE(s.Add(r).ok());
+}
+
+TEST(SchedulerTest, WhatWasComputedIsNotComputedAgain) {
+  BlockPool pool(32);
+  Scheduler s(Small(), &pool);
+  AddLikeA(s, "a", 9);
+  EXPECT_EQ(StepOnce(s), "a:6");
+  EXPECT_EQ(StepOnce(s), "a:3");
+  AddLikeA(s, "b", 9);  // two full blocks are there
+  EXPECT_EQ(StepOnce(s), "a:1 b:1");
+  EXPECT_EQ(s.prefix_queries(), 18u);
+  EXPECT_EQ(s.prefix_hits(), 8u);
+  AddLikeA(s, "c", 8);  // all of it is, but the last token's logits are wanted
+  EXPECT_EQ(StepOnce(s), "a:1 b:1 c:4");
+  AddLikeA(s, "salted", 9, "tenant");
+  EXPECT_EQ(StepOnce(s), "a:1 b:1 c:1 salted:5");
+}
+
+TEST(SchedulerTest, ScoresOfThePromptReadNothingFromTheCache) {
+  BlockPool pool(32);
+  Scheduler s(Small(), &pool);
+  AddLikeA(s, "a", 9);
+  StepOnce(s);
+  StepOnce(s);
+  AddLikeA(s, "scored", 9, "", 0);
+  EXPECT_EQ(StepOnce(s), "a:1 scored:6");
+  EXPECT_EQ(s.prefix_hits(), 0u);
+}
+
+TEST(SchedulerTest, SamplesThatComeTogetherComputeTheirPromptOnce) {
+  BlockPool pool(32);
+  Scheduler s(Small(), &pool);
+  for (const char* id : {"a", "b", "c"}) AddLikeA(s, id, 13);
+  EXPECT_EQ(StepOnce(s), "a:6");
+  EXPECT_EQ(StepOnce(s), "a:6");
+  EXPECT_EQ(StepOnce(s), "a:1 b:1 c:1");
+  EXPECT_EQ(s.prefix_hits(), 24u);
+}
+
+TEST(SchedulerTest, CachedBlocksGiveWay) {
+  BlockPool pool(6);
+  Scheduler s(Small(), &pool);
+  AddLikeA(s, "a", 9);
+  for (int i = 0; i < 12; ++i) StepOnce(s);
+  EXPECT_EQ(pool.counts().owned, 0);
+  EXPECT_EQ(pool.counts().cached, 4);  // of 17 tokens with KV
+  EXPECT_EQ(s.Leasable(), 6);
+  ASSERT_TRUE(s.Add(Request("z", 20, 2)).ok());
+  for (int i = 0; i < 6; ++i) StepOnce(s);
+  EXPECT_EQ(pool.counts().cached, 5);  // its own; its 21st token took the last one of a
+  EXPECT_EQ(s.prefix_hits(), 0u);
+}
+
 // The whole of a request's history, as one number: what its KV "is" at each position.
 uint64_t Mix(uint64_t prefix, TokenId token) {
   uint64_t h = (prefix ^ static_cast<uint64_t>(token)) * 0x9E3779B97F4A7C15ull;
@@ -167,15 +228,20 @@ class Simulation {
     }
     while (!held_.empty()) ReleaseOne();
     while (!leased_.empty()) ReturnLease();
-    EXPECT_EQ(pool_.counts().free, pool_.counts().total);
+    EXPECT_EQ(pool_.counts().available(), pool_.counts().total);
     EXPECT_EQ(scheduler_.waiting() + scheduler_.running() + scheduler_.held(), 0);
     EXPECT_FALSE(scheduler_.HasWork());
   }
 
   uint64_t preemptions() const { return scheduler_.preemptions(); }
+  uint64_t hits() const { return scheduler_.prefix_hits(); }
   int finished() const { return finished_; }
 
  private:
+  struct Lease {
+    std::vector<BlockId> blocks;
+    size_t lent = 0;  // of them, what the cache had
+  };
   int Random(int low, int high) { return std::uniform_int_distribution<int>(low, high)(rng_); }
   SchedulerOptions Options() {
     return {.block_tokens = 4,
@@ -184,7 +250,8 @@ class Simulation {
             .max_num_seqs = Random(1, 9),
             .max_waiting = 6,
             .max_model_len = 60,
-            .max_logit_rows = Random(1, 24)};
+            .max_logit_rows = Random(1, 24),
+            .prefix_caching = Random(0, 4) > 0};
   }
   static uint64_t State(std::span<const TokenId> tokens) {
     uint64_t h = 0;
@@ -200,7 +267,11 @@ class Simulation {
     if (Random(0, 2) != 0) return;
     EngineRequest r;
     r.key = {std::to_string(arrived_++), 1};
-    for (int i = Random(1, 30); i > 0; --i) r.prompt_ids.push_back(Random(0, 1023));
+    // Half of the prompts begin as others do.
+    for (int i = Random(-15, 15), family = Random(0, 2); i > 0; --i) {
+      r.prompt_ids.push_back(family * 100 + i % 5);
+    }
+    for (int i = Random(1, 15); i > 0; --i) r.prompt_ids.push_back(Random(0, 1023));
     std::vector<TokenId> all = r.prompt_ids;
     r.max_tokens = Random(1, 30);
     for (int i = Random(0, r.max_tokens - 1) / 2; i > 0; --i) {
@@ -212,15 +283,22 @@ class Simulation {
     const int kind = Random(0, 3);
     r.prefill_only = kind == 0;
     if (kind == 1 && static_cast<int>(r.generated_ids.size()) + 1 < r.max_tokens) {
-      const int blocks = (static_cast<int>(all.size()) + 3) / 4;
-      if (blocks > scheduler_.Leasable()) return;
-      const auto lease = pool_.Lease(blocks).value();
+      Lease lease;
+      if (Random(0, 1) == 0) lease.blocks = scheduler_.LendPrefix(all, r.cache_salt);
+      lease.lent = lease.blocks.size();
+      const int blocks = (static_cast<int>(all.size()) + 3) / 4 - static_cast<int>(lease.lent);
+      if (blocks > scheduler_.Leasable()) return scheduler_.ReturnPrefix(lease.blocks);
+      const std::vector<BlockId> leased = pool_.Lease(blocks).value();
+      lease.blocks.insert(lease.blocks.end(), leased.begin(), leased.end());
       if (Random(0, 3) == 0) return leased_.push_back(lease);  // a hand-off that never commits
       uint64_t state = 0;
       for (size_t i = 0; i < all.size(); ++i) {
-        Kv(lease, static_cast<int>(i)) = state = Mix(state, all[i]);
+        state = Mix(state, all[i]);
+        if (i >= lease.lent * 4) Kv(lease.blocks, static_cast<int>(i)) = state;
       }
-      if (!scheduler_.Adopt(r, lease, Next(state)).ok()) return leased_.push_back(lease);
+      if (!scheduler_.Adopt(r, lease.blocks, static_cast<int>(lease.lent), Next(state)).ok()) {
+        return leased_.push_back(lease);
+      }
     } else if (!scheduler_.Add(r).ok()) {
       return;
     }
@@ -239,7 +317,9 @@ class Simulation {
     held_.pop_back();
   }
   void ReturnLease() {
-    pool_.Release(leased_.back());
+    const auto blocks = std::span(leased_.back().blocks);
+    scheduler_.ReturnPrefix(blocks.first(leased_.back().lent));
+    pool_.Release(blocks.subspan(leased_.back().lent));
     leased_.pop_back();
     scheduler_.OnBlocksFreed();
   }
@@ -291,13 +371,13 @@ class Simulation {
   std::vector<uint64_t> kv_;
   std::map<AttemptKey, EngineRequest> live_;
   std::vector<AttemptKey> held_;
-  std::vector<std::vector<BlockId>> leased_;
+  std::vector<Lease> leased_;
   int arrived_ = 0, finished_ = 0;
 };
 
 TEST(SchedulerTest, EveryRequestGetsItsTokensInAnyWeather) {
   const uint32_t base = std::random_device()();
-  uint64_t preemptions = 0;
+  uint64_t preemptions = 0, hits = 0;
   int finished = 0;
   for (uint32_t seed = base; seed != base + 150; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
@@ -305,9 +385,11 @@ TEST(SchedulerTest, EveryRequestGetsItsTokensInAnyWeather) {
     sim.Run();
     if (testing::Test::HasFatalFailure()) return;
     preemptions += sim.preemptions();
+    hits += sim.hits();
     finished += sim.finished();
   }
   EXPECT_GT(preemptions, 100u);
+  EXPECT_GT(hits, 2000u);
   EXPECT_GT(finished, 3000);
 }
 

@@ -6,6 +6,7 @@
 
 #include "common/ids.h"
 #include "engine/request.h"
+#include "kvcache/prefix_index.h"
 
 namespace switchyard {
 
@@ -21,11 +22,13 @@ struct Sequence {
   EngineRequest request;
   uint64_t arrival = 0;  // unique; kept over preemption, so that it goes back to its place
   State state = State::kWaiting;
-  std::vector<TokenId> tokens;  // prompt_ids, generated_ids, then what was sampled here
-  int given = 0;                // tokens known on arrival: prompt_ids + generated_ids
-  int length_max = 0;           // tokens at which it ends with kLength
-  int computed = 0;             // tokens whose KV is in `blocks`
-  std::vector<BlockId> blocks;  // the block table
+  std::vector<TokenId> tokens;     // prompt_ids, generated_ids, then what was sampled here
+  int given = 0;                   // tokens known on arrival: prompt_ids + generated_ids
+  int length_max = 0;              // tokens at which it ends with kLength
+  int computed = 0;                // tokens whose KV is in `blocks`
+  int cached = 0;                  // of these, what was there when it was admitted
+  std::vector<PrefixHash> hashes;  // [i] is of blocks [0, i]; as many as were needed so far
+  std::vector<BlockId> blocks;     // the block table
   // With request.prompt_logprobs: entry i scores prompt_ids[i + 1]. Survives preemption.
   std::vector<SampledToken> prompt_scores;
 

@@ -44,6 +44,8 @@ absl::StatusOr<EngineRequest> RequestFromProto(const pb::Submit& submit) {
   r.max_tokens = submit.max_tokens();
   r.stop_token_ids.assign(submit.stop_token_ids().begin(), submit.stop_token_ids().end());
   r.ignore_eos = submit.ignore_eos();
+  r.min_tokens = submit.min_tokens();
+  r.cache_salt = submit.cache_salt();
   r.priority = submit.priority();
   r.prompt_logprobs = submit.prompt_logprobs();
   RETURN_IF_ERROR(CheckRequest(r));
@@ -58,6 +60,8 @@ void ToProto(const EngineRequest& r, pb::Submit* submit) {
   submit->set_max_tokens(r.max_tokens);
   submit->mutable_stop_token_ids()->Assign(r.stop_token_ids.begin(), r.stop_token_ids.end());
   submit->set_ignore_eos(r.ignore_eos);
+  submit->set_min_tokens(r.min_tokens);
+  submit->set_cache_salt(r.cache_salt);
   submit->set_priority(r.priority);
   submit->set_prompt_logprobs(r.prompt_logprobs);
 }
@@ -82,6 +86,7 @@ pb::AttemptEvent ToEvent(const EngineOutput& output) {
   }
   ToProto(output.key, event.mutable_id());
   event.set_index(output.index);
+  event.set_cached_tokens(output.cached_tokens);
   if (output.token) ToProto(*output.token, event.mutable_token());
   for (const SampledToken& t : output.prompt_logprobs) ToProto(t, event.add_prompt_logprobs());
   return event;
@@ -92,6 +97,8 @@ absl::StatusOr<EngineOutput> OutputFromEvent(const pb::AttemptEvent& event) {
   out.key = FromProto(event.id());
   out.index = event.index();
   if (out.index < 0) return Bad("index", absl::StrCat(out.index), "tokens count from 0");
+  out.cached_tokens = event.cached_tokens();
+  if (out.cached_tokens < 0) return Bad("cached_tokens", absl::StrCat(out.cached_tokens), ">= 0");
   if (event.has_token()) {
     ASSIGN_OR_RETURN(out.token, TokenFromProto("token", event.token()));
   }
@@ -122,13 +129,16 @@ absl::StatusOr<EngineOutput> OutputFromEvent(const pb::AttemptEvent& event) {
 void ToProto(const EngineStats& stats, cluster::v1::Heartbeat* heartbeat) {
   heartbeat->set_running(stats.running);
   heartbeat->set_waiting(stats.waiting);
-  heartbeat->set_kv_blocks_free(stats.blocks.free);
+  heartbeat->set_kv_blocks_free(stats.blocks.available());
+  heartbeat->set_kv_blocks_cached(stats.blocks.cached);
   heartbeat->set_kv_blocks_owned(stats.blocks.owned);
   heartbeat->set_kv_blocks_leased(stats.blocks.leased);
   heartbeat->set_kv_blocks_quarantined(stats.blocks.quarantined);
   heartbeat->set_prompt_tokens(stats.prompt_tokens);
   heartbeat->set_generated_tokens(stats.generated_tokens);
   heartbeat->set_preemptions(stats.preemptions);
+  heartbeat->set_prefix_queries(stats.prefix_queries);
+  heartbeat->set_prefix_hits(stats.prefix_hits);
 }
 
 }  // namespace switchyard

@@ -16,7 +16,19 @@ EngineRequest Request() {
   r.key = {"r", 3};
   r.prompt_ids = {1, 2, 3};
   r.generated_ids = {4};
-  r.sampling = {.temperature = 0.5f, .top_k = 7, .top_p = 0.5f, .seed = ~0ull, .logprobs = 5};
+  r.sampling = {.temperature = 0.5f,
+                .top_k = 7,
+                .top_p = 0.5f,
+                .min_p = 0.25f,
+                .presence_penalty = -1.5f,
+                .frequency_penalty = 1.5f,
+                .repetition_penalty = 1.25f,
+                .logit_bias = {{2, -100.0f}, {9, 0.5f}},
+                .seed = ~0ull,
+                .sample = 3,
+                .logprobs = 5};
+  r.min_tokens = 6;
+  r.cache_salt = "tenant";
   r.max_tokens = 9;
   r.stop_token_ids = {11};
   r.ignore_eos = true;
@@ -34,11 +46,9 @@ TEST(WireConversionTest, RequestSurvives) {
   EXPECT_EQ(back->key, r.key);
   EXPECT_EQ(back->prompt_ids, r.prompt_ids);
   EXPECT_EQ(back->generated_ids, r.generated_ids);
-  EXPECT_EQ(back->sampling.temperature, r.sampling.temperature);
-  EXPECT_EQ(back->sampling.top_k, r.sampling.top_k);
-  EXPECT_EQ(back->sampling.top_p, r.sampling.top_p);
-  EXPECT_EQ(back->sampling.seed, r.sampling.seed);
-  EXPECT_EQ(back->sampling.logprobs, r.sampling.logprobs);
+  EXPECT_EQ(back->sampling, r.sampling);
+  EXPECT_EQ(back->min_tokens, r.min_tokens);
+  EXPECT_EQ(back->cache_salt, r.cache_salt);
   EXPECT_EQ(back->max_tokens, r.max_tokens);
   EXPECT_EQ(back->stop_token_ids, r.stop_token_ids);
   EXPECT_EQ(back->ignore_eos, r.ignore_eos);
@@ -63,6 +73,21 @@ TEST(WireConversionTest, RefusesWhatAPeerMayNotSay) {
        "top_k is -1; it must be at least 0 (off)"},
       {[](auto& s) { s.mutable_sampling()->set_logprobs(21); },
        "logprobs is 21; allowed are -1 to 20"},
+      {[&](auto& s) { s.mutable_sampling()->set_min_p(nan); }, "min_p is nan; allowed are 0 to 1"},
+      {[](auto& s) { s.mutable_sampling()->set_presence_penalty(-2.5f); },
+       "presence_penalty is -2.5; allowed are -2 to 2"},
+      {[](auto& s) { s.mutable_sampling()->set_repetition_penalty(0); },
+       "repetition_penalty is 0; allowed is (0, 100]"},
+      {[](auto& s) { s.mutable_sampling()->set_bias_values(0, 101); },
+       "logit_bias of 2 is 101; allowed are -100 to 100"},
+      {[](auto& s) { s.mutable_sampling()->set_bias_tokens(0, 9); },
+       "logit_bias names token 9 twice"},
+      {[](auto& s) {
+         s.mutable_sampling()->mutable_bias_values()->Resize(1025, 1),
+             s.mutable_sampling()->mutable_bias_tokens()->Resize(1025, 1);
+       },
+       "number of logit_bias is 1025; allowed are 0 to 1024"},
+      {[](auto& s) { s.set_min_tokens(10); }, "min_tokens is 10; allowed are 0 to max_tokens, 9"},
       {[](auto& s) { s.set_prompt_logprobs(-2); }, "prompt_logprobs is -2; allowed are -1 to 20"},
       {[](auto& s) { s.mutable_stop_token_ids()->Resize(257, 1); },
        "number of stop_token_ids is 257; allowed are 0 to 256"},

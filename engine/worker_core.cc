@@ -24,8 +24,9 @@ absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(const WorkerOptio
   if (options.log != nullptr) {
     for (const std::string& notice : core->model_->notices()) options.log->Info(notice);
   }
-  ASSIGN_OR_RETURN(core->engine_,
-                   Engine::Create(core->model_.get(), options.engine, core->ep_.get()));
+  EngineOptions engine = options.engine;
+  engine.prefix_seed = core->incarnation_;
+  ASSIGN_OR_RETURN(core->engine_, Engine::Create(core->model_.get(), engine, core->ep_.get()));
   core->engine_options_ = core->engine_->options();
   core->kv_ = &core->engine_->kv();
   {

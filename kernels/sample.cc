@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <numeric>
 
 #include "common/check.h"
@@ -41,6 +42,7 @@ class Weights {
     if (!(x > -64.0)) return 0;  // too small to count, or NaN
     return static_cast<uint64_t>(std::ldexp(std::exp(x), bits_));
   }
+  double highest() const { return std::ldexp(1.0, bits_); }  // the most probable token's weight
 
  private:
   std::span<const float> logits_;
@@ -82,13 +84,20 @@ size_t TopP(std::span<Candidate> all, float top_p) {
   return std::max<size_t>(begin, 1);
 }
 
-// The tokens that top-k and top-p leave, ascending by id.
+bool Truncates(const SamplingParams& p) { return p.top_k > 0 || p.top_p < 1 || p.min_p > 0; }
+
+// The tokens that min-p, top-k and top-p leave, ascending by id.
 std::vector<Candidate> Truncate(std::span<const float> logits, const SamplingParams& params,
                                 const Weights& weights) {
-  std::vector<Candidate> kept(logits.size());
+  const double weight_min = static_cast<double>(params.min_p) * weights.highest();
+  std::vector<Candidate> kept;
+  kept.reserve(logits.size());
   for (uint32_t id = 0; id < logits.size(); ++id) {
-    kept[id] = {RankKey(logits[id], id), weights(id)};
+    const uint64_t weight = weights(id);
+    if (static_cast<double>(weight) < weight_min) continue;
+    kept.push_back({RankKey(logits[id], id), weight});
   }
+  if (kept.empty()) return kept;  // only where logits are not finite
   if (params.top_k > 0 && static_cast<size_t>(params.top_k) < kept.size()) {
     std::nth_element(kept.begin(), kept.begin() + params.top_k, kept.end(), Better);
     kept.resize(params.top_k);
@@ -106,9 +115,9 @@ uint64_t Pick(double u, uint64_t total) {
 
 TokenId Draw(std::span<const float> logits, const SamplingParams& params, uint64_t position) {
   const Weights weights(logits, params.temperature);
-  const double u = PhiloxUniform(params.seed, position, 0);
+  const double u = PhiloxUniform(params.seed, position, params.sample);
   std::vector<Candidate> kept;
-  if (params.top_k > 0 || params.top_p < 1.0f) {
+  if (Truncates(params)) {
     kept = Truncate(logits, params, weights);
   } else {
     kept.resize(logits.size());
@@ -171,11 +180,42 @@ SampledToken ScoreToken(std::span<const float> logits, TokenId token, int32_t lo
   return out;
 }
 
-SampledToken SampleToken(std::span<const float> logits, const SamplingParams& params,
-                         uint64_t position) {
+TokenId ChooseToken(std::span<const float> logits, const SamplingParams& params,
+                    uint64_t position) {
   SY_CHECK(!logits.empty());
-  const TokenId token = params.temperature > 0 ? Draw(logits, params, position) : ArgMax(logits);
-  return ScoreToken(logits, token, params.logprobs);
+  return params.temperature > 0 ? Draw(logits, params, position) : ArgMax(logits);
+}
+
+bool AdjustsLogits(const SamplingParams& p, const TokenHistory& history) {
+  return !p.logit_bias.empty() || !history.banned.empty() || p.repetition_penalty != 1 ||
+         ((p.presence_penalty != 0 || p.frequency_penalty != 0) && !history.generated.empty());
+}
+
+void AdjustLogits(const SamplingParams& params, const TokenHistory& history,
+                  std::span<float> logits) {
+  for (const auto& [token, bias] : params.logit_bias) logits[token] += bias;
+  for (const TokenId token : history.banned) {
+    logits[token] = -std::numeric_limits<float>::infinity();
+  }
+  struct Seen {
+    uint32_t generated = 0;
+    bool anywhere = false;
+  };
+  std::vector<Seen> seen(logits.size());
+  for (const TokenId token : history.prompt) seen[token].anywhere = true;
+  for (const TokenId token : history.generated) {
+    seen[token].anywhere = true;
+    ++seen[token].generated;
+  }
+  for (size_t id = 0; id < logits.size(); ++id) {
+    float& logit = logits[id];
+    if (seen[id].anywhere) {
+      logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+    }
+    if (seen[id].generated == 0) continue;
+    logit -= params.frequency_penalty * static_cast<float>(seen[id].generated);
+    logit -= params.presence_penalty;
+  }
 }
 
 }  // namespace switchyard

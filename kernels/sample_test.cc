@@ -15,6 +15,11 @@
 namespace switchyard {
 namespace {
 
+SampledToken SampleToken(const std::vector<float>& logits, const SamplingParams& params,
+                         uint64_t position) {
+  return ScoreToken(logits, ChooseToken(logits, params, position), params.logprobs);
+}
+
 // What 2,000 positions draw.
 std::set<TokenId> Drawn(const std::vector<float>& logits, const SamplingParams& params) {
   std::set<TokenId> tokens;
@@ -171,6 +176,66 @@ TEST(SampleTest, TheDrawDependsOnSeedAndPositionAlone) {
   }
   EXPECT_GT(by_position.size(), 20u);
   EXPECT_GT(by_seed.size(), 20u);
+}
+
+TEST(SampleTest, EachSampleOfAPromptDrawsItsOwnNumbers) {
+  const std::vector<float> logits(1000, 0.0f);
+  std::set<TokenId> tokens;
+  for (uint32_t i = 0; i < 50; ++i) {
+    const TokenId token = ChooseToken(logits, {.seed = 5, .sample = i}, 3);
+    tokens.insert(token);
+    EXPECT_EQ(token, static_cast<TokenId>(PhiloxUniform(5, 3, i) * 1000)) << i;
+  }
+  EXPECT_GT(tokens.size(), 40u);
+}
+
+TEST(SampleTest, MinPKeepsTokensByTheBestOnesProbability) {
+  const std::vector<float> logits = {std::log(0.1f), std::log(0.4f), std::log(0.3f),
+                                     std::log(0.2f)};
+  EXPECT_EQ(Drawn(logits, {.min_p = 0.24f}), (std::set<TokenId>{0, 1, 2, 3}));
+  EXPECT_EQ(Drawn(logits, {.min_p = 0.26f}), (std::set<TokenId>{1, 2, 3}));
+  EXPECT_EQ(Drawn(logits, {.min_p = 0.7f}), (std::set<TokenId>{1, 2}));
+  EXPECT_EQ(Drawn(logits, {.min_p = 1.0f}), (std::set<TokenId>{1}));
+  // The temperature comes first (0.2/0.4 is 1/4 at T = 0.5), top-k and top-p after.
+  EXPECT_EQ(Drawn(logits, {.temperature = 0.5f, .min_p = 0.3f}), (std::set<TokenId>{1, 2}));
+  EXPECT_EQ(Drawn(logits, {.top_k = 2, .min_p = 0.26f}), (std::set<TokenId>{1, 2}));
+  EXPECT_EQ(Drawn(logits, {.top_p = 0.4f, .min_p = 0.7f}), (std::set<TokenId>{1}));
+}
+
+TEST(SampleTest, PenaltiesAndBiasFollowTheIds) {
+  const std::vector<TokenId> prompt = {0, 1, 1}, generated = {1, 2, 2};
+  const TokenHistory history{.prompt = prompt, .generated = generated, .banned = {}};
+  const auto adjusted = [&](const SamplingParams& params, const TokenHistory& h) {
+    std::vector<float> logits = {2, 2, -2, -2, 1};
+    EXPECT_TRUE(AdjustsLogits(params, h));
+    AdjustLogits(params, h, logits);
+    return logits;
+  };
+  using V = std::vector<float>;
+  EXPECT_EQ(adjusted({.presence_penalty = 0.5f}, history), (V{2, 1.5f, -2.5f, -2, 1}));
+  EXPECT_EQ(adjusted({.frequency_penalty = 0.5f}, history), (V{2, 1.5f, -3, -2, 1}));
+  EXPECT_EQ(adjusted({.repetition_penalty = 2}, history), (V{1, 1, -4, -2, 1}));
+  EXPECT_EQ(adjusted({.logit_bias = {{4, 3.0f}, {3, -1.0f}}}, history), (V{2, 2, -2, -3, 4}));
+  const std::vector<TokenId> banned = {4};
+  EXPECT_EQ(adjusted({}, {.prompt = prompt, .generated = {}, .banned = banned}),
+            (V{2, 2, -2, -2, -std::numeric_limits<float>::infinity()}));
+  // The bias first, then the penalties on what it gives.
+  EXPECT_EQ(adjusted({.frequency_penalty = 1, .repetition_penalty = 2, .logit_bias = {{2, 6.0f}}},
+                     history),
+            (V{1, 0, 0, -2, 1}));
+
+  EXPECT_FALSE(AdjustsLogits({}, history));
+  EXPECT_FALSE(AdjustsLogits({.presence_penalty = 1, .frequency_penalty = 1},
+                             {.prompt = prompt, .generated = {}, .banned = {}}));
+}
+
+TEST(SampleTest, ABannedTokenIsNeverDrawn) {
+  std::vector<float> logits = {9, 1, 1, 1};
+  const std::vector<TokenId> banned = {0};
+  AdjustLogits({}, {.prompt = {}, .generated = {}, .banned = banned}, logits);
+  EXPECT_EQ(Drawn(logits, {}), (std::set<TokenId>{1, 2, 3}));
+  EXPECT_EQ(Drawn(logits, {.top_p = 0.99f}), (std::set<TokenId>{1, 2, 3}));
+  EXPECT_EQ(ChooseToken(logits, {.temperature = 0}, 0), 1);
 }
 
 }  // namespace

@@ -25,10 +25,11 @@ BlockPool::Block& BlockPool::at(BlockId b) {
 
 absl::StatusOr<std::vector<BlockId>> BlockPool::Take(int n, State state) {
   SY_CHECK_MSG(n >= 0, n);
-  if (n > counts_.free) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(n, " KV blocks wanted, ", counts_.free, " of ", counts_.total, " are free"));
+  if (n > counts_.available()) {
+    return absl::ResourceExhaustedError(absl::StrCat(n, " KV blocks wanted, ", counts_.available(),
+                                                     " of ", counts_.total, " are free"));
   }
+  while (counts_.free < n) EvictOldest();
   std::vector<BlockId> taken(free_.rbegin(), free_.rbegin() + n);
   free_.resize(free_.size() - static_cast<size_t>(n));
   for (BlockId b : taken) {
@@ -60,8 +61,46 @@ void BlockPool::Adopt(std::span<const BlockId> blocks) {
 
 void BlockPool::AddReference(BlockId b) {
   Block& block = at(b);
+  if (block.state == State::kCached) {
+    Unlink(b);
+    block.state = State::kOwned;
+    --counts_.cached;
+    ++counts_.owned;
+  }
   SY_CHECK_MSG(block.state == State::kOwned, "block ", b.value());
   ++block.references;
+}
+
+void BlockPool::Keep(BlockId b) {
+  Block& block = at(b);
+  SY_CHECK_MSG(block.state == State::kOwned, "block ", b.value());
+  block.keep = true;
+}
+
+void BlockPool::ToCached(BlockId b) {
+  Block& block = at(b);
+  block.state = State::kCached;
+  block.older = newest_;
+  block.newer = -1;
+  (newest_ < 0 ? oldest_ : blocks_[static_cast<size_t>(newest_)].newer) = b.value();
+  newest_ = b.value();
+  --counts_.owned;
+  ++counts_.cached;
+}
+
+void BlockPool::Unlink(BlockId b) {
+  const Block& block = at(b);
+  (block.older < 0 ? oldest_ : blocks_[static_cast<size_t>(block.older)].newer) = block.newer;
+  (block.newer < 0 ? newest_ : blocks_[static_cast<size_t>(block.newer)].older) = block.older;
+}
+
+void BlockPool::EvictOldest() {
+  const BlockId b(oldest_);
+  SY_CHECK(at(b).state == State::kCached);
+  Unlink(b);
+  at(b).keep = false;
+  ToFree(b, &counts_.cached);
+  if (evicted_) evicted_(b);
 }
 
 void BlockPool::ToFree(BlockId b, int* from) {
@@ -81,7 +120,12 @@ void BlockPool::Release(std::span<const BlockId> blocks) {
       continue;
     }
     SY_CHECK_MSG(block.state == State::kOwned, "block ", b.value());
-    if (--block.references == 0) ToFree(b, &counts_.owned);
+    if (--block.references > 0) continue;
+    if (block.keep) {
+      ToCached(b);
+    } else {
+      ToFree(b, &counts_.owned);
+    }
   }
 }
 
@@ -118,6 +162,10 @@ void BlockPool::CheckInvariants() const {
       case State::kFree:
         ++walked.free;
         break;
+      case State::kCached:
+        SY_CHECK(b.keep);
+        ++walked.cached;
+        break;
       case State::kOwned:
         ++walked.owned;
         break;
@@ -130,6 +178,12 @@ void BlockPool::CheckInvariants() const {
     }
   }
   SY_CHECK(walked == counts_);
+  int cached = 0;
+  for (int32_t i = oldest_; i >= 0; i = blocks_[static_cast<size_t>(i)].newer) {
+    SY_CHECK_MSG(at(BlockId(i)).state == State::kCached, "block ", i);
+    ++cached;
+  }
+  SY_CHECK(cached == counts_.cached);
   SY_CHECK(free_.size() == static_cast<size_t>(counts_.free));
   for (BlockId b : free_) SY_CHECK_MSG(at(b).state == State::kFree, "block ", b.value());
 }

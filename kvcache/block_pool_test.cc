@@ -58,6 +58,28 @@ TEST(BlockPoolDeathTest, CatchesADoubleFree) {
   EXPECT_DEATH(pool.Release(std::vector<BlockId>{BlockId(7)}), "block 7 of 1");
 }
 
+TEST(BlockPoolTest, KeptBlocksStayUntilOthersAreWanted) {
+  BlockPool pool(3);
+  std::vector<BlockId> evicted;
+  pool.OnEvict([&](BlockId b) { evicted.push_back(b); });
+  const auto a = pool.Allocate(2).value();
+  for (const BlockId b : a) pool.Keep(b);
+  pool.Release(a);
+  EXPECT_EQ(pool.counts(), (BlockPool::Counts{.free = 1, .cached = 2, .total = 3}));
+  EXPECT_EQ(pool.counts().available(), 3);
+  pool.AddReference(a[0]);  // used again: the other one is older now
+  pool.Release({a.data(), 1});
+  const auto c = pool.Lease(2).value();
+  EXPECT_EQ(evicted, (std::vector<BlockId>{a[1]}));
+  EXPECT_EQ(pool.reference_count(a[0]), 0);
+  pool.AddReference(a[0]);
+  EXPECT_FALSE(pool.Allocate(1).ok());  // what somebody uses is never taken
+  pool.Release({a.data(), 1});
+  EXPECT_TRUE(pool.Allocate(1).ok());
+  EXPECT_EQ(evicted, (std::vector<BlockId>{a[1], a[0]}));
+  pool.CheckInvariants();
+}
+
 // Random operations against a plain model: who holds what. No block is ever held twice, and the
 // counts always add up.
 TEST(BlockPoolTest, RandomOperationsKeepTheInvariant) {
@@ -74,12 +96,14 @@ TEST(BlockPoolTest, RandomOperationsKeepTheInvariant) {
   };
   for (int step = 0; step < 5000; ++step) {
     const int n = static_cast<int>(rng() % 8);
-    const bool fits = n <= pool.counts().free;
+    const bool fits = n <= pool.counts().available();
     switch (rng() % 7) {
       case 0: {
         auto b = pool.Allocate(n);
         ASSERT_EQ(b.ok(), fits);
         if (b.ok()) owned.push_back(*b);
+        for (const BlockId kept : b.ok() && rng() % 2 ? *b : std::vector<BlockId>())
+          pool.Keep(kept);
         break;
       }
       case 1: {
@@ -128,7 +152,7 @@ TEST(BlockPoolTest, RandomOperationsKeepTheInvariant) {
         for (BlockId b : v) all.insert(b), ++exclusive;
     ASSERT_EQ(all.size(), exclusive);
     for (const auto& [b, count] : references) ASSERT_EQ(pool.reference_count(b), count);
-    ASSERT_EQ(pool.counts().free, 37 - static_cast<int>(all.size()));
+    ASSERT_EQ(pool.counts().available(), 37 - static_cast<int>(all.size()));
     pool.CheckInvariants();
   }
 }

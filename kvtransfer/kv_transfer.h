@@ -21,7 +21,7 @@
 
 namespace switchyard {
 
-inline constexpr uint32_t kHandoffWireVersion = 1;
+inline constexpr uint32_t kHandoffWireVersion = 2;
 
 // What Hello offers and answers (handoff.proto), without gRPC.
 struct KvHello {
@@ -57,6 +57,8 @@ struct KvReceiverOptions {
 };
 
 // A reservation as the receiver holds it: the block ids stay its owner's (the engine's pool).
+// Leading blocks of generation 0 hold their tokens already: they are neither sent nor written, and
+// their checksums are 0 in the digest.
 struct KvTarget {
   AttemptKey key;
   int tokens = 0;
@@ -143,10 +145,11 @@ class KvSender {
   // of them. `blocks_total`: of the whole prompt.
   virtual void Prepare(const AttemptKey& key, int blocks_total,
                        std::function<void(absl::StatusOr<KvSendResult>)> done) = 0;
+  // Blocks of generation 0 (KvTarget) are not sent.
   virtual void Begin(const AttemptKey& key, uint64_t peer_token, uint64_t session,
                      std::vector<uint32_t> generations) = 0;
   // Blocks first_block, first_block + 1, … of `layer` are final and may go. Each (layer, block)
-  // once, in any order. The transfer is complete when all layers · blocks_total have gone.
+  // once, in any order. The transfer is complete when all that the peer wants has gone.
   virtual void Push(const AttemptKey& key, int layer, int first_block,
                     std::vector<BlockId> blocks) = 0;
   // Ends it early: done(kCancelled) follows once nothing is in flight from these blocks.

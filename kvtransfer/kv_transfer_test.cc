@@ -295,7 +295,7 @@ TEST_P(KvTransferTest, HelloIsIdempotentAndRefusesMismatchesByName) {
   std::string layout = refused([](KvHello& h) { h.layout_id = "other"; });
   EXPECT_NE(layout.find("other"), layout.npos);
   EXPECT_NE(layout.find(ends.to.layout().LayoutId()), layout.npos);
-  refused([](KvHello& h) { h.wire_version = 2; });
+  refused([](KvHello& h) { h.wire_version = kHandoffWireVersion + 1; });
   refused([](KvHello& h) { h.lanes = {"rdma"}; });
   refused([](KvHello& h) { h.lanes = {}; });
   if (GetParam() == "shm") refused([](KvHello& h) { h.host_id = "elsewhere"; });

@@ -69,9 +69,11 @@ void ReceiveSessions::On(const Open& e, absl::Time now, Effects* out) {
   Session& s = sessions_[id];
   s.peer_token = e.peer_token;
   s.target = t;
-  s.missing = t.blocks.size() * static_cast<size_t>(options_.layers);
-  s.checksums.resize(s.missing);
-  s.arrived.resize(s.missing);
+  s.checksums.resize(t.blocks.size() * static_cast<size_t>(options_.layers));
+  for (int layer = 0; layer < options_.layers; ++layer) {
+    for (const uint32_t generation : t.generations) s.arrived.push_back(generation == 0);
+  }
+  s.missing = static_cast<size_t>(std::count(s.arrived.begin(), s.arrived.end(), false));
   s.expires = now + options_.lease;
   CheckBy(s.expires);
   by_key_[t.key] = id;

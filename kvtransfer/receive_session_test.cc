@@ -62,6 +62,24 @@ class ReceiveSessionTest : public ::testing::Test {
   S sessions_{{.layers = kLayers, .sessions_max = 4, .tombstones_max = 8}};
 };
 
+TEST_F(ReceiveSessionTest, BlocksThatAreThereAreNotExpected) {
+  KvTarget t = Target("a", 3);
+  t.generations[0] = 0;
+  const uint64_t s = *Open(t);
+  for (const uint32_t generation : {0u, 50u}) {
+    EXPECT_EQ(sessions_.Expects(kPeer, s, 0, 0, generation), std::nullopt);
+  }
+  for (int l = 0; l < kLayers; ++l) {
+    for (int i = 1; i < 3; ++i) Do(BlockOf(s, l, i));
+  }
+  const uint64_t digest =
+      TransferDigest(std::vector<uint64_t>{0, Sum(0, 1), Sum(0, 2), 0, Sum(1, 1), Sum(1, 2)});
+  EXPECT_TRUE(CommitStatus(s, digest).ok());
+  KvTarget whole = Target("b", 2);
+  whole.generations = {0, 0};
+  EXPECT_TRUE(CommitStatus(*Open(whole), TransferDigest(std::vector<uint64_t>{0, 0, 0, 0})).ok());
+}
+
 TEST_F(ReceiveSessionTest, CommitHandsTheTargetBackOnce) {
   uint64_t s = *Open(Target("a", 3));
   FeedAll(s, 3);

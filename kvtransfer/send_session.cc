@@ -67,12 +67,33 @@ void SendSessions::On(const Begin& e, absl::Time now, Effects* out) {
                                                        " values, must be ", t->blocks_total)),
                out);
   }
+  const auto owned = std::find_if(e.generations.begin(), e.generations.end(),
+                                  [](uint32_t generation) { return generation != 0; });
+  if (std::find(owned, e.generations.end(), 0u) != e.generations.end()) {
+    return End(id, absl::InvalidArgumentError("generations: 0 after a block that is wanted"), out);
+  }
   t->begun = true;
   t->peer_token = e.peer_token;
   t->session = e.session;
   t->generations = e.generations;
+  t->prefix = static_cast<int>(owned - e.generations.begin());
+  DropPrefix(t);
   if (!t->chunks.empty()) Queue(id, t, now);
   FinishIfComplete(id, out);  // an empty prompt has nothing to wait for
+}
+
+// Of what was pushed, the peer wants only the blocks behind its prefix.
+void SendSessions::DropPrefix(Transfer* t) {
+  for (Chunk& c : t->chunks) {
+    const int have = std::clamp(t->prefix - c.first, 0, static_cast<int>(c.blocks.size()));
+    c.blocks.erase(c.blocks.begin(), c.blocks.begin() + have);
+    c.first += have;
+  }
+  std::erase_if(t->chunks, [](const Chunk& c) { return c.blocks.empty(); });
+}
+
+size_t SendSessions::ToSend(const Transfer& t) const {
+  return static_cast<size_t>(t.blocks_total - t.prefix) * static_cast<size_t>(options_.layers);
 }
 
 // The transfer has work again: it joins its peer's round, and its stall clock starts.
@@ -108,7 +129,8 @@ void SendSessions::On(const Push& e, absl::Time now, Effects* out) {
   }
   const bool idle = t->chunks.empty();
   t->chunks.push_back({e.layer, e.first_block, e.blocks});
-  if (t->begun && idle) Queue(id, t, now);
+  DropPrefix(t);
+  if (t->begun && idle && !t->chunks.empty()) Queue(id, t, now);
 }
 
 bool SendSessions::HasWork(uint64_t peer_token) const { return ready_.contains(peer_token); }
@@ -167,7 +189,7 @@ void SendSessions::On(const Sent& e, absl::Time now, Effects* out) {
 
 void SendSessions::FinishIfComplete(uint64_t id, Effects* out) {
   const Transfer& t = transfers_.at(id);
-  if (t.sent < t.checksums.size()) return;
+  if (t.sent < ToSend(t)) return;
   End(id, KvSendResult{TransferDigest(t.checksums), t.sent * options_.block_bytes, ""}, out);
 }
 
@@ -209,7 +231,7 @@ void SendSessions::On(const Tick&, absl::Time now, Effects* out) {
     const Transfer& t = transfers_.at(id);
     const std::string why =
         absl::StrCat(Name(t.key), ": no progress for ", absl::FormatDuration(options_.stall), "; ",
-                     t.sent, " of ", t.checksums.size(), " blocks have gone");
+                     t.sent, " of ", ToSend(t), " blocks have gone");
     out->push_back(PeerStalled{t.peer_token, why});
     End(id, absl::DeadlineExceededError(why), out);
   }

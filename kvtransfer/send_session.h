@@ -54,7 +54,7 @@ class SendSessions {
   struct Begin {
     AttemptKey key;
     uint64_t peer_token = 0, session = 0;
-    std::vector<uint32_t> generations;
+    std::vector<uint32_t> generations;  // 0: the peer has this block, and all before it
   };
   struct Push {
     AttemptKey key;
@@ -121,6 +121,7 @@ class SendSessions {
     bool begun = false;
     uint64_t peer_token = 0, session = 0;
     std::vector<uint32_t> generations;
+    int prefix = 0;                   // leading blocks that the peer has: they are not sent
     std::vector<bool> pushed;         // [L][B]
     std::vector<uint64_t> checksums;  // [L][B]
     std::deque<Chunk> chunks;         // pushed, not staged
@@ -139,6 +140,8 @@ class SendSessions {
   void On(const Shutdown& e, absl::Time now, Effects* out);
   Transfer* Find(const AttemptKey& key);
   static bool Busy(const Transfer& t);
+  static void DropPrefix(Transfer* t);
+  size_t ToSend(const Transfer& t) const;  // blocks of all layers
   void Queue(uint64_t id, Transfer* t, absl::Time now);
   void End(uint64_t id, absl::StatusOr<KvSendResult> result, Effects* out);
   void FinishIfComplete(uint64_t id, Effects* out);

@@ -78,6 +78,35 @@ TEST_F(SendSessionTest, PushesWaitForBeginAndAreCoalescedByLayer) {
   EXPECT_EQ(sessions_.transfers(), 0);
 }
 
+TEST_F(SendSessionTest, WhatThePeerHasIsNotSent) {
+  Do(S::Prepare{1, kKey, 4});
+  Do(S::Push{kKey, 0, 0, Blocks(20, 1)});
+  Do(S::Push{kKey, 0, 1, Blocks(21, 3)});
+  Do(S::Begin{kKey, kPeer, 77, {0, 0, 7, 8}});
+  Do(S::Push{kKey, 1, 0, Blocks(20, 2)});  // nothing of it is wanted
+  for (int layer = 0; layer < 2; ++layer) {
+    auto frame = Stage(100);
+    ASSERT_TRUE(frame);
+    EXPECT_EQ(frame->layer, layer);
+    ASSERT_EQ(frame->entries.size(), 2u);
+    EXPECT_EQ(frame->entries[0].index, 2u);
+    EXPECT_EQ(frame->entries[0].generation, 7u);
+    EXPECT_EQ(frame->blocks[0], BlockId(22));
+    const S::Effects out = Do(S::Sent{frame->transfer, 2});
+    if (layer == 0) {
+      Do(S::Push{kKey, 1, 2, Blocks(22, 2)});
+      continue;
+    }
+    ASSERT_EQ(out.size(), 1u);
+    const auto& done = std::get<S::Done>(out[0]);
+    EXPECT_EQ(done.result->bytes, 40u);
+    EXPECT_EQ(done.result->digest, TransferDigest(std::vector<uint64_t>{
+                                       0, 0, Sum(0, 2), Sum(0, 3), 0, 0, Sum(1, 2), Sum(1, 3)}));
+  }
+  Do(S::Prepare{2, kKey, 2});
+  EXPECT_TRUE(StatusOf(Do(S::Begin{kKey, kPeer, 78, {0, 0}})).ok());  // it has everything
+}
+
 TEST_F(SendSessionTest, EmptyPromptIsCompleteAtBegin) {
   Do(S::Prepare{1, kKey, 0});
   EXPECT_TRUE(StatusOf(Do(S::Begin{kKey, kPeer, 77, {}})).ok());
@@ -88,7 +117,7 @@ TEST_F(SendSessionTest, MisuseEndsTheTransfer) {
       S::Push{kKey, kLayers, 0, Blocks(0, 1)}, S::Push{kKey, -1, 0, Blocks(0, 1)},
       S::Push{kKey, 0, -1, Blocks(0, 1)},      S::Push{kKey, 0, 3, Blocks(0, 2)},
       S::Push{kKey, 0, 5, Blocks(0, 1)},       S::Push{kKey, 0, 1, Blocks(0, 1)},
-      S::Begin{kKey, kPeer, 77, {1, 2, 3}},
+      S::Begin{kKey, kPeer, 77, {1, 2, 3}},    S::Begin{kKey, kPeer, 77, {0, 2, 0, 3}},
   };
   for (const S::Event& e : wrong) {
     Do(S::Prepare{1, kKey, 4});

@@ -36,7 +36,7 @@ TEST(WireTest, FrameLiesOnTheWireAsDocumented) {
   Bytes b = Encoded();
   const auto* h = reinterpret_cast<const uint8_t*>(b.header.data());
   EXPECT_EQ(std::string(h, h + 4), "SYKF");
-  EXPECT_EQ(h[4], 1);                      // version
+  EXPECT_EQ(h[4], 2);                      // version
   EXPECT_EQ(h[6], 0);                      // flags
   EXPECT_EQ(h[8], 0xa8);                   // peer_token, lowest byte first
   EXPECT_EQ(h[16], 77);                    // session

@@ -112,7 +112,10 @@ void RequestAttempts::Accept(WorkerEvent event, Effects* effects) {
   // D's end says what the hand-off has moved, in case that it overtakes P's word.
   if (event.finish != Finish::kNone && event.kv_bytes_moved > 0) TakeAccount(event);
   if (has_token) {
-    if (generated_.empty()) effects->prompt_logprobs = std::move(event.prompt_logprobs);
+    if (generated_.empty()) {
+      effects->prompt_logprobs = std::move(event.prompt_logprobs);
+      effects->cached_tokens = event.cached_tokens;
+    }
     generated_.push_back(event.token->token);
     faults_ = refusals_ = 0;
     effects->tokens.push_back(*std::move(event.token));

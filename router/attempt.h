@@ -53,6 +53,7 @@ struct WorkerEvent {
   absl::Status error;
   absl::Duration retry_after;  // the worker's advice
   std::vector<SampledToken> prompt_logprobs;
+  int cached_tokens = 0;
   bool handed_off = false;
   uint64_t kv_bytes_moved = 0;
   std::string kv_lane;
@@ -76,6 +77,7 @@ class RequestAttempts {
     bool last_token_stops = false;     // the last of them is an end of sequence or a stop token
     std::vector<SampledToken> prompt_logprobs;
     std::vector<WorkerId> faults;  // who may be to blame for the attempt's failure
+    int cached_tokens = 0;         // with the first token: of the prompt
     std::optional<End> end;
   };
 

@@ -11,6 +11,7 @@ namespace {
 
 namespace pb = cluster::v1;
 using End = RequestAttempts::End;
+constexpr size_t kPrefixBlocksMax = 1 << 17;
 
 MembershipOptions MembershipFor(const CoreOptions& options) {
   return {.lease = options.lease,
@@ -26,7 +27,8 @@ Conductor::Conductor(const CoreOptions* options, std::string router_id, Outside 
       outside_(std::move(outside)),
       clock_(outside_.clock),
       jitter_(options_.seed ^ 1),
-      workers_(MembershipFor(options_), MakePoolEvents(), outside_.links, clock_, outside_.log) {}
+      workers_(MembershipFor(options_), MakePoolEvents(), outside_.links, clock_, outside_.log),
+      prefixes_(kPrefixBlocksMax) {}
 
 Conductor::~Conductor() = default;
 
@@ -34,7 +36,11 @@ WorkerPoolEvents Conductor::MakePoolEvents() {
   return {.events = [this](WorkerId w, const pb::StepEvents& e) { OnWorkerEvents(w, e); },
           .lost = [this](WorkerId w, const absl::Status& why) { OnWorkerLost(w, why); },
           .changed = [this] { workers_changed_ = true; },
-          .preemptions = [this](uint64_t n) { outside_.metrics->Preemptions(n); }};
+          .counted =
+              [this](const WorkerCounts& more) {
+                outside_.metrics->Preemptions(more.preemptions);
+                outside_.metrics->PrefixCache(more.prefix_queries, more.prefix_hits);
+              }};
 }
 
 void Conductor::Turn() {
@@ -104,8 +110,10 @@ void Conductor::Dispatch() {
       ++it;
       continue;
     }
+    const std::map<WorkerId, int> prefix = PrefixesOf(r);
     const std::optional<Route> route = workers_.Choose(
-        options_.disaggregate, {.tokens = r.tokens(), .avoid = &r.attempts.avoid()});
+        options_.disaggregate,
+        {.tokens = r.tokens(), .avoid = &r.attempts.avoid(), .prefix_tokens = &prefix});
     if (!route) return;
     ++it;
     StartAttempt(r, *route);

@@ -15,6 +15,7 @@
 #include "common/telemetry/log.h"
 #include "router/attempt.h"
 #include "router/metrics.h"
+#include "router/prefix_map.h"
 #include "router/router.h"
 #include "router/worker_pool.h"
 
@@ -83,6 +84,8 @@ class Conductor {
   void OnTimers();
   void OnTimer(Request& r, absl::Time now);
   void Dispatch();
+  std::map<WorkerId, int> PrefixesOf(Request& r);  // tokens of it that workers have
+  PrefixMap::Chain ChainOf(const Request& r) const;
   void StartAttempt(Request& r, const Route& route);
   cluster::v1::Submit SubmitFor(const Request& r, const Route& route, bool to_prefill) const;
   // Does what the effects say; `r` may be gone afterwards.
@@ -99,6 +102,7 @@ class Conductor {
   const Clock* const clock_;
   std::mt19937_64 jitter_;
   WorkerPool workers_;
+  PrefixMap prefixes_;
   bool workers_changed_ = true;
   std::map<uint64_t, std::unique_ptr<Request>> requests_;
   std::map<std::string, uint64_t> by_wire_id_;

@@ -35,6 +35,7 @@ WorkerEvent EventFromProto(const pb::AttemptEvent& e) {
       out.retry_after = RetryAfter(out.error);
   }
   for (const pb::ScoredToken& t : e.prompt_logprobs()) out.prompt_logprobs.push_back(FromProto(t));
+  out.cached_tokens = e.cached_tokens();
   out.handed_off = e.handed_off();
   out.kv_bytes_moved = e.kv_bytes_moved();
   out.kv_lane = e.kv_lane();
@@ -53,6 +54,17 @@ ClientUpdate::Finish FinishFor(End::Reason reason) {
       break;
   }
   return ClientUpdate::Finish::kError;
+}
+
+// The stop token of the request that the answer ended with; none if it was an end of sequence.
+std::optional<TokenId> StopTokenOf(const ClientRequest& request, const ModelDescription& model,
+                                   TokenId last) {
+  const auto holds = [last](const std::vector<TokenId>& ids) {
+    return std::find(ids.begin(), ids.end(), last) != ids.end();
+  };
+  if (!holds(request.stop_token_ids)) return std::nullopt;
+  if (!request.ignore_eos && holds(model.eos_token_ids)) return std::nullopt;
+  return last;
 }
 
 }  // namespace
@@ -78,6 +90,22 @@ void Conductor::OnWorkerLost(WorkerId worker, const absl::Status& why) {
   }
 }
 
+// Workers of one pool have blocks of one size.
+PrefixMap::Chain Conductor::ChainOf(const Request& r) const {
+  const std::optional<pb::Registration>& pinned = workers_.membership().pinned();
+  if (!pinned || pinned->block_tokens() < 1) return {};
+  std::vector<TokenId> tokens = r.client.prompt_ids;
+  tokens.insert(tokens.end(), r.attempts.generated().begin(), r.attempts.generated().end());
+  return PrefixMap::ChainOf(r.client.cache_salt, tokens, pinned->block_tokens());
+}
+
+std::map<WorkerId, int> Conductor::PrefixesOf(Request& r) {
+  if (r.chain.empty()) r.chain = ChainOf(r);
+  std::map<WorkerId, int> tokens = prefixes_.Find(r.chain);
+  for (auto& [worker, count] : tokens) count *= workers_.membership().pinned()->block_tokens();
+  return tokens;
+}
+
 void Conductor::StartAttempt(Request& r, const Route& route) {
   waiting_.erase({r.client.priority, r.number});
   r.waiting = false;
@@ -86,6 +114,8 @@ void Conductor::StartAttempt(Request& r, const Route& route) {
   r.decode_worker = workers_.Find(route.decode)->address;
   r.prefill_worker = route.prefill ? workers_.Find(*route.prefill)->address : "";
   workers_.Assign(r.number, route, r.tokens());
+  prefixes_.Add(r.chain, route.decode);
+  if (route.prefill) prefixes_.Add(r.chain, *route.prefill);
   // D first, so that it knows the attempt when P's hand-off arrives.
   std::optional<WorkerId> unreachable;
   pb::ToWorker message;
@@ -112,6 +142,8 @@ pb::Submit Conductor::SubmitFor(const Request& r, const Route& route, bool to_pr
   s.set_max_tokens(r.client.max_tokens);
   s.mutable_stop_token_ids()->Add(r.client.stop_token_ids.begin(), r.client.stop_token_ids.end());
   s.set_ignore_eos(r.client.ignore_eos);
+  s.set_min_tokens(r.client.min_tokens);
+  s.set_cache_salt(r.client.cache_salt);
   s.set_priority(r.client.priority);
   // The client has them with its first token, once.
   s.set_prompt_logprobs(generated.empty() ? r.client.prompt_logprobs : -1);
@@ -159,12 +191,15 @@ void Conductor::TakeTokens(Request& r, RequestAttempts::Effects* effects, Client
   r.last_token = now;
   if (r.assigned) workers_.FirstToken(r.number, *r.assigned);
   update->prompt_logprobs = std::move(effects->prompt_logprobs);
+  if (r.completion_tokens == 0) r.cached_tokens = effects->cached_tokens;
   const size_t n = effects->tokens.size();
   for (size_t i = 0; i < n && update->stop_match.empty(); ++i) {
     SampledToken& token = effects->tokens[i];
     ++r.completion_tokens;
-    // As in vLLM, the token that stops has no text.
-    if (!(effects->last_token_stops && i + 1 == n)) {
+    // As in vLLM, the token that stops has no text unless it is asked for.
+    const bool stops = effects->last_token_stops && i + 1 == n;
+    if (stops) update->stop_token = StopTokenOf(r.client, model(), token.token);
+    if (!stops || r.client.include_stop) {
       StopMatcher::Result text = r.text.Push(token.token);
       update->text += text.text;
       update->stop_match = text.match.value_or("");
@@ -192,6 +227,7 @@ void Conductor::FillEnd(Request& r, const End& end, ClientUpdate* update) {
     }
   }
   update->prompt_tokens = static_cast<int>(r.client.prompt_ids.size());
+  update->cached_tokens = std::min(r.cached_tokens, update->prompt_tokens);
   update->completion_tokens = r.completion_tokens;
   update->attempts = r.attempts.attempt();
   update->e2e = now - r.arrival;
@@ -229,6 +265,8 @@ void Conductor::Settle(Request& r) {
 }
 
 void Conductor::Erase(Request& r) {
+  // The next turn of a conversation begins with this one and its answer.
+  if (r.assigned && r.completion_tokens > 0) prefixes_.Add(ChainOf(r), r.assigned->decode);
   if (r.assigned) workers_.Release(r.number, *r.assigned, r.tokens());
   waiting_.erase({r.client.priority, r.number});
   timers_.erase({r.timer, r.number});

@@ -22,7 +22,7 @@ struct Conductor::Request {
         deadline(now + std::min(options.limits.deadline, this->client.deadline)),
         waiting_since(now),
         attempts(this->client.max_tokens, options.attempts, rng),
-        text(options.tokenizer, this->client.skip_special_tokens, this->client.stop) {}
+        text(options.tokenizer, this->client) {}
 
   int64_t tokens() const {
     return static_cast<int64_t>(client.prompt_ids.size() + attempts.generated().size());
@@ -39,8 +39,10 @@ struct Conductor::Request {
   AnswerText text;
 
   bool first_sent = false;
+  int cached_tokens = 0;
   int completion_tokens = 0;  // up to a stop string's last token, held ones included
   absl::Time first_token = absl::InfiniteFuture(), last_token;
+  PrefixMap::Chain chain;         // of prompt and generated tokens, as far as they were known
   std::optional<Route> assigned;  // what the pool counts for it
   bool waiting = false;           // is in waiting_
   std::string prefill_worker, decode_worker;

@@ -3,6 +3,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "router/samples.h"
 
 namespace switchyard {
 namespace {
@@ -44,6 +46,7 @@ v1::FinishReason ReasonFor(ClientUpdate::Finish finish) {
 void SetEnd(const ClientUpdate& update, v1::GenerateResponse* out) {
   out->set_finish_reason(ReasonFor(update.finish));
   out->mutable_usage()->set_prompt_tokens(update.prompt_tokens);
+  out->mutable_usage()->set_cached_tokens(update.cached_tokens);
   out->mutable_usage()->set_completion_tokens(update.completion_tokens);
   v1::RequestMetrics* m = out->mutable_metrics();
   m->set_ttft_seconds(absl::ToDoubleSeconds(update.ttft));
@@ -79,12 +82,46 @@ absl::Status SetPrompt(const v1::GenerateRequest& request, const Tokenizer* toke
   return absl::InvalidArgumentError("prompt: text or tokens must be set");
 }
 
+absl::Status Truncate(int32_t keep, const ModelDescription& model, std::vector<TokenId>* ids) {
+  const int most = model.max_model_len - 1;
+  if (keep < -1 || keep > most) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("truncate_prompt_tokens is ", keep, ", must be from -1 to ", most));
+  }
+  if (keep == -1) keep = most;
+  if (keep > 0 && ids->size() > static_cast<size_t>(keep)) {
+    ids->erase(ids->begin(), ids->end() - keep);
+  }
+  return absl::OkStatus();
+}
+
+void SetSampling(const v1::Sampling& s, ClientRequest* out) {
+  SamplingParams& sampling = out->sampling;
+  if (s.has_temperature()) sampling.temperature = s.temperature();
+  if (s.has_top_k()) sampling.top_k = s.top_k();
+  if (s.has_top_p()) sampling.top_p = s.top_p();
+  sampling.min_p = s.min_p();
+  sampling.presence_penalty = s.presence_penalty();
+  sampling.frequency_penalty = s.frequency_penalty();
+  if (s.has_repetition_penalty()) sampling.repetition_penalty = s.repetition_penalty();
+  sampling.logit_bias.assign(s.logit_bias().begin(), s.logit_bias().end());
+  sampling.seed = s.seed();
+  out->seed_given = s.has_seed();
+}
+
 }  // namespace
 
-absl::StatusOr<ClientRequest> FromProto(const v1::GenerateRequest& request,
-                                        const Tokenizer* tokenizer) {
+absl::StatusOr<std::vector<ClientRequest>> FromProto(const v1::GenerateRequest& request,
+                                                     const ModelDescription& model,
+                                                     const Tokenizer* tokenizer) {
   ClientRequest out;
-  if (absl::Status s = SetPrompt(request, tokenizer, &out); !s.ok()) return s;
+  RETURN_IF_ERROR(SetPrompt(request, tokenizer, &out));
+  RETURN_IF_ERROR(Truncate(request.truncate_prompt_tokens(), model, &out.prompt_ids));
+  const int n = request.has_n() ? request.n() : 1;
+  if (n < 1 || n > kSamplesMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("n is ", n, ", must be from 1 to ", kSamplesMax));
+  }
   // The core's −1 is "none"; the client says that by leaving the field out.
   for (auto [field, set, value] :
        {std::tuple("logprobs", request.has_logprobs(), request.logprobs()),
@@ -95,12 +132,7 @@ absl::StatusOr<ClientRequest> FromProto(const v1::GenerateRequest& request,
   }
   out.request_id = request.request_id();
   if (request.has_max_tokens()) out.max_tokens = request.max_tokens();
-  const v1::Sampling& s = request.sampling();
-  if (s.has_temperature()) out.sampling.temperature = s.temperature();
-  if (s.has_top_k()) out.sampling.top_k = s.top_k();
-  if (s.has_top_p()) out.sampling.top_p = s.top_p();
-  out.sampling.seed = s.seed();
-  out.seed_given = s.has_seed();
+  SetSampling(request.sampling(), &out);
   out.sampling.logprobs = request.has_logprobs() ? request.logprobs() : -1;
   out.prompt_logprobs = request.has_prompt_logprobs() ? request.prompt_logprobs() : -1;
   out.stop.assign(request.stop().begin(), request.stop().end());
@@ -108,7 +140,13 @@ absl::StatusOr<ClientRequest> FromProto(const v1::GenerateRequest& request,
   out.ignore_eos = request.ignore_eos();
   if (request.has_skip_special_tokens()) out.skip_special_tokens = request.skip_special_tokens();
   out.priority = request.priority();
-  return out;
+  out.min_tokens = request.min_tokens();
+  out.include_stop = request.include_stop_str_in_output();
+  out.cache_salt = request.cache_salt();
+  std::vector<ClientRequest> answers;
+  AppendSamples(out, n, &answers);
+  ShareSeeds(RandomSeed, &answers);
+  return answers;
 }
 
 v1::GenerateResponse ToProto(const ClientUpdate& update, const std::string& request_id,
@@ -125,6 +163,7 @@ v1::GenerateResponse ToProto(const ClientUpdate& update, const std::string& requ
   }
   if (update.first) out.set_seed(update.seed);
   out.set_stop_match(update.stop_match);
+  if (update.stop_token.has_value()) out.set_stop_token(*update.stop_token);
   if (update.finish != ClientUpdate::Finish::kNone) SetEnd(update, &out);
   return out;
 }

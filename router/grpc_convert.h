@@ -1,15 +1,20 @@
 // router/grpc_convert.h: the messages of inference.proto to and from the core's structs.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "absl/status/statusor.h"
 #include "proto/inference.pb.h"
 #include "router/router.h"
 
 namespace switchyard {
 
-// Tokenizes a text prompt. kInvalidArgument names the field; values are the core's to check.
-absl::StatusOr<ClientRequest> FromProto(const v1::GenerateRequest& request,
-                                        const Tokenizer* tokenizer);
+// Tokenizes a text prompt; one request per answer that is wanted. kInvalidArgument names the
+// field; values are the core's to check.
+absl::StatusOr<std::vector<ClientRequest>> FromProto(const v1::GenerateRequest& request,
+                                                     const ModelDescription& model,
+                                                     const Tokenizer* tokenizer);
 // `with_logprobs`, `with_prompt`: what the request asked for. An update with an error has no
 // message of its own.
 v1::GenerateResponse ToProto(const ClientUpdate& update, const std::string& request_id,

@@ -12,123 +12,144 @@
 #include "cluster/grpc_server.h"
 #include "common/mutex.h"
 #include "proto/inference.grpc.pb.h"
+#include "router/api_keys.h"
 #include "router/grpc_convert.h"
 
 namespace switchyard {
 namespace {
 
 // One Generate stream. gRPC deletes the reactor's hold on it in OnDone, the core drops its own with
-// the request's last update; whichever comes later frees it.
+// the last update of the last answer; whichever comes later frees it.
 class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateResponse>,
                              public std::enable_shared_from_this<GenerateStream> {
  public:
   GenerateStream(RouterCore* core, const v1::GenerateRequest* request, size_t queued_max)
       : core_(core), request_(*request), queued_max_(queued_max) {}
 
-  void Begin(std::optional<absl::Duration> deadline) {
+  // `allowed`: whether the client may ask at all.
+  void Begin(const absl::Status& allowed, std::optional<absl::Duration> deadline) {
     self_ = shared_from_this();
-    absl::StatusOr<ClientRequest> client = FromProto(request_, core_->tokenizer());
-    if (!client.ok()) return Refuse(client.status());
+    if (!allowed.ok()) return Refuse(allowed);
+    absl::StatusOr<std::vector<ClientRequest>> answers =
+        FromProto(request_, core_->model(), core_->tokenizer());
+    if (!answers.ok()) return Refuse(answers.status());
     // Kept for its flags only; the prompt may be long.
     request_.clear_prompt();
-    if (client->prompt_logprobs >= 0) prompt_ids_ = client->prompt_ids;
-    if (deadline) client->deadline = *deadline;
-    absl::StatusOr<std::string> id = core_->Submit(
-        *std::move(client),
-        [stream = shared_from_this()](ClientUpdate update) { stream->Push(std::move(update)); });
-    if (!id.ok()) return Refuse(id.status());
-    std::string abort;
+    if (answers->front().prompt_logprobs >= 0) prompt_ids_ = answers->front().prompt_ids;
     {
       MutexLock lock(mu_);
-      id_ = *id;
-      if (cancelled_) abort = RunningId();
-      Pump();
+      answers_.resize(answers->size());
+      open_ = answers->size();
     }
-    if (!abort.empty()) core_->Abort(abort);
+    for (size_t i = 0; i < answers->size(); ++i) {
+      ClientRequest& client = (*answers)[i];
+      if (deadline) client.deadline = *deadline;
+      absl::StatusOr<std::string> id =
+          core_->Submit(std::move(client), [stream = shared_from_this(), i](ClientUpdate update) {
+            stream->Push(i, std::move(update));
+          });
+      if (!id.ok()) return Refuse(id.status());
+      MutexLock lock(mu_);
+      answers_[i].id = *std::move(id);
+      if (cancelled_) break;
+    }
+    Abort([this] {
+      MutexLock lock(mu_);
+      begun_ = true;
+      return Pump();
+    }());
   }
 
   void OnWriteDone(bool ok) override {
-    std::string abort;
-    {
+    Abort([&] {
       MutexLock lock(mu_);
       writing_ = false;
-      if (!ok) {
-        cancelled_ = true;
-        abort = RunningId();
-      }
-      Pump();
-    }
-    if (!abort.empty()) core_->Abort(abort);
+      cancelled_ |= !ok;
+      return Pump();
+    }());
   }
   void OnCancel() override {
-    std::string abort;
-    {
+    Abort([this] {
       MutexLock lock(mu_);
       cancelled_ = true;
-      queue_.clear();
-      abort = RunningId();
-      Pump();
-    }
-    if (!abort.empty()) core_->Abort(abort);
+      return Pump();
+    }());
   }
   void OnDone() override { self_.reset(); }
 
  private:
+  struct Answer {
+    std::string id;      // the core's; empty before it was told, and once it need not be aborted
+    bool ended = false;  // the core has sent the last update: the id may be another request's
+  };
+  struct Update {
+    size_t answer;
+    ClientUpdate update;
+  };
+
   void Refuse(const absl::Status& status) {
-    MutexLock lock(mu_);
-    finished_ = true;
-    Finish(ToGrpc(status));
+    Abort([&] {
+      MutexLock lock(mu_);
+      End(ToGrpc(status));
+      return Pump();
+    }());
   }
 
-  // The id that Abort may name. After the core's last update it may be another request's.
-  std::string RunningId() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return core_ended_ ? "" : id_; }
+  // Not under mu_: the core may be waiting for it in Push.
+  void Abort(const std::vector<std::string>& ids) {
+    for (const std::string& id : ids) core_->Abort(id);
+  }
 
   // On the core's thread.
-  void Push(ClientUpdate update) {
-    std::string abort;
-    {
+  void Push(size_t answer, ClientUpdate update) {
+    Abort([&] {
       MutexLock lock(mu_);
       const bool last = update.finish != ClientUpdate::Finish::kNone;
-      core_ended_ |= last;
-      if (finished_) return;
-      if (queue_.size() >= queued_max_ && !last && !cancelled_) {
-        cancelled_ = true;
-        too_slow_ = true;
-        queue_.clear();
-        abort = RunningId();
-      }
-      if (!cancelled_) queue_.push_back(std::move(update));
-      Pump();
-    }
-    if (!abort.empty()) core_->Abort(abort);
+      answers_[answer].ended |= last;
+      if (queue_.size() >= queued_max_ && !last) cancelled_ = too_slow_ = true;
+      if (!cancelled_ && !finished_) queue_.push_back({answer, std::move(update)});
+      return Pump();
+    }());
+  }
+
+  void End(const grpc::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (std::exchange(finished_, true)) return;
+    Finish(status);
   }
 
   // Writes the next update, or finishes once the last one is written. Not before Submit has told
-  // the id, which every response carries.
-  void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    if (finished_ || writing_ || id_.empty()) return;
-    if (cancelled_) {
-      finished_ = true;
-      queue_.clear();
-      Finish(too_slow_ ? grpc::Status(grpc::RESOURCE_EXHAUSTED,
-                                      absl::StrCat("the client does not read: ", queued_max_,
-                                                   " updates wait, the limit"))
-                       : grpc::Status::CANCELLED);
-      return;
+  // the ids, which the responses carry. Returns the requests that nobody waits for any more.
+  std::vector<std::string> Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (cancelled_ && begun_ && !writing_) {
+      End(too_slow_ ? grpc::Status(grpc::RESOURCE_EXHAUSTED,
+                                   absl::StrCat("the client does not read: ", queued_max_,
+                                                " updates wait, the limit"))
+                    : grpc::Status::CANCELLED);
     }
-    if (queue_.empty()) return;
-    ClientUpdate update = std::move(queue_.front());
-    queue_.pop_front();
-    if (update.finish == ClientUpdate::Finish::kError && update.tokens.empty() &&
-        update.text.empty()) {
-      finished_ = true;
-      return Finish(ToGrpc(update.error));
+    if (!finished_ && !cancelled_ && begun_ && !writing_ && !queue_.empty()) {
+      Update next = std::move(queue_.front());
+      queue_.pop_front();
+      Write(next.answer, std::move(next.update));
     }
-    response_ = ToProto(update, id_, request_, core_->tokenizer());
+    std::vector<std::string> aborts;
+    if (!finished_ && !cancelled_) return aborts;
+    queue_.clear();
+    for (Answer& a : answers_) {
+      if (!a.ended && !a.id.empty()) aborts.push_back(std::exchange(a.id, ""));
+    }
+    return aborts;
+  }
+
+  void Write(size_t answer, ClientUpdate update) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    const bool failed = update.finish == ClientUpdate::Finish::kError;
+    if (failed && update.tokens.empty() && update.text.empty()) return End(ToGrpc(update.error));
+    response_ = ToProto(update, answers_[answer].id, request_, core_->tokenizer());
+    response_.set_index(static_cast<int>(answer));
     if (update.first) {
       response_.mutable_prompt_token_ids()->Add(prompt_ids_.begin(), prompt_ids_.end());
     }
-    if (update.finish == ClientUpdate::Finish::kNone) {
+    if (update.finish != ClientUpdate::Finish::kNone) --open_;
+    if (!failed && open_ > 0) {
       writing_ = true;
       return StartWrite(&response_);
     }
@@ -143,11 +164,12 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
   std::shared_ptr<GenerateStream> self_;
 
   Mutex mu_;
-  std::string id_ ABSL_GUARDED_BY(mu_);
-  std::deque<ClientUpdate> queue_ ABSL_GUARDED_BY(mu_);
+  std::vector<Answer> answers_ ABSL_GUARDED_BY(mu_);
+  size_t open_ ABSL_GUARDED_BY(mu_) = 0;  // answers whose end is not written
+  std::deque<Update> queue_ ABSL_GUARDED_BY(mu_);
   v1::GenerateResponse response_ ABSL_GUARDED_BY(mu_);
+  bool begun_ ABSL_GUARDED_BY(mu_) = false;  // every answer was submitted
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
-  bool core_ended_ ABSL_GUARDED_BY(mu_) = false;  // the core has sent the last update
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
   bool too_slow_ ABSL_GUARDED_BY(mu_) = false;
   bool finished_ ABSL_GUARDED_BY(mu_) = false;
@@ -155,7 +177,8 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
 
 class RouterService final : public v1::Router::CallbackService {
  public:
-  RouterService(RouterCore* core, size_t queued_max) : core_(core), queued_max_(queued_max) {}
+  RouterService(RouterCore* core, const GrpcFrontOptions& options)
+      : core_(core), keys_(options.api_keys), queued_max_(options.queued_updates_max) {}
 
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
       grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override {
@@ -164,41 +187,55 @@ class RouterService final : public v1::Router::CallbackService {
     if (context->deadline() != std::chrono::system_clock::time_point::max()) {
       deadline = absl::FromChrono(context->deadline() - std::chrono::system_clock::now());
     }
-    stream->Begin(deadline);
+    stream->Begin(CheckKey(*context), deadline);
     return stream.get();
   }
   grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context,
                                   const v1::AbortRequest* request,
                                   v1::AbortResponse* response) override {
-    response->set_found(core_->Abort(request->request_id()));
-    return Done(context);
+    return Answer(context, [&] { response->set_found(core_->Abort(request->request_id())); });
   }
   grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context,
                                          const v1::GetModelInfoRequest*,
                                          v1::ModelInfo* response) override {
-    *response = ToProto(core_->model(), core_->tokenizer() != nullptr);
-    return Done(context);
+    return Answer(context,
+                  [&] { *response = ToProto(core_->model(), core_->tokenizer() != nullptr); });
   }
   grpc::ServerUnaryReactor* GetLoad(grpc::CallbackServerContext* context, const v1::GetLoadRequest*,
                                     v1::Load* response) override {
-    *response = ToProto(core_->status());
-    return Done(context);
+    return Answer(context, [&] { *response = ToProto(core_->status()); });
   }
   grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context, const v1::DrainRequest*,
                                   v1::DrainResponse* response) override {
-    core_->StartDrain();
-    const RouterStatus status = core_->status();
-    response->set_requests_running(status.running + status.waiting);
-    return Done(context);
+    return Answer(context, [&] {
+      core_->StartDrain();
+      const RouterStatus status = core_->status();
+      response->set_requests_running(status.running + status.waiting);
+    });
   }
 
  private:
-  static grpc::ServerUnaryReactor* Done(grpc::CallbackServerContext* context) {
+  absl::Status CheckKey(const grpc::CallbackServerContext& context) const {
+    const auto it = context.client_metadata().find("authorization");
+    const bool given = it != context.client_metadata().end();
+    if (keys_.Allows(given ? std::string_view(it->second.data(), it->second.size())
+                           : std::string_view())) {
+      return absl::OkStatus();
+    }
+    return absl::UnauthenticatedError(
+        "a valid API key is wanted as metadata \"authorization: Bearer KEY\"");
+  }
+  template <typename Fill>
+  grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const Fill& fill) {
+    const absl::Status allowed = CheckKey(*context);
+    if (allowed.ok()) fill();
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(grpc::Status::OK);
+    reactor->Finish(ToGrpc(allowed));
     return reactor;
   }
+
   RouterCore* const core_;
+  const ApiKeys keys_;
   const size_t queued_max_;
 };
 
@@ -214,7 +251,7 @@ void EnableHealthAndReflection() {
 }  // namespace
 
 struct GrpcFront::Impl {
-  Impl(RouterCore* core, size_t queued_max) : service(core, queued_max) {}
+  Impl(RouterCore* core, const GrpcFrontOptions& options) : service(core, options) {}
   RouterService service;
   std::unique_ptr<GrpcServer> server;
 };
@@ -225,7 +262,7 @@ GrpcFront::~GrpcFront() = default;
 absl::StatusOr<std::unique_ptr<GrpcFront>> GrpcFront::Create(RouterCore* core,
                                                              const GrpcFrontOptions& options) {
   EnableHealthAndReflection();
-  auto impl = std::make_unique<Impl>(core, options.queued_updates_max);
+  auto impl = std::make_unique<Impl>(core, options);
   absl::StatusOr<std::unique_ptr<GrpcServer>> server =
       GrpcServer::Listen({.host = options.host,
                           .port = options.port,

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "router/router.h"
@@ -15,6 +16,7 @@ struct GrpcFrontOptions {
   int port = 50051;  // 0: any
   bool next_free_port = false;
   int receive_bytes_max = 16 << 20;
+  std::vector<std::string> api_keys = {};  // if any, all but health and reflection needs one
   size_t queued_updates_max = 4096;  // of one stream whose client does not read; then it is aborted
 };
 

@@ -4,9 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <map>
+#include <set>
 #include <thread>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "cluster/grpc_server.h"
 #include "common/mutex.h"
 #include "proto/inference.grpc.pb.h"
@@ -92,6 +95,50 @@ TEST_F(GrpcFrontTest, StreamsTokensThenUsageAndMetrics) {
   EXPECT_EQ(last.usage().completion_tokens(), 50);
   EXPECT_EQ(last.metrics().decode_worker(), worker_.address());
   EXPECT_GT(last.metrics().e2e_seconds(), 0);
+}
+
+TEST_F(GrpcFrontTest, SeveralAnswersShareOneStream) {
+  grpc::ClientContext context;
+  v1::GenerateRequest request = Request(20);
+  request.set_request_id("many");
+  request.set_n(3);
+  auto stream = stub_->Generate(&context, request);
+  std::map<int, std::vector<TokenId>> tokens;
+  std::map<int, uint64_t> seeds;
+  std::set<int> ended;
+  v1::GenerateResponse response;
+  while (stream->Read(&response)) {
+    const int i = response.index();
+    EXPECT_EQ(response.request_id(), absl::StrCat("many-", i));
+    EXPECT_FALSE(ended.contains(i));
+    if (response.seed() != 0) seeds[i] = response.seed();
+    tokens[i].insert(tokens[i].end(), response.token_ids().begin(), response.token_ids().end());
+    if (response.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) ended.insert(i);
+  }
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(ended, (std::set<int>{0, 1, 2}));
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(tokens[i], TestTokens({1, 2, 3}, 20)) << i;
+    EXPECT_EQ(seeds[i], seeds[0]);
+  }
+  EXPECT_EQ(seeds.size(), 3u);
+}
+
+// The second answer's name is taken: the first one must not run on.
+TEST_F(GrpcFrontTest, OneAnswerRefusedIsAllRefused) {
+  grpc::ClientContext context;
+  v1::GenerateRequest blocker = Request(4000);
+  blocker.set_request_id("x-1");
+  auto stream = stub_->Generate(&context, blocker);
+  v1::GenerateResponse response;
+  ASSERT_TRUE(stream->Read(&response));
+  v1::GenerateRequest request = Request(4000);
+  request.set_request_id("x");
+  request.set_n(2);
+  EXPECT_EQ(ErrorOf(request).code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_TRUE(Eventually([&] { return core_->status().running == 1; }));
+  context.TryCancel();
+  EXPECT_TRUE(Idle());
 }
 
 TEST_F(GrpcFrontTest, DroppedStreamFreesTheWorker) {
@@ -214,6 +261,12 @@ TEST_F(GrpcFrontTest, BadRequestsAreRefusedByName) {
   v1::GenerateRequest negative = Request(1);
   negative.set_logprobs(-1);
   EXPECT_EQ(ErrorOf(negative).code(), absl::StatusCode::kInvalidArgument);
+  v1::GenerateRequest samples = Request(1);
+  samples.set_n(129);
+  EXPECT_EQ(ErrorOf(samples).message(), "n is 129, must be from 1 to 128");
+  v1::GenerateRequest bias = Request(1);
+  (*bias.mutable_sampling()->mutable_logit_bias())[5] = 101;
+  EXPECT_EQ(ErrorOf(bias).code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(GrpcFrontTest, ClientDeadlineEndsTheRequest) {
@@ -242,6 +295,28 @@ TEST_F(GrpcFrontTest, ModelInfoLoadAndDrain) {
   v1::DrainResponse drain;
   ASSERT_TRUE(stub_->Drain(&c3, {}, &drain).ok());
   EXPECT_EQ(ErrorOf(Request(1)).code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(GrpcFrontTest, WithoutAKeyNothingIsAnswered) {
+  auto front = *GrpcFront::Create(core_.get(), {.port = 0, .api_keys = {"secret"}});
+  auto stub = v1::Router::NewStub(DialChannel(HostPort("127.0.0.1", front->port())));
+  for (const char* key : {"", "Bearer wrong", "Bearer secret"}) {
+    const bool right = std::string(key) == "Bearer secret";
+    grpc::ClientContext unary, streaming;
+    if (*key != 0) {
+      unary.AddMetadata("authorization", key);
+      streaming.AddMetadata("authorization", key);
+    }
+    v1::ModelInfo info;
+    EXPECT_EQ(stub->GetModelInfo(&unary, {}, &info).error_code(),
+              right ? grpc::OK : grpc::UNAUTHENTICATED);
+    auto stream = stub->Generate(&streaming, Request(2));
+    v1::GenerateResponse response;
+    int responses = 0;
+    while (stream->Read(&response)) ++responses;
+    EXPECT_EQ(stream->Finish().error_code(), right ? grpc::OK : grpc::UNAUTHENTICATED);
+    EXPECT_EQ(responses > 0, right);
+  }
 }
 
 TEST_F(GrpcFrontTest, TakenPortIsNamed) {

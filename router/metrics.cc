@@ -34,7 +34,7 @@ constexpr const char* kReasons[] = {"stop", "length", "abort", "error"};
 struct RouterMetrics::Series {
   // Blocks of one role by what they are; they add up to the total.
   struct KvBlocks {
-    prometheus::Gauge *free, *owned, *leased, *quarantined;
+    prometheus::Gauge *free, *cached, *owned, *leased, *quarantined;
   };
 
   explicit Series(const std::string& model) : labels{{"model_name", model}} {
@@ -43,7 +43,8 @@ struct RouterMetrics::Series {
         return &GaugeOf("kv_blocks", "KV blocks of live workers by role and state",
                         {{"role", role}, {"state", state}});
       };
-      kv_blocks[role] = {gauge("free"), gauge("owned"), gauge("leased"), gauge("quarantined")};
+      kv_blocks[role] = {gauge("free"), gauge("cached"), gauge("owned"), gauge("leased"),
+                         gauge("quarantined")};
     }
     for (size_t i = 0; i < success.size(); ++i) {
       success[i] = &CounterOf("request_success_total", "Ended requests by reason",
@@ -94,6 +95,10 @@ struct RouterMetrics::Series {
   prometheus::Counter& generation_tokens = CounterOf("generation_tokens_total", "Generated tokens");
   prometheus::Counter& preemptions =
       CounterOf("num_preemptions_total", "Sequences that workers put back for lack of KV blocks");
+  prometheus::Counter& prefix_queries = CounterOf(
+      "prefix_cache_queries_total", "Prompt tokens that were looked for in the prefix cache");
+  prometheus::Counter& prefix_hits =
+      CounterOf("prefix_cache_hits_total", "Prompt tokens that were found in the prefix cache");
   prometheus::Counter& kv_bytes =
       CounterOf("kv_bytes_moved_total", "KV bytes from prefill to decode workers");
   prometheus::Counter& retries =
@@ -122,15 +127,17 @@ void RouterMetrics::SetWorkers(int prefill_alive, int decode_alive) {
 void RouterMetrics::SetKvUsage(double fraction) { series_->kv_usage.Set(fraction); }
 void RouterMetrics::SetKvBlocks(const std::vector<WorkerStatus>& workers) {
   for (auto& [role, gauges] : series_->kv_blocks) {
-    int free = 0, leased = 0, quarantined = 0, total = 0;
+    int free = 0, cached = 0, leased = 0, quarantined = 0, total = 0;
     for (const WorkerStatus& w : workers) {
       if (w.role != role || !w.alive) continue;
       free += w.kv_blocks_free;
+      cached += w.kv_blocks_cached;
       leased += w.kv_blocks_leased;
       quarantined += w.kv_blocks_quarantined;
       total += w.kv_blocks_total;
     }
-    gauges.free->Set(free);
+    gauges.free->Set(free - cached);
+    gauges.cached->Set(cached);
     gauges.owned->Set(total - free - leased - quarantined);
     gauges.leased->Set(leased);
     gauges.quarantined->Set(quarantined);
@@ -153,6 +160,10 @@ void RouterMetrics::Ended(ClientUpdate::Finish finish, absl::Duration e2e,
 void RouterMetrics::Retry() { series_->retries.Increment(); }
 void RouterMetrics::Preemptions(uint64_t count) {
   series_->preemptions.Increment(static_cast<double>(count));
+}
+void RouterMetrics::PrefixCache(uint64_t queries, uint64_t hits) {
+  series_->prefix_queries.Increment(static_cast<double>(queries));
+  series_->prefix_hits.Increment(static_cast<double>(hits));
 }
 std::string RouterMetrics::Text() const {
   return prometheus::TextSerializer().Serialize(series_->registry.Collect());

@@ -28,6 +28,7 @@ class RouterMetrics {
   void Ended(ClientUpdate::Finish finish, absl::Duration e2e, uint64_t kv_bytes_moved);
   void Retry();
   void Preemptions(uint64_t count);
+  void PrefixCache(uint64_t queries, uint64_t hits);  // tokens
   std::string Text() const;
 
  private:

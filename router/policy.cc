@@ -9,12 +9,18 @@ int64_t BlocksFor(int64_t tokens, int block_tokens) {
   return (tokens + 1 + block_tokens - 1) / block_tokens;
 }
 
+int64_t RouteRequest::PrefixOn(WorkerId worker) const {
+  if (prefix_tokens == nullptr) return 0;
+  const auto it = prefix_tokens->find(worker);
+  return it == prefix_tokens->end() ? 0 : std::min<int64_t>(it->second, tokens);
+}
+
 std::optional<WorkerId> ChoosePrefill(const std::vector<PrefillView>& views,
-                                      const std::set<WorkerId>& avoid) {
+                                      const RouteRequest& request) {
   std::optional<std::tuple<int64_t, WorkerId>> best;
   for (const PrefillView& v : views) {
-    if (v.draining || !v.trusted || avoid.contains(v.id)) continue;
-    const std::tuple cost(v.queued_tokens, v.id);
+    if (v.draining || !v.trusted || request.avoid->contains(v.id)) continue;
+    const std::tuple cost(v.queued_tokens - request.PrefixOn(v.id), v.id);
     if (!best || cost < *best) best = cost;
   }
   if (!best) return std::nullopt;
@@ -29,7 +35,10 @@ const DecodeView* ChooseDecode(const std::vector<DecodeView>& views, const Route
     const int64_t free = v.kv_blocks_available - v.kv_blocks_promised;
     if (free < BlocksFor(request.tokens, v.block_tokens) && v.running > 0) continue;
     const double used = 1.0 - static_cast<double>(free) / std::max<int64_t>(1, v.kv_blocks_total);
-    const std::tuple cost(request.avoid->contains(v.id), used, v.running, v.id);
+    const double prefix = static_cast<double>(request.PrefixOn(v.id)) /
+                          static_cast<double>(std::max<int64_t>(1, request.tokens));
+    const std::tuple cost(request.avoid->contains(v.id), used - kPrefixPull * prefix, v.running,
+                          v.id);
     if (best == nullptr || cost < best_cost) {
       best = &v;
       best_cost = cost;
@@ -44,10 +53,11 @@ std::optional<Route> ChooseRoute(Disaggregate mode, const RouteRequest& request,
   const DecodeView* d = ChooseDecode(decode, request);
   if (d == nullptr) return std::nullopt;
   Route route{.decode = d->id, .prefill = std::nullopt};
-  const bool hand_off = d->takes_handoffs &&
-                        (mode == Disaggregate::kAlways ||
-                         (mode == Disaggregate::kAuto && request.tokens >= kHandOffPaysFromTokens));
-  if (hand_off) route.prefill = ChoosePrefill(prefill, *request.avoid);
+  const bool hand_off =
+      d->takes_handoffs && (mode == Disaggregate::kAlways ||
+                            (mode == Disaggregate::kAuto &&
+                             request.tokens - request.PrefixOn(d->id) >= kHandOffPaysFromTokens));
+  if (hand_off) route.prefill = ChoosePrefill(prefill, request);
   return route;
 }
 

@@ -2,6 +2,7 @@
 // lowest id, so that the same knowledge gives the same choice.
 #pragma once
 
+#include <map>
 #include <optional>
 #include <set>
 #include <vector>
@@ -13,8 +14,9 @@
 namespace switchyard {
 
 // Cost rule of Disaggregate::kAuto. A prompt of n tokens delays the decode batch that it is mixed
-// into by about n token times, once; a hand-off costs a reservation, a commit and their round
-// trips, whatever n is. Below this length the delay is the cheaper one.
+// into by about n token times (those that decode has in its cache aside), once; a hand-off costs a
+// reservation, a commit and their round trips, whatever n is. Below this length the delay is the
+// cheaper one.
 inline constexpr int kHandOffPaysFromTokens = 64;
 
 // A worker as the router sees it: its last heartbeat, and what was sent to it since.
@@ -41,13 +43,22 @@ struct RouteRequest {
   // Not taken for prefill: decode can do that too. For decode only if there is no other. Never
   // null.
   const std::set<WorkerId>* avoid = nullptr;
+  // Of the tokens, those whose KV a worker probably has (prefix_map.h). Null: nobody any.
+  const std::map<WorkerId, int>* prefix_tokens = nullptr;
+  int64_t PrefixOn(WorkerId worker) const;
 };
 
-// The prefill worker with the fewest queued tokens.
+// The prefill worker that has computed the prompt first, if one token takes all of them the same
+// time: the one with the fewest queued tokens, less those that it need not compute.
 std::optional<WorkerId> ChoosePrefill(const std::vector<PrefillView>& views,
-                                      const std::set<WorkerId>& avoid);
+                                      const RouteRequest& request);
 
-// The decode worker with the most KV headroom per its size; then the one with fewer attempts. One
+// A worker that has the whole prompt is as good as one whose KV blocks are by this share less used:
+// prompts that begin alike meet, but do not crowd one worker while others are idle.
+inline constexpr double kPrefixPull = 0.25;
+
+// The decode worker with the most KV headroom per its size, after the pull of a prefix that it
+// has; then the one with fewer attempts. One
 // that has no room for the tokens and the next block is not taken, unless it runs nothing: then
 // the worker itself must say that the request never fits.
 const DecodeView* ChooseDecode(const std::vector<DecodeView>& views, const RouteRequest& request);

@@ -19,13 +19,44 @@ PrefillView Prefill(uint64_t id, int64_t queued) {
 }
 
 TEST(PolicyTest, PrefillWithTheShortestQueueAndThenTheLowestId) {
-  EXPECT_EQ(ChoosePrefill({Prefill(3, 50), Prefill(1, 70)}, kNone), WorkerId(3));
-  EXPECT_EQ(ChoosePrefill({Prefill(3, 50), Prefill(1, 50)}, kNone), WorkerId(1));
-  EXPECT_EQ(ChoosePrefill({{.id = WorkerId(1), .draining = true}}, kNone), std::nullopt);
-  EXPECT_EQ(ChoosePrefill({{.id = WorkerId(1), .trusted = false}}, kNone), std::nullopt);
-  const std::set<WorkerId> avoid = {WorkerId(1)};
+  const RouteRequest any{.tokens = 160, .avoid = &kNone};
+  EXPECT_EQ(ChoosePrefill({Prefill(3, 50), Prefill(1, 70)}, any), WorkerId(3));
+  EXPECT_EQ(ChoosePrefill({Prefill(3, 50), Prefill(1, 50)}, any), WorkerId(1));
+  EXPECT_EQ(ChoosePrefill({{.id = WorkerId(1), .draining = true}}, any), std::nullopt);
+  EXPECT_EQ(ChoosePrefill({{.id = WorkerId(1), .trusted = false}}, any), std::nullopt);
+  const std::set<WorkerId> one = {WorkerId(1)};
+  const RouteRequest avoid{.tokens = 160, .avoid = &one};
   EXPECT_EQ(ChoosePrefill({Prefill(1, 0), Prefill(2, 99)}, avoid), WorkerId(2));
   EXPECT_EQ(ChoosePrefill({Prefill(1, 0)}, avoid), std::nullopt);  // decode can do it
+}
+
+TEST(PolicyTest, APrefixAttractsUntilItsOwnerIsBusier) {
+  const std::map<WorkerId, int> prefix = {{WorkerId(2), 128}};
+  const RouteRequest request{.tokens = 160, .avoid = &kNone, .prefix_tokens = &prefix};
+  const auto prefill = [&](int64_t queued) {
+    return ChoosePrefill({Prefill(1, 0), Prefill(2, queued)}, request);
+  };
+  EXPECT_EQ(prefill(127), WorkerId(2));
+  EXPECT_EQ(prefill(129), WorkerId(1));
+  const auto decode = [&](int64_t available) {
+    return ChooseDecode({Decode(1, 90, 1), Decode(2, available, 1)}, request)->id;
+  };
+  EXPECT_EQ(decode(71), WorkerId(2));  // 0.25 · 128 / 160 = 0.2 of the blocks
+  EXPECT_EQ(decode(69), WorkerId(1));
+  EXPECT_EQ(decode(5), WorkerId(1));  // no room
+}
+
+TEST(PolicyTest, DecodeComputesTheShortRestOfAPrefixItself) {
+  const std::map<WorkerId, int> prefix = {{WorkerId(1), 128}};
+  const std::vector<PrefillView> prefill = {Prefill(9, 0)};
+  const auto by_prefill = [&](int64_t tokens) {
+    return ChooseRoute(Disaggregate::kAuto,
+                       {.tokens = tokens, .avoid = &kNone, .prefix_tokens = &prefix}, prefill,
+                       {Decode(1, 100, 0)})
+        ->prefill.has_value();
+  };
+  EXPECT_FALSE(by_prefill(128 + 63));
+  EXPECT_TRUE(by_prefill(128 + 64));
 }
 
 TEST(PolicyTest, DecodeWithTheMostHeadroom) {

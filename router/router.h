@@ -42,9 +42,12 @@ struct ClientRequest {
   std::vector<std::string> stop;
   std::vector<TokenId> stop_token_ids;
   bool ignore_eos = false;
+  int min_tokens = 0;         // no end of sequence, stop token or stop string before
+  bool include_stop = false;  // what stops the answer is part of its text
   int32_t prompt_logprobs = -1;
   bool skip_special_tokens = true;
   int priority = 0;
+  std::string cache_salt;  // requests with another one share no KV with this one
   absl::Duration deadline = absl::InfiniteDuration();  // the limits' one, if that is shorter
 };
 
@@ -59,8 +62,9 @@ struct ClientUpdate {
   enum class Finish { kNone, kStop, kLength, kAbort, kError } finish = Finish::kNone;
   absl::Status error;  // if kError
   std::string stop_match;
+  std::optional<TokenId> stop_token;  // the one of stop_token_ids that ended it
   // With the end:
-  int prompt_tokens = 0, completion_tokens = 0, attempts = 0;
+  int prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0, attempts = 0;
   absl::Duration ttft, e2e;
   uint64_t kv_bytes_moved = 0;
   std::string kv_lane, prefill_worker, decode_worker;
@@ -77,6 +81,7 @@ struct WorkerStatus {
   std::string address, role;
   bool alive = false;
   int running = 0, waiting = 0, kv_blocks_free = 0, kv_blocks_total = 0;
+  int kv_blocks_cached = 0;  // of the free ones: they hold the beginnings of prompts
   int kv_blocks_leased = 0, kv_blocks_quarantined = 0;
   uint64_t steps = 0;
 };
@@ -119,6 +124,8 @@ struct RouterOptions {
   bool next_free_port = false;  // a taken port moves to the next free one
   std::vector<std::string> prefill_addresses, decode_addresses;  // host:port or dns:name:port
   Disaggregate disaggregate = Disaggregate::kAuto;
+  std::vector<std::string> api_keys;         // any of them is wanted from clients; none: no key is
+  std::vector<std::string> allowed_origins;  // of web pages that may use the HTTP front (CORS)
   RouterLimits limits;
   Logger* log = nullptr;  // must outlive the process; null: its own, text to stderr
 };

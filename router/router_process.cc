@@ -36,9 +36,15 @@ class RouterProcessImpl final : public RouterProcess {
     ASSIGN_OR_RETURN(grpc_,
                      GrpcFront::Create(core_.get(), {.host = options.host,
                                                      .port = options.grpc_port,
-                                                     .next_free_port = options.next_free_port}));
-    ASSIGN_OR_RETURN(http_, HttpFront::Create(core_.get(), options.model_dir, options.host,
-                                              options.http_port, options.next_free_port));
+                                                     .next_free_port = options.next_free_port,
+                                                     .api_keys = options.api_keys}));
+    ASSIGN_OR_RETURN(http_,
+                     HttpFront::Create(core_.get(), {.model_dir = options.model_dir,
+                                                     .host = options.host,
+                                                     .port = options.http_port,
+                                                     .next_free_port = options.next_free_port,
+                                                     .api_keys = options.api_keys,
+                                                     .allowed_origins = options.allowed_origins}));
     core_->WatchReady([this](bool ready) { grpc_->SetServing(ready); });
     return absl::OkStatus();
   }

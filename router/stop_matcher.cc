@@ -13,7 +13,8 @@ size_t Advance(const std::string& text, const std::vector<size_t>& border, size_
 
 }  // namespace
 
-StopMatcher::StopMatcher(const std::vector<std::string>& stops) {
+StopMatcher::StopMatcher(const std::vector<std::string>& stops, bool keep_match)
+    : keep_match_(keep_match) {
   for (const std::string& stop : stops) {
     if (stop.empty()) continue;
     Pattern p{.text = stop, .border = std::vector<size_t>(stop.size(), 0), .matched = 0};
@@ -24,7 +25,7 @@ StopMatcher::StopMatcher(const std::vector<std::string>& stops) {
   }
 }
 
-StopMatcher::Result StopMatcher::Push(std::string_view piece) {
+StopMatcher::Result StopMatcher::Push(std::string_view piece, bool may_stop) {
   if (patterns_.empty()) return {.text = std::string(piece), .match = std::nullopt};
   size_t longest = held_.size();
   for (size_t i = 0; i < piece.size(); ++i) {
@@ -32,14 +33,15 @@ StopMatcher::Result StopMatcher::Push(std::string_view piece) {
     const Pattern* match = nullptr;
     for (Pattern& p : patterns_) {
       p.matched = Advance(p.text, p.border, p.matched, piece[i]);
-      longest = std::max(longest, p.matched);
-      if (p.matched == p.text.size() && (match == nullptr || p.text.size() > match->text.size())) {
-        match = &p;
+      if (p.matched == p.text.size()) {
+        if (may_stop && (match == nullptr || p.text.size() > match->text.size())) match = &p;
+        if (!may_stop) p.matched = p.border.back();
       }
+      longest = std::max(longest, p.matched);
     }
     if (match != nullptr) {
       held_.append(piece.substr(0, i + 1));
-      held_.resize(held_.size() - match->text.size());
+      if (!keep_match_) held_.resize(held_.size() - match->text.size());
       return {.text = std::exchange(held_, {}), .match = match->text};
     }
   }

@@ -13,13 +13,16 @@ namespace switchyard {
 class StopMatcher {
  public:
   // Empty strings match nothing. Time per byte of text is O(number of stops), whatever they hold.
-  explicit StopMatcher(const std::vector<std::string>& stops);
+  // `keep_match`: the match is part of the text that comes before the end.
+  explicit StopMatcher(const std::vector<std::string>& stops, bool keep_match = false);
 
   struct Result {
     std::string text;                  // certain: no stop string begins in it
-    std::optional<std::string> match;  // text ends before it; nothing may be pushed any more
+    std::optional<std::string> match;  // text ends before it (or with it: keep_match); nothing may
+                                       // be pushed any more
   };
-  Result Push(std::string_view piece);
+  // `may_stop` false: nothing stops within this piece, though a match may begin in it.
+  Result Push(std::string_view piece, bool may_stop = true);
   // The text that was held back. Call when no more comes and nothing matched.
   std::string Finish();
 
@@ -30,6 +33,7 @@ class StopMatcher {
     std::vector<size_t> border;  // [i]: of text[0…i], the longest proper prefix that is a suffix
     size_t matched = 0;          // the longest prefix that is a suffix of what was pushed
   };
+  const bool keep_match_;
   std::vector<Pattern> patterns_;
   std::string held_;  // the longest suffix of what was pushed that may begin a match
 };

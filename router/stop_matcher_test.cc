@@ -37,6 +37,23 @@ TEST(StopMatcherTest, NoStopsPassesThrough) {
   EXPECT_EQ(StopMatcher({""}).Push("abc").text, "abc");
 }
 
+TEST(StopMatcherTest, TheMatchMayBeKept) {
+  StopMatcher m({"END"}, /*keep_match=*/true);
+  EXPECT_EQ(m.Push("the E").text, "the ");
+  const StopMatcher::Result r = m.Push("ND is");
+  EXPECT_EQ(r.text, "END");
+  EXPECT_EQ(r.match, "END");
+}
+
+TEST(StopMatcherTest, NothingStopsWhileItMayNot) {
+  StopMatcher m({"aba"});
+  EXPECT_EQ(m.Push("xaba", /*may_stop=*/false).match, std::nullopt);
+  // What was passed over may still be the beginning of a match.
+  const StopMatcher::Result r = m.Push("ba");
+  EXPECT_EQ(r.match, "aba");
+  EXPECT_EQ(r.text, "");
+}
+
 // The obvious way: after each byte, does a stop end here?
 StopMatcher::Result Slow(const std::vector<std::string>& stops, const std::string& text) {
   for (size_t end = 1; end <= text.size(); ++end) {

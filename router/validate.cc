@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 #include <string>
 
 #include "absl/strings/cord.h"
@@ -42,12 +43,43 @@ absl::Status CheckPrompt(const ModelDescription& model, const RouterLimits& limi
   return CheckTokens("prompt", r.prompt_ids, model.vocab_size);
 }
 
+absl::Status CheckLogitBias(const ModelDescription& model, const SamplingParams& s) {
+  if (s.logit_bias.size() > kLogitBiasMax) {
+    return Bad("logit_bias", " has ", s.logit_bias.size(), " tokens, must have at most ",
+               kLogitBiasMax);
+  }
+  std::set<TokenId> seen;
+  for (const auto& [token, bias] : s.logit_bias) {
+    const std::string field = absl::StrCat("logit_bias[", token, "]");
+    if (token < 0 || token >= model.vocab_size) {
+      return Bad(field, ": the token must be in [0, ", model.vocab_size, ")");
+    }
+    if (!(std::abs(bias) <= kLogitBiasValueMax)) {
+      return Bad(field, " is ", bias, ", must be in [", -kLogitBiasValueMax, ", ",
+                 kLogitBiasValueMax, "]");
+    }
+    if (!seen.insert(token).second) return Bad(field, " is given twice");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckSampling(const RouterLimits& limits, const ClientRequest& r) {
   const SamplingParams& s = r.sampling;
   if (!(s.temperature >= 0 && s.temperature <= kTemperatureMax)) {  // NaN too
     return Bad("temperature", " is ", s.temperature, ", must be in [0, ", kTemperatureMax, "]");
   }
   if (!(s.top_p > 0 && s.top_p <= 1)) return Bad("top_p", " is ", s.top_p, ", must be in (0, 1]");
+  if (!(s.min_p >= 0 && s.min_p <= 1)) return Bad("min_p", " is ", s.min_p, ", must be in [0, 1]");
+  for (auto [field, value] : {std::pair("presence_penalty", s.presence_penalty),
+                              std::pair("frequency_penalty", s.frequency_penalty)}) {
+    if (!(std::abs(value) <= kPenaltyMax)) {
+      return Bad(field, " is ", value, ", must be in [", -kPenaltyMax, ", ", kPenaltyMax, "]");
+    }
+  }
+  if (!(s.repetition_penalty > 0 && s.repetition_penalty <= kRepetitionPenaltyMax)) {
+    return Bad("repetition_penalty", " is ", s.repetition_penalty, ", must be in (0, ",
+               kRepetitionPenaltyMax, "]");
+  }
   if (s.top_k < -1) return Bad("top_k", " is ", s.top_k, ", must be at least -1");
   for (auto [field, value] :
        {std::pair("logprobs", s.logprobs), std::pair("prompt_logprobs", r.prompt_logprobs)}) {
@@ -89,14 +121,24 @@ absl::Status ValidateRequest(const ModelDescription& model, const RouterLimits& 
     return Bad("request_id", " has ", request->request_id.size(), " bytes, must have at most ",
                kRequestIdBytesMax);
   }
+  if (request->cache_salt.size() > kCacheSaltBytesMax) {
+    return Bad("cache_salt", " has ", request->cache_salt.size(), " bytes, must have at most ",
+               kCacheSaltBytesMax);
+  }
   RETURN_IF_ERROR(CheckPrompt(model, limits, *request));
   if (request->max_tokens < 1) {
     return Bad("max_tokens", " is ", request->max_tokens, ", must be at least 1");
   }
+  if (request->min_tokens < 0 || request->min_tokens > request->max_tokens) {
+    return Bad("min_tokens", " is ", request->min_tokens, ", must be in [0, max_tokens ",
+               request->max_tokens, "]");
+  }
   RETURN_IF_ERROR(CheckSampling(limits, *request));
+  RETURN_IF_ERROR(CheckLogitBias(model, request->sampling));
   RETURN_IF_ERROR(CheckStops(model, limits, has_tokenizer, *request));
   const int room = model.max_model_len - static_cast<int>(request->prompt_ids.size());
   request->max_tokens = std::min(request->max_tokens, room);
+  request->min_tokens = std::min(request->min_tokens, room);
   request->sampling.top_k = std::max(request->sampling.top_k, 0);
   return absl::OkStatus();
 }

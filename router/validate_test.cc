@@ -46,6 +46,19 @@ TEST_F(ValidateTest, ErrorsNameFieldValueAndLimit) {
   Refused([](R& r) { r.sampling.top_p = 0; }, {"top_p", "0", "1"});
   Refused([](R& r) { r.sampling.top_p = 1.5; }, {"top_p", "1.5"});
   Refused([](R& r) { r.sampling.top_k = -2; }, {"top_k", "-2", "-1"});
+  Refused([](R& r) { r.sampling.min_p = 1.5; }, {"min_p", "1.5", "1"});
+  Refused([](R& r) { r.sampling.presence_penalty = -3; }, {"presence_penalty", "-3", "-2"});
+  Refused([](R& r) { r.sampling.frequency_penalty = NAN; }, {"frequency_penalty", "nan"});
+  Refused([](R& r) { r.sampling.repetition_penalty = 0; }, {"repetition_penalty", "0", "100"});
+  Refused([](R& r) { r.sampling.logit_bias = {{100, 1.0f}}; }, {"logit_bias[100]", "100"});
+  Refused([](R& r) { r.sampling.logit_bias = {{1, 101.0f}}; }, {"logit_bias[1]", "101", "100"});
+  Refused([](R& r) { r.sampling.logit_bias = {{1, 1.0f}, {1, 2.0f}}; }, {"logit_bias[1]", "twice"});
+  Refused(
+      [](R& r) {
+        r.sampling.logit_bias.assign(1025, {1, 1.0f});
+      },
+      {"logit_bias", "1025", "1024"});
+  Refused([](R& r) { r.min_tokens = 17; }, {"min_tokens", "17", "16"});
   Refused([](R& r) { r.sampling.logprobs = 21; }, {"logprobs", "21", "20"});
   Refused([](R& r) { r.prompt_logprobs = 21; }, {"prompt_logprobs", "21", "20"});
   Refused([](R& r) { r.stop.assign(17, "x"); }, {"stop", "17", "16"});
@@ -60,9 +73,11 @@ TEST_F(ValidateTest, ErrorsNameFieldValueAndLimit) {
 
 TEST_F(ValidateTest, MaxTokensIsCutToTheContext) {
   request_.max_tokens = 1000;
+  request_.min_tokens = 500;
   request_.sampling.top_k = -1;
   ASSERT_TRUE(ValidateRequest(model_, limits_, has_tokenizer_, &request_).ok());
   EXPECT_EQ(request_.max_tokens, 29);
+  EXPECT_EQ(request_.min_tokens, 29);
   EXPECT_EQ(request_.sampling.top_k, 0);
   request_.prompt_ids.assign(31, 1);
   ASSERT_TRUE(ValidateRequest(model_, limits_, has_tokenizer_, &request_).ok());

@@ -91,8 +91,11 @@ void WorkerPool::OnHeartbeat(size_t n, StreamId stream, const pb::Heartbeat& hea
   Slot* const found = SlotOf(n, stream);
   if (found == nullptr) return;
   Slot& slot = *found;
-  const uint64_t before = membership_.Find(*slot.id)->heartbeat.preemptions();
-  if (heartbeat.preemptions() > before) events_.preemptions(heartbeat.preemptions() - before);
+  const pb::Heartbeat& before = membership_.Find(*slot.id)->heartbeat;
+  const auto more = [](uint64_t now, uint64_t then) { return now > then ? now - then : 0; };
+  events_.counted({.preemptions = more(heartbeat.preemptions(), before.preemptions()),
+                   .prefix_queries = more(heartbeat.prefix_queries(), before.prefix_queries()),
+                   .prefix_hits = more(heartbeat.prefix_hits(), before.prefix_hits())});
   membership_.Beat(*slot.id, heartbeat, clock_->Now());
   Load& load = loads_[*slot.id];
   load.freed_blocks = 0;
@@ -162,6 +165,7 @@ std::vector<WorkerStatus> WorkerPool::Status() const {
       s.running = m->heartbeat.running();
       s.waiting = m->heartbeat.waiting();
       s.kv_blocks_free = m->heartbeat.kv_blocks_free();
+      s.kv_blocks_cached = m->heartbeat.kv_blocks_cached();
       s.kv_blocks_total = m->registration.kv_blocks_total();
       s.kv_blocks_leased = m->heartbeat.kv_blocks_leased();
       s.kv_blocks_quarantined = m->heartbeat.kv_blocks_quarantined();

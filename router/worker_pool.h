@@ -34,12 +34,17 @@ class WorkerLinks {
   virtual void Cancel(size_t slot, StreamId stream) = 0;
 };
 
+// What workers count up.
+struct WorkerCounts {
+  uint64_t preemptions = 0, prefix_queries = 0, prefix_hits = 0;
+};
+
 // Called on the core's thread.
 struct WorkerPoolEvents {
   std::function<void(WorkerId, const cluster::v1::StepEvents&)> events;
   std::function<void(WorkerId, const absl::Status&)> lost;
-  std::function<void()> changed;              // a worker came, or reported its load
-  std::function<void(uint64_t)> preemptions;  // so many more
+  std::function<void()> changed;                     // a worker came, or reported its load
+  std::function<void(const WorkerCounts&)> counted;  // so many more
 };
 
 class WorkerPool {

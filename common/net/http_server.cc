@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/net/http_server_connection.h"
@@ -180,6 +181,14 @@ void Server::Stop(absl::Duration grace) {
 }
 
 }  // namespace
+
+std::string_view HttpRequest::Header(std::string_view name) const {
+  const absl::string_view wanted(name.data(), name.size());
+  for (const auto& [key, value] : headers) {
+    if (absl::EqualsIgnoreCase(key, wanted)) return value;
+  }
+  return {};
+}
 
 HttpResponse HttpError(int status, std::string_view message, std::string_view type,
                        std::string_view param, std::string_view code) {

@@ -18,9 +18,13 @@ namespace switchyard {
 
 struct HttpRequest {
   std::string method;  // "GET" for HEAD too: the server drops the body of the answer
-  std::string path;    // without the query, as sent (not percent-decoded)
+  std::string path;    // without host and query, as sent (not percent-decoded)
   std::string query;   // what follows '?'
   std::string body;
+  std::vector<std::pair<std::string, std::string>> headers;  // as sent
+
+  // The value of a header, whatever the case of its name; empty if there is none.
+  std::string_view Header(std::string_view name) const;
 };
 
 struct HttpResponse {
@@ -81,6 +85,8 @@ struct HttpServerOptions {
   size_t pending_bytes_max = 8 << 20;               // written by a handler, not taken by the client
   absl::Duration read_timeout = absl::Seconds(10);  // of a whole request, from its first byte
   absl::Duration idle_timeout = absl::Seconds(60);  // between requests
+  // Origins whose pages may read the answers (CORS); "*" is all. Empty: no other site's.
+  std::vector<std::string> allowed_origins = {};
   absl::Duration write_timeout = absl::Seconds(30);  // without the client taking a byte
 };
 

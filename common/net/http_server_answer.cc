@@ -57,6 +57,7 @@ std::string Connection::HeadOf(const HttpResponse& response, bool stream) {
   for (const auto& [name, value] : response.headers) {
     absl::StrAppend(&head, name, ": ", value, "\r\n");
   }
+  head += cors_headers_;
   if (!keep_alive_) {
     head += "Connection: close\r\n";
   } else if (http10_) {

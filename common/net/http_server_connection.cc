@@ -1,12 +1,15 @@
 #include "common/net/http_server_connection.h"
 
+#include <algorithm>
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/beast/http/status.hpp>
 #include <chrono>
+#include <cstring>
 #include <exception>
 #include <set>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 
@@ -34,6 +37,37 @@ HttpResponse ParseError(error_code error, const HttpServerOptions& options) {
   }
   if (error == http::error::bad_version) return HttpError(505, "HTTP/1.1 or HTTP/1.0 is spoken");
   return HttpError(400, absl::StrCat("not an HTTP request: ", error.message()));
+}
+
+// A target may be a whole URL, as proxies send it: its scheme and host say nothing here.
+std::string PathOf(std::string target) {
+  for (const char* scheme : {"http://", "https://"}) {
+    if (!absl::StartsWithIgnoreCase(target, scheme)) continue;
+    const size_t begin = target.find_first_of("/?", std::strlen(scheme));
+    if (begin == std::string::npos) return "/";
+    return target[begin] == '/' ? target.substr(begin) : "/" + target.substr(begin);
+  }
+  return target;
+}
+
+// What lets a page of an allowed origin read the answer (the Fetch standard's CORS protocol).
+std::string CorsHeaders(const HttpRequest& request, bool preflight,
+                        const std::vector<std::string>& allowed) {
+  const std::string_view origin = request.Header("Origin");
+  if (origin.empty()) return "";
+  const bool any = std::find(allowed.begin(), allowed.end(), "*") != allowed.end();
+  if (!any && std::find(allowed.begin(), allowed.end(), origin) == allowed.end()) return "";
+  std::string out = absl::StrCat("Access-Control-Allow-Origin: ", any ? "*" : std::string(origin),
+                                 "\r\nVary: Origin\r\n"
+                                 "Access-Control-Expose-Headers: X-Request-Id, Retry-After\r\n");
+  if (!preflight) return out;
+  out += "Access-Control-Allow-Methods: GET, POST\r\nAccess-Control-Max-Age: 600\r\n";
+  // Those that the page asks for: no header is refused here.
+  const std::string_view headers = request.Header("Access-Control-Request-Headers");
+  if (!headers.empty()) {
+    absl::StrAppend(&out, "Access-Control-Allow-Headers: ", std::string(headers), "\r\n");
+  }
+  return out;
 }
 
 }  // namespace
@@ -158,6 +192,7 @@ void Connection::Reject(HttpResponse response) {
     MutexLock lock(mu_);
     answer_ = Answer::kAwaited;
     keep_alive_ = head_only_ = false;
+    cors_headers_.clear();
     exchange = exchange_;
   }
   Begin(exchange, std::move(response), /*stream=*/false);
@@ -170,12 +205,15 @@ void Connection::OnRequest() {
   HttpRequest request;
   const std::string method(message.method_string());
   request.method = method == "HEAD" ? "GET" : method;
-  request.path = std::string(message.target());
+  request.path = PathOf(std::string(message.target()));
   if (const size_t mark = request.path.find('?'); mark != std::string::npos) {
     request.query = request.path.substr(mark + 1);
     request.path.resize(mark);
   }
   request.body = std::move(message.body());
+  for (const auto& field : message) {
+    request.headers.emplace_back(field.name_string(), field.value());
+  }
   uint64_t exchange;
   {
     MutexLock lock(mu_);
@@ -183,6 +221,7 @@ void Connection::OnRequest() {
     keep_alive_ = message.keep_alive();
     http10_ = message.version() == 10;
     head_only_ = method == "HEAD";
+    cors_headers_ = CorsHeaders(request, method == "OPTIONS", shared_->options.allowed_origins);
     exchange = exchange_;
   }
   auto responder = MakeResponder(shared_from_this(), exchange);

@@ -110,6 +110,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool keep_alive_ ABSL_GUARDED_BY(mu_) = true;
   bool head_only_ ABSL_GUARDED_BY(mu_) = false;  // the request was a HEAD
   bool http10_ ABSL_GUARDED_BY(mu_) = false;
+  std::string cors_headers_ ABSL_GUARDED_BY(mu_);  // lines of the answer to this request
   bool flush_posted_ ABSL_GUARDED_BY(mu_) = false;
   std::string out_ ABSL_GUARDED_BY(mu_);  // waits for the pending write
   size_t in_flight_bytes_ ABSL_GUARDED_BY(mu_) = 0;

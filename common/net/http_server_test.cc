@@ -434,5 +434,39 @@ TEST_F(HttpServerTest, TakenPorts) {
   EXPECT_FALSE(HttpServer::Create({.host = "192.0.2.1"}, {}).ok());
 }
 
+TEST_F(HttpServerTest, ATargetMayBeAWholeUrl) {
+  Start();
+  const auto get = [this](const std::string& target) {
+    return Roundtrip("GET " + target + " HTTP/1.1\r\nHost: x\r\n\r\n");
+  };
+  EXPECT_TRUE(absl::EndsWith(get("http://example.com:80/echo?a=1"), "\r\n\r\na=1|"));
+  EXPECT_TRUE(absl::EndsWith(get("HTTPS://x/echo"), "\r\n\r\n|"));
+  EXPECT_TRUE(absl::StrContains(get("http://x"), "no such path: /"));
+  EXPECT_TRUE(absl::StrContains(get("http://x?q"), "no such path: /"));
+}
+
+TEST_F(HttpServerTest, OnlyAllowedOriginsMayReadAnswers) {
+  const std::string get = "GET /echo HTTP/1.1\r\nHost: x\r\nOrigin: ";
+  const std::string preflight =
+      "OPTIONS /echo HTTP/1.1\r\nHost: x\r\nAccess-Control-Request-Method: POST\r\n"
+      "Access-Control-Request-Headers: authorization,x-a\r\nOrigin: ";
+  Start({.allowed_origins = {"https://a.example"}});
+  const std::string good = Roundtrip(get + "https://a.example\r\n\r\n");
+  EXPECT_TRUE(absl::StrContains(good, "Access-Control-Allow-Origin: https://a.example\r\n"))
+      << good;
+  EXPECT_FALSE(absl::StrContains(good, "Allow-Methods")) << good;
+  const std::string asked = Roundtrip(preflight + "https://a.example\r\n\r\n");
+  EXPECT_TRUE(absl::StartsWith(asked, "HTTP/1.1 204")) << asked;
+  EXPECT_TRUE(absl::StrContains(asked, "Allow-Headers: authorization,x-a\r\n")) << asked;
+  for (const char* origin : {"https://b.example\r\n\r\n", "https://a.example.b\r\n\r\n"}) {
+    EXPECT_FALSE(absl::StrContains(Roundtrip(get + origin), "Access-Control")) << origin;
+    EXPECT_FALSE(absl::StrContains(Roundtrip(preflight + origin), "Access-Control")) << origin;
+  }
+  Start({.allowed_origins = {"*"}});
+  EXPECT_TRUE(absl::StrContains(Roundtrip(get + "https://b.example\r\n\r\n"),
+                                "Access-Control-Allow-Origin: *\r\n"));
+  EXPECT_FALSE(absl::StrContains(Roundtrip("GET /echo HTTP/1.1\r\nHost: x\r\n\r\n"), "Access-"));
+}
+
 }  // namespace
 }  // namespace switchyard

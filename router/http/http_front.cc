@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/net/http_server.h"
 #include "common/status_macros.h"
+#include "common/version.h"
 #include "router/http/openai_job.h"
 #include "router/http/openai_request.h"
 #include "router/http/openai_response.h"
@@ -19,8 +20,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 using Responder = std::shared_ptr<HttpResponder>;
 
-constexpr char kVersion[] = "0.1.0";
 // They tokenize and make JSON; the engine's threads are in other processes.
+constexpr char kChatPath[] = "/v1/chat/completions";
 constexpr int kIoThreads = 4;
 constexpr absl::Duration kStopGrace = absl::Seconds(1);
 
@@ -33,19 +34,17 @@ HttpResponse JsonResponse(const Json& json) {
 
 // The checkpoint's chat template with its special tokens' names; empty if it has none. A template
 // that can't be read fails chat, not the rest.
-std::function<absl::StatusOr<std::string>(const nlohmann::json&)> ChatRenderer(
-    const std::string& model_dir) {
+std::function<absl::StatusOr<std::string>(const Json&)> ChatRenderer(const std::string& model_dir) {
   nlohmann::json special_tokens = nlohmann::json::object();
   auto loaded = LoadChatTemplate(model_dir, &special_tokens);
   if (absl::IsNotFound(loaded.status())) return nullptr;
   if (!loaded.ok()) {
-    return [status = loaded.status()](const nlohmann::json&) -> absl::StatusOr<std::string> {
-      return status;
-    };
+    return
+        [status = loaded.status()](const Json&) -> absl::StatusOr<std::string> { return status; };
   }
   std::shared_ptr<const ChatTemplate> chat = *std::move(loaded);
-  return [chat, special_tokens](const nlohmann::json& context) {
-    nlohmann::json whole = special_tokens;
+  return [chat, special_tokens = Json(special_tokens)](const Json& context) {
+    Json whole = special_tokens;
     whole.update(context);
     return chat->Render(whole);
   };
@@ -54,37 +53,59 @@ std::function<absl::StatusOr<std::string>(const nlohmann::json&)> ChatRenderer(
 }  // namespace
 
 struct HttpFront::Impl {
-  Impl(RouterCore* core, const std::string& model_dir)
+  Impl(RouterCore* core, const HttpFrontOptions& options)
       : core(core),
+        keys(options.api_keys),
         api{.model = &core->model(),
             .limits = &core->limits(),
             .tokenizer = core->tokenizer(),
-            .render_chat = ChatRenderer(model_dir)},
+            .render_chat = ChatRenderer(options.model_dir)},
         boot(std::random_device()()) {}
 
   std::vector<HttpRoute> Routes();
-  void Generate(const absl::StatusOr<ApiRequest>& request, Responder responder);
+  // A route that needs a key, if there are any.
+  HttpRoute Guarded(std::string method, std::string path, HttpHandler handler) const;
+  void Generate(const HttpRequest& http, const absl::StatusOr<ApiRequest>& request,
+                Responder responder);
   HttpResponse Models() const;
   HttpResponse Ready() const;
   HttpResponse Tokenize(const std::string& body) const;
   HttpResponse Detokenize(const std::string& body) const;
 
   RouterCore* const core;
+  const ApiKeys keys;
   const ApiContext api;
   const uint32_t boot;  // tells ids of this process from those of the one before
   std::atomic<uint64_t> requests = 0;
   std::unique_ptr<HttpServer> server;  // last: its threads use the rest
 };
 
-void HttpFront::Impl::Generate(const absl::StatusOr<ApiRequest>& request, Responder responder) {
-  if (!request.ok()) {
-    responder->Send(ErrorResponse(request.status()));
-    return;
-  }
-  std::string id = request->request_id;
+HttpRoute HttpFront::Impl::Guarded(std::string method, std::string path,
+                                   HttpHandler handler) const {
+  return {std::move(method), std::move(path),
+          [this, handler = std::move(handler)](const HttpRequest& request, Responder responder) {
+            if (keys.Allows(request.Header("Authorization"))) {
+              return handler(request, std::move(responder));
+            }
+            HttpResponse refusal =
+                HttpError(401, "a valid API key is wanted as \"Authorization: Bearer KEY\"",
+                          "authentication_error", {}, "invalid_api_key");
+            refusal.headers.emplace_back("WWW-Authenticate", "Bearer");
+            responder->Send(std::move(refusal));
+          }};
+}
+
+void HttpFront::Impl::Generate(const HttpRequest& http, const absl::StatusOr<ApiRequest>& request,
+                               Responder responder) {
+  std::string id = request.ok() ? request->request_id : "";
+  if (id.empty()) id = std::string(http.Header("X-Request-Id"));
   if (id.empty()) {
-    id = absl::StrCat(request->chat ? "chatcmpl-" : "cmpl-", absl::Hex(boot, absl::kZeroPad8), "-",
-                      ++requests);
+    id = absl::StrCat(http.path == kChatPath ? "chatcmpl-" : "cmpl-",
+                      absl::Hex(boot, absl::kZeroPad8), "-", ++requests);
+  }
+  if (!request.ok()) {
+    responder->Send(WithRequestId(id, ErrorResponse(request.status())));
+    return;
   }
   std::make_shared<OpenAiJob>(core, *request, std::move(id), std::move(responder))->Start();
 }
@@ -136,7 +157,8 @@ std::vector<HttpRoute> HttpFront::Impl::Routes() {
           [] {
             return JsonResponse({{"version", kVersion}});
           }),
-      get("/v1/models", [this] { return Models(); }),
+      Guarded("GET", "/v1/models",
+              [this](const HttpRequest&, Responder responder) { responder->Send(Models()); }),
       get("/metrics",
           [this] {
             return HttpResponse{.status = 200,
@@ -144,37 +166,36 @@ std::vector<HttpRoute> HttpFront::Impl::Routes() {
                                 .body = core->MetricsText(),
                                 .headers = {}};
           }),
-      {"POST", "/v1/completions",
-       [this](const HttpRequest& request, Responder responder) {
-         Generate(ParseCompletion(request.body, api), std::move(responder));
-       }},
-      {"POST", "/v1/chat/completions",
-       [this](const HttpRequest& request, Responder responder) {
-         Generate(ParseChatCompletion(request.body, api), std::move(responder));
-       }},
-      {"POST", "/tokenize",
-       [this](const HttpRequest& request, Responder responder) {
-         responder->Send(Tokenize(request.body));
-       }},
-      {"POST", "/detokenize",
-       [this](const HttpRequest& request, Responder responder) {
-         responder->Send(Detokenize(request.body));
-       }},
+      Guarded("POST", "/v1/completions",
+              [this](const HttpRequest& request, Responder responder) {
+                Generate(request, ParseCompletion(request.body, api), std::move(responder));
+              }),
+      Guarded("POST", kChatPath,
+              [this](const HttpRequest& request, Responder responder) {
+                Generate(request, ParseChatCompletion(request.body, api), std::move(responder));
+              }),
+      Guarded("POST", "/tokenize",
+              [this](const HttpRequest& request, Responder responder) {
+                responder->Send(Tokenize(request.body));
+              }),
+      Guarded("POST", "/detokenize",
+              [this](const HttpRequest& request, Responder responder) {
+                responder->Send(Detokenize(request.body));
+              }),
   };
 }
 
 absl::StatusOr<std::unique_ptr<HttpFront>> HttpFront::Create(RouterCore* core,
-                                                             const std::string& model_dir,
-                                                             const std::string& host, int port,
-                                                             bool next_free_port) {
-  auto impl = std::make_unique<Impl>(core, model_dir);
-  HttpServerOptions options;
-  options.host = host;
-  options.port = port;
-  options.next_free_port = next_free_port;
-  options.io_threads = kIoThreads;
-  options.body_bytes_max = core->limits().body_bytes_max;
-  ASSIGN_OR_RETURN(impl->server, HttpServer::Create(options, impl->Routes()));
+                                                             const HttpFrontOptions& options) {
+  auto impl = std::make_unique<Impl>(core, options);
+  HttpServerOptions server;
+  server.host = options.host;
+  server.port = options.port;
+  server.next_free_port = options.next_free_port;
+  server.allowed_origins = options.allowed_origins;
+  server.io_threads = kIoThreads;
+  server.body_bytes_max = core->limits().body_bytes_max;
+  ASSIGN_OR_RETURN(impl->server, HttpServer::Create(server, impl->Routes()));
   return std::unique_ptr<HttpFront>(new HttpFront(std::move(impl)));
 }
 

@@ -5,22 +5,29 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "router/api_keys.h"
 #include "router/router.h"
 
 namespace switchyard {
+
+struct HttpFrontOptions {
+  std::string model_dir =
+      "";  // chat template and special tokens' names; without them, all but chat
+  std::string host = "127.0.0.1";
+  int port = 0;                            // 0: any
+  bool next_free_port = false;             // a taken port moves to the next free one
+  std::vector<std::string> api_keys = {};  // if any, all but health, metrics and version need one
+  std::vector<std::string> allowed_origins = {};  // CORS: HttpServerOptions
+};
 
 // Serves /v1/models, /v1/completions, /v1/chat/completions, /tokenize, /detokenize, /health,
 // /readyz, /metrics and /version on threads of its own. A client that hangs up aborts its requests.
 // Thread-safe.
 class HttpFront {
  public:
-  // Listens at once. `core` must outlive the front. The chat template and the names of the special
-  // tokens are read from `model_dir`; a checkpoint without them serves all but chat. A taken port
-  // is kAlreadyExists, or with `next_free_port` the next free one is used; port 0: any.
+  // Listens at once. `core` must outlive the front. A taken port is kAlreadyExists.
   static absl::StatusOr<std::unique_ptr<HttpFront>> Create(RouterCore* core,
-                                                           const std::string& model_dir,
-                                                           const std::string& host, int port,
-                                                           bool next_free_port);
+                                                           const HttpFrontOptions& options);
   // Stops accepting, gives running answers one second to end, then closes: the requests of clients
   // that still wait are aborted.
   ~HttpFront();

@@ -127,8 +127,10 @@ class ScriptedCore final : public RouterCore {
 
 class HttpFrontTest : public testing::Test {
  protected:
-  HttpFrontTest() {
-    auto front = HttpFront::Create(&core_, "models/fables-7m", "127.0.0.1", 0, false);
+  HttpFrontTest() { Start({}); }
+  void Start(HttpFrontOptions options) {
+    options.model_dir = "models/fables-7m";
+    auto front = HttpFront::Create(&core_, options);
     EXPECT_TRUE(front.ok()) << front.status();
     front_ = *std::move(front);
   }
@@ -301,6 +303,75 @@ TEST_F(HttpFrontTest, DestructionCutsAndAborts) {
   front_.reset();  // cuts the stream
   EXPECT_TRUE(core_.aborted("r"));
   EXPECT_FALSE(absl::StrContains(client.ReadAll(), "[DONE]"));
+}
+
+TEST_F(HttpFrontTest, TheRequestIdComesBack) {
+  const std::string body = R"({"prompt":[1],"max_tokens":2})";
+  const auto post = [&](const std::string& header, const std::string& text) {
+    return absl::StrCat("POST /v1/completions HTTP/1.1\r\n", header,
+                        "Content-Length: ", text.size(), "\r\n\r\n", text);
+  };
+  HttpTestClient client(front_->port());
+  client.Send(post("X-Request-Id: mine\r\n", body));
+  core_.Finish(core_.WaitFor(1)[0], ClientUpdate::Finish::kLength);
+  std::string answer = client.ReadResponse();
+  EXPECT_TRUE(absl::StrContains(answer, "X-Request-Id: mine\r\n")) << answer;
+  EXPECT_EQ(Body(answer)["id"], "mine");
+  // The body's own name goes before; one that cannot stand in a header is left out there.
+  client.Send(post("X-Request-Id: mine\r\n", R"({"prompt":[1],"request_id":"a\r\nEvil: 1"})"));
+  EXPECT_EQ(core_.WaitFor(1)[0], "a\r\nEvil: 1");
+  core_.Finish(core_.WaitFor(1)[0], ClientUpdate::Finish::kLength);
+  answer = client.ReadResponse();
+  EXPECT_FALSE(absl::StrContains(answer, "Evil: 1\r\n")) << answer;
+  EXPECT_FALSE(absl::StrContains(answer, "X-Request-Id")) << answer;
+  client.Send(post("x-request-id: wrong\r\n", "{}"));
+  answer = client.ReadResponse();
+  EXPECT_EQ(Status(answer), 400);
+  EXPECT_TRUE(absl::StrContains(answer, "X-Request-Id: wrong\r\n")) << answer;
+}
+
+TEST_F(HttpFrontTest, SamplesShareSeedAndPrompt) {
+  HttpTestClient client(front_->port());
+  client.Send(Post("/v1/completions", R"({"prompt":[1,2],"n":3,"request_id":"s"})"));
+  const std::vector<std::string> ids = core_.WaitFor(3);
+  EXPECT_EQ(ids, (std::vector<std::string>{"s-0", "s-1", "s-2"}));
+  for (size_t i = 0; i < 3; ++i) {
+    const ClientRequest request = core_.request(ids[i]);
+    EXPECT_TRUE(request.seed_given);
+    EXPECT_EQ(request.sampling.seed, core_.request(ids[0]).sampling.seed);
+    EXPECT_EQ(request.sampling.sample, i);
+  }
+  for (const std::string& id : ids) core_.Finish(id, ClientUpdate::Finish::kLength);
+  const Json body = Body(client.ReadResponse());
+  EXPECT_EQ(body["choices"].size(), 3u);
+  EXPECT_EQ(body["choices"][2]["index"], 2);
+  EXPECT_EQ(body["usage"]["prompt_tokens"], 2);  // once
+  EXPECT_EQ(body["usage"]["completion_tokens"], 6);
+}
+
+TEST_F(HttpFrontTest, WithKeysOnlyHealthIsOpen) {
+  Start({.api_keys = {"secret"}, .allowed_origins = {"https://a.example"}});
+  for (const char* path : {"/health", "/readyz", "/version", "/metrics"}) {
+    EXPECT_EQ(Status(Get(path)), 200) << path;
+  }
+  const std::string refused = Get("/v1/models");
+  EXPECT_EQ(Status(refused), 401);
+  EXPECT_TRUE(absl::StrContains(refused, "WWW-Authenticate: Bearer\r\n"));
+  EXPECT_EQ(Body(refused)["error"]["code"], "invalid_api_key");
+  for (const char* path : {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"}) {
+    EXPECT_EQ(Status(Ask(Post(path, "{}"))), 401) << path;
+  }
+  const auto with_key = [this](const std::string& key) {
+    return Status(Ask("GET /v1/models HTTP/1.1\r\nAuthorization: Bearer " + key + "\r\n\r\n"));
+  };
+  EXPECT_EQ(with_key("secret"), 200);
+  EXPECT_EQ(with_key("secrets"), 401);
+  // A page's preflight has no key.
+  const std::string preflight =
+      Ask("OPTIONS /v1/models HTTP/1.1\r\nOrigin: https://a.example\r\n"
+          "Access-Control-Request-Method: GET\r\n\r\n");
+  EXPECT_EQ(Status(preflight), 204);
+  EXPECT_TRUE(absl::StrContains(preflight, "Access-Control-Allow-Origin: https://a.example"));
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "router/http/openai_fields.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -11,12 +12,14 @@
 namespace switchyard {
 namespace {
 
-using Json = nlohmann::json;
+using Json = nlohmann::ordered_json;
 
 // Counts brackets and commas outside strings; the text need not be JSON.
 absl::Status CheckSize(std::string_view body) {
   int depth = 0;
   size_t values = 0;
+  size_t members[kJsonDepthMax + 1] = {};  // commas of the open containers; 0 is outside of all
+  bool is_object[kJsonDepthMax + 1] = {};
   bool in_string = false;
   for (size_t i = 0; i < body.size(); ++i) {
     const char c = body[i];
@@ -26,16 +29,21 @@ absl::Status CheckSize(std::string_view body) {
     } else if (c == '"') {
       in_string = true;
     } else if (c == '[' || c == '{') {
-      ++depth;
+      if (++depth > kJsonDepthMax) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("body: byte ", i, ": JSON deeper than ", kJsonDepthMax));
+      }
       ++values;
+      members[depth] = 1;
+      is_object[depth] = c == '{';
     } else if (c == ']' || c == '}') {
-      --depth;
+      depth = std::max(0, depth - 1);  // closing what was not opened is the parser's to refuse
     } else if (c == ',') {
       ++values;
-    }
-    if (depth > kJsonDepthMax) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("body: byte ", i, ": JSON deeper than ", kJsonDepthMax));
+      if (++members[depth] > kJsonMembersMax && is_object[depth]) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "body: byte ", i, ": a JSON object of more than ", kJsonMembersMax, " members"));
+      }
     }
     if (values > kJsonValuesMax) {
       return absl::InvalidArgumentError(

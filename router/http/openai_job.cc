@@ -1,9 +1,15 @@
 #include "router/http/openai_job.h"
 
 #include "absl/strings/str_cat.h"
+#include "router/samples.h"
 
 namespace switchyard {
 namespace {
+
+ApiRequest WithSeeds(ApiRequest request) {
+  ShareSeeds(RandomSeed, &request.choices);
+  return request;
+}
 
 std::vector<std::string> RequestIds(const std::string& id, size_t choices) {
   if (choices == 1) return {id};
@@ -24,9 +30,10 @@ HttpResponse EventStream(std::string events) {
 OpenAiJob::OpenAiJob(RouterCore* core, ApiRequest request, std::string id,
                      std::shared_ptr<HttpResponder> responder)
     : core_(core),
-      request_ids_(RequestIds(id, request.choices.size())),
-      answer_(std::move(request), std::move(id), core->model().id, absl::ToUnixSeconds(absl::Now()),
-              core->tokenizer()),
+      id_(std::move(id)),
+      request_ids_(RequestIds(id_, request.choices.size())),
+      answer_(WithSeeds(std::move(request)), id_, core->model().id,
+              absl::ToUnixSeconds(absl::Now()), core->tokenizer()),
       phases_(request_ids_.size(), Phase::kNew),
       responder_(std::move(responder)) {}
 
@@ -62,7 +69,7 @@ void OpenAiJob::Start() {
     if (!id.ok()) {
       Abort();
       answered_ = true;
-      responder->Send(ErrorResponse(id.status()));
+      responder->Send(WithRequestId(id_, ErrorResponse(id.status())));
       MutexLock lock(mu_);
       responder_ = nullptr;
       return;
@@ -110,11 +117,13 @@ void OpenAiJob::Answer(Update update) {
   // An error before anything was sent can still be said in the status line.
   const bool failed = answered_ && !streaming_ && !answer_.error().ok();
   if (failed) {
-    responder->Send(ErrorResponse(answer_.error()));
+    responder->Send(WithRequestId(id_, ErrorResponse(answer_.error())));
   } else if (!answer_.request().stream) {
     if (!answered_) return;
-    responder->Send(
-        {.status = 200, .content_type = "application/json", .body = answer_.Body(), .headers = {}});
+    responder->Send(WithRequestId(id_, {.status = 200,
+                                        .content_type = "application/json",
+                                        .body = answer_.Body(),
+                                        .headers = {}}));
   } else {
     if (answered_) events += answer_.Tail();
     if (events.empty()) return;
@@ -122,7 +131,7 @@ void OpenAiJob::Answer(Update update) {
       responder->Write(events);
     } else {
       streaming_ = true;
-      responder->StartStream(EventStream(std::move(events)));
+      responder->StartStream(WithRequestId(id_, EventStream(std::move(events))));
     }
     if (answered_) responder->End();
   }

@@ -40,6 +40,7 @@ class OpenAiJob : public std::enable_shared_from_this<OpenAiJob> {
   void Abort();
 
   RouterCore* const core_;
+  const std::string id_;
   const std::vector<std::string> request_ids_;
   std::atomic<bool> client_gone_ = false;
 

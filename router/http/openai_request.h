@@ -22,21 +22,23 @@ struct ApiContext {
   const RouterLimits* limits = nullptr;
   const Tokenizer* tokenizer = nullptr;  // null: text is refused
   // The chat template, applied to {messages, add_generation_prompt, …}; empty: chat is refused.
-  std::function<absl::StatusOr<std::string>(const nlohmann::json& context)> render_chat;
+  std::function<absl::StatusOr<std::string>(const nlohmann::ordered_json& context)> render_chat;
 };
 
-// Prompts of one body; more make a batch.
+// Prompts of one body, times n.
 inline constexpr size_t kPromptsMax = 1024;
 
 // One /v1/completions or /v1/chat/completions.
 struct ApiRequest {
   bool chat = false;
-  std::vector<ClientRequest> choices;  // one per prompt, in order; without request_id
-  std::string request_id;              // the client's own, or empty
+  std::vector<ClientRequest> choices;  // n per prompt, in order; without request_id
+  int n = 1;
+  std::string request_id;  // the client's own, or empty
   bool stream = false;
-  bool include_usage = false;  // of a stream: a last chunk with the usage
-  bool echo = false;           // the prompts are part of the texts
-  bool score_only = false;     // max_tokens 0: the one token that is computed is not shown
+  bool include_usage = false;     // of a stream: a last chunk with the usage
+  bool continuous_usage = false;  // the usage so far with every chunk
+  bool echo = false;              // the prompts are part of the texts
+  bool score_only = false;        // max_tokens 0: the one token that is computed is not shown
   bool return_token_ids = false;
   bool tokens_as_ids = false;  // names tokens "token_id:N" in logprobs
   int logprobs = -1;           // best tokens to list; −1: no logprobs
@@ -47,7 +49,8 @@ struct ApiRequest {
 absl::StatusOr<ApiRequest> ParseCompletion(std::string_view body, const ApiContext& context);
 absl::StatusOr<ApiRequest> ParseChatCompletion(std::string_view body, const ApiContext& context);
 
-// {"prompt" or "text", "add_special_tokens"} to ids; {"tokens", "skip_special_tokens"} to text.
+// {"prompt" or "text", "add_special_tokens"}, or the fields of a chat's prompt ("messages", …), to
+// ids; {"tokens", "skip_special_tokens"} to text.
 absl::StatusOr<std::vector<TokenId>> ParseTokenize(std::string_view body,
                                                    const ApiContext& context);
 absl::StatusOr<std::string> ParseDetokenize(std::string_view body, const ApiContext& context);

@@ -18,21 +18,22 @@ class OpenAiRequestTest : public testing::Test {
     model_.id = "fables-7m";
     model_.vocab_size = tokenizer_->vocab_size();
     model_.max_model_len = 2048;
-    context_ = {.model = &model_,
-                .limits = &limits_,
-                .tokenizer = tokenizer_.get(),
-                .render_chat = [](const nlohmann::json& chat) -> absl::StatusOr<std::string> {
-                  std::string out;
-                  for (const auto& message : chat["messages"]) {
-                    if (message["content"] == "raise") {
-                      return absl::InvalidArgumentError("the template raised");
-                    }
-                    absl::StrAppend(&out, message["role"].get<std::string>(), ":",
-                                    message["content"].get<std::string>(), "\n");
-                  }
-                  if (chat["add_generation_prompt"]) out += "assistant:";
-                  return out;
-                }};
+    context_ = {
+        .model = &model_,
+        .limits = &limits_,
+        .tokenizer = tokenizer_.get(),
+        .render_chat = [](const nlohmann::ordered_json& chat) -> absl::StatusOr<std::string> {
+          std::string out;
+          for (const auto& message : chat["messages"]) {
+            if (message["content"] == "raise") {
+              return absl::InvalidArgumentError("the template raised");
+            }
+            absl::StrAppend(&out, message["role"].get<std::string>(), ":",
+                            message["content"].get<std::string>(), "\n");
+          }
+          if (chat["add_generation_prompt"]) out += "assistant:";
+          return out;
+        }};
   }
 
   ApiRequest Good(const std::string& body) {
@@ -88,7 +89,9 @@ TEST_F(OpenAiRequestTest, EveryFieldArrives) {
           "seed":18446744073709551615,"stop":["a","b"],"stop_token_ids":[9],"ignore_eos":true,
           "stream":true,"stream_options":{"include_usage":true},"logprobs":5,
           "prompt_logprobs":2,"priority":-4,"user":"me","request_id":"r1",
-          "skip_special_tokens":false,"return_token_ids":true,"no_such_field":{"x":1}})");
+          "min_p":0.125,"presence_penalty":-2,"frequency_penalty":1.5,"repetition_penalty":1.25,
+          "logit_bias":{"4095":-100,"7":2.5},"min_tokens":4,"include_stop_str_in_output":true,
+          "timeout":2.5,"skip_special_tokens":false,"return_token_ids":true,"no_such_field":{"x":1}})");
   const ClientRequest& choice = request.choices[0];
   EXPECT_EQ(choice.prompt_ids, (std::vector<TokenId>{5, 6}));
   EXPECT_EQ(choice.max_tokens, 7);
@@ -100,6 +103,15 @@ TEST_F(OpenAiRequestTest, EveryFieldArrives) {
   EXPECT_EQ(choice.stop, (std::vector<std::string>{"a", "b"}));
   EXPECT_EQ(choice.stop_token_ids, (std::vector<TokenId>{9}));
   EXPECT_TRUE(choice.ignore_eos);
+  EXPECT_EQ(choice.sampling.min_p, 0.125f);
+  EXPECT_EQ(choice.sampling.presence_penalty, -2);
+  EXPECT_EQ(choice.sampling.frequency_penalty, 1.5f);
+  EXPECT_EQ(choice.sampling.repetition_penalty, 1.25f);
+  EXPECT_EQ(choice.sampling.logit_bias,
+            (std::vector<std::pair<TokenId, float>>{{4095, -100.0f}, {7, 2.5f}}));
+  EXPECT_EQ(choice.min_tokens, 4);
+  EXPECT_TRUE(choice.include_stop);
+  EXPECT_EQ(choice.deadline, absl::Seconds(2.5));
   EXPECT_FALSE(choice.skip_special_tokens);
   EXPECT_EQ(choice.priority, -4);
   EXPECT_EQ(choice.sampling.logprobs, 5);
@@ -147,6 +159,18 @@ TEST_F(OpenAiRequestTest, ValuesOutsideTheirRangeNameFieldValueAndLimit) {
   Refused(With(R"("top_p":1e-60)"), "top_p", "above 0");
   Refused(With(R"("top_p":1.01)"), "top_p", "to 1");
   Refused(With(R"("top_k":-2)"), "top_k", "from -1 to");
+  Refused(With(R"("n":0)"), "n", "0 is not an integer from 1 to 128");
+  Refused(With(R"("min_p":1.5)"), "min_p", "from 0 to 1");
+  Refused(With(R"("presence_penalty":2.5)"), "presence_penalty", "from -2 to 2");
+  Refused(With(R"("frequency_penalty":-3)"), "frequency_penalty", "from -2 to 2");
+  Refused(With(R"("repetition_penalty":0)"), "repetition_penalty", "above 0 to 100");
+  Refused(With(R"("logit_bias":[])"), "logit_bias", "an array of 0 is not an object");
+  Refused(With(R"("logit_bias":{"x":1})"), "logit_bias", "\"x\" is not a token id");
+  Refused(With(R"("logit_bias":{"4096":1})"), "logit_bias", "from 0 to 4095");
+  Refused(With(R"("logit_bias":{"5":101})"), "logit_bias.5", "from -100 to 100");
+  Refused(With(R"("min_tokens":17)"), "min_tokens", "17 is more than max_tokens, which is 16");
+  Refused(With(R"("truncate_prompt_tokens":2048)"), "truncate_prompt_tokens", "from -1 to 2047");
+  Refused(With(R"("timeout":0)"), "timeout", "above 0");
   Refused(With(R"("logprobs":21)"), "logprobs", "21 is not an integer from 0 to 20");
   Refused(With(R"("logprobs":-1)"), "logprobs", "-1 is not an integer from 0 to 20");
   Refused(With(R"("prompt_logprobs":21)"), "prompt_logprobs", "to 20");
@@ -169,6 +193,35 @@ TEST_F(OpenAiRequestTest, ValuesOutsideTheirRangeNameFieldValueAndLimit) {
   Refused(With(R"("model":7)"), "model", "7 is not a string");
 }
 
+TEST_F(OpenAiRequestTest, SamplesOfAPromptFollowEachOther) {
+  const ApiRequest request = Good(R"({"prompt":[[1],[2,3]],"n":3})");
+  ASSERT_EQ(request.choices.size(), 6u);
+  EXPECT_EQ(request.n, 3);
+  for (size_t i = 0; i < 6; ++i) {
+    EXPECT_EQ(request.choices[i].prompt_ids.size(), i < 3 ? 1u : 2u);
+    EXPECT_EQ(request.choices[i].sampling.sample, i % 3);
+  }
+  std::string many = "{\"n\":128,\"prompt\":[[1]";
+  for (int i = 0; i < 8; ++i) many += ",[1]";
+  Refused(many + "]}", "n", "128 samples of 9 prompts are more than 1024 choices");
+}
+
+TEST_F(OpenAiRequestTest, LongPromptsAreTruncatedOrRefused) {
+  using Ids = std::vector<TokenId>;
+  const auto prompt = [this](const std::string& more) {
+    return Good(With(more)).choices[0].prompt_ids;
+  };
+  EXPECT_EQ(prompt(R"("truncate_prompt_tokens":2)"), (Ids{2, 3}));
+  EXPECT_EQ(prompt(R"("truncate_prompt_tokens":5)"), (Ids{1, 2, 3}));
+  EXPECT_EQ(prompt(R"("truncate_prompt_tokens":-1)"), (Ids{1, 2, 3}));
+  std::string ids = "1";
+  for (int i = 1; i < 3000; ++i) ids += ",7";
+  Refused("{\"prompt\":[" + ids + "]}", "prompt", "3000 tokens, must have fewer than");
+  EXPECT_EQ(
+      Good("{\"prompt\":[" + ids + "],\"truncate_prompt_tokens\":-1}").choices[0].prompt_ids.size(),
+      2047u);
+}
+
 TEST_F(OpenAiRequestTest, AnotherModelIsNotFound) {
   const absl::Status status = ParseCompletion(With(R"("model":"gpt-9")"), context_).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
@@ -182,13 +235,12 @@ TEST_F(OpenAiRequestTest, NeutralValuesPassAndOthersAreRefused) {
                "stop":null,"stop_token_ids":null,"logprobs":null,"temperature":null,
                "max_tokens":null,"user":null,"guided_json":null,"best_of":null)"));
   EXPECT_FALSE(Good(With(R"("seed":-1)")).choices[0].seed_given);
-  Refused(With(R"("n":2)"), "n", "2 is not supported; null or one of [1] is");
   Refused(With(R"("best_of":3)"), "best_of", "3 is not supported");
   Refused(With(R"("suffix":"x")"), "suffix", "\"x\" is not supported");
-  Refused(With(R"("presence_penalty":0.5)"), "presence_penalty", "0.5");
-  Refused(With(R"("frequency_penalty":-1)"), "frequency_penalty", "-1");
-  Refused(With(R"("logit_bias":{"50":1})"), "logit_bias", "an object");
-  Refused(With(R"("tools":[{}])"), "tools", "an array of 1");
+  const std::string chat = R"({"messages":[{"role":"user","content":"x"}],)";
+  ChatRefused(chat + R"("tools":[{}]})", "tools", "tool_choice must be \"none\"");
+  ChatRefused(chat + R"("tool_choice":"required"})", "tool_choice", "\"required\"");
+  GoodChat(chat + R"("tools":[{}],"tool_choice":"none"})");
   Refused(With(R"("response_format":{"type":"json_object"})"), "response_format", "an object");
 }
 
@@ -223,6 +275,10 @@ TEST_F(OpenAiRequestTest, BodiesThatAreNotJsonSayWhere) {
   std::string wide = "{\"prompt\":[1";
   for (size_t i = 0; i < kJsonValuesMax; ++i) wide += ",1";
   Refused(wide + "]}", "", "more than 1048576 JSON values");
+  std::string object = "{\"a\":[1,2],\"prompt\":{\"0\":1";
+  for (size_t i = 1; i <= kJsonMembersMax; ++i) object += ",\"k" + std::to_string(i) + "\":1";
+  Refused(object + "}}", "", "a JSON object of more than 1024 members");
+  Refused("]]]]{\"a\":1}", "", "not JSON");
 }
 
 TEST_F(OpenAiRequestTest, ChatRendersAndEncodes) {
@@ -239,6 +295,39 @@ TEST_F(OpenAiRequestTest, ChatRendersAndEncodes) {
   const ApiRequest open = GoodChat(R"({"messages":[{"role":"user","content":"hi"}]})");
   EXPECT_EQ(open.choices[0].max_tokens, 2048 - static_cast<int>(open.choices[0].prompt_ids.size()));
   EXPECT_EQ(open.logprobs, -1);
+}
+
+TEST_F(OpenAiRequestTest, ChatMayGoOnWithTheLastMessage) {
+  const std::string chat =
+      R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":" The fox "}],)";
+  const auto prompt = [&](const std::string& more) {
+    return tokenizer_->Decode(GoodChat(chat + more).choices[0].prompt_ids, false).value();
+  };
+  EXPECT_EQ(prompt(R"("continue_final_message":true,"add_generation_prompt":false})"),
+            "user:a\nassistant: The fox ");
+  ChatRefused(chat + R"("continue_final_message":true})", "continue_final_message",
+              "needs add_generation_prompt false");
+}
+
+TEST_F(OpenAiRequestTest, ToolCallsReachTheTemplateAsObjects) {
+  nlohmann::ordered_json seen;
+  context_.render_chat = [&](const nlohmann::ordered_json& chat) -> absl::StatusOr<std::string> {
+    seen = chat;
+    return "x";
+  };
+  const auto ids = ParseTokenize(
+      R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":null,"tool_calls":
+          [{"function":{"name":"f","arguments":"{\"z\": 1, \"a\": 2}"}},
+           {"function":{"name":"g","arguments":"not JSON"}},5]}],
+          "tools":[{"b":1,"a":2}],"documents":[{"title":"t"}],"chat_template_kwargs":{"k":true}})",
+      context_);
+  ASSERT_TRUE(ids.ok()) << ids.status();
+  const auto& calls = seen["messages"][1]["tool_calls"];
+  EXPECT_EQ(calls[0]["function"]["arguments"].dump(), R"({"z":1,"a":2})");
+  EXPECT_EQ(calls[1]["function"]["arguments"], "not JSON");
+  EXPECT_EQ(seen["tools"].dump(), R"([{"b":1,"a":2}])");  // in the client's order
+  EXPECT_EQ(seen["documents"].size(), 1u);
+  EXPECT_EQ(seen["k"], true);
 }
 
 TEST_F(OpenAiRequestTest, ChatErrorsNameTheMessage) {

@@ -1,5 +1,6 @@
 #include "router/http/openai_response.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 
@@ -41,6 +42,12 @@ Json FinishName(ClientUpdate::Finish finish) {
       return "error";
   }
   return nullptr;
+}
+
+// The stop string or stop token; null for an end of sequence and other ends.
+Json StopReason(const ClientUpdate& update) {
+  if (!update.stop_match.empty()) return update.stop_match;
+  return update.stop_token.has_value() ? Json(*update.stop_token) : Json();
 }
 
 std::vector<TokenLogprob> WithChosen(const SampledToken& token, int best) {
@@ -109,6 +116,13 @@ HttpResponse ErrorResponse(const absl::Status& status) {
   return response;
 }
 
+HttpResponse WithRequestId(const std::string& id, HttpResponse response) {
+  const bool plain =
+      std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c < '\x7f'; });
+  if (plain) response.headers.emplace_back("X-Request-Id", id);
+  return response;
+}
+
 ApiAnswer::ApiAnswer(ApiRequest request, std::string id, std::string model,
                      int64_t created_unix_seconds, const Tokenizer* tokenizer)
     : request_(std::move(request)),
@@ -134,7 +148,9 @@ std::string ApiAnswer::Take(size_t index, ClientUpdate update) {
     update.completion_tokens = 0;
     if (update.finish == ClientUpdate::Finish::kStop) update.finish = ClientUpdate::Finish::kLength;
     update.stop_match.clear();
+    update.stop_token.reset();
   }
+  choice.completion_tokens += update.tokens.size();
   if (request_.return_token_ids) {
     for (const SampledToken& token : update.tokens) choice.token_ids.push_back(token.token);
   }
@@ -143,6 +159,7 @@ std::string ApiAnswer::Take(size_t index, ClientUpdate update) {
     choice.ended = true;
     --open_;
     choice.end = update;
+    choice.completion_tokens = static_cast<size_t>(update.completion_tokens);
   }
   if (update.finish == ClientUpdate::Finish::kError) {
     if (error_.ok()) error_ = update.error;
@@ -157,11 +174,13 @@ std::string ApiAnswer::Take(size_t index, ClientUpdate update) {
     if (!update.prompt_logprobs.empty()) whole.prompt_logprobs = std::move(update.prompt_logprobs);
     whole.finish = update.finish;
     whole.stop_match = std::move(update.stop_match);
+    whole.stop_token = update.stop_token;
     return "";
   }
   if (choice.begun && !ends && update.text.empty() && update.tokens.empty()) return "";
   Json chunk = Frame(/*chunk=*/true);
   chunk["choices"] = Json::array({ChoiceJson(index, update)});
+  if (request_.continuous_usage) chunk["usage"] = Usage();
   if (ends) chunk["switchyard"] = Cost(choice);
   return Event(chunk);
 }
@@ -211,7 +230,7 @@ Json ApiAnswer::ChoiceJson(size_t index, const ClientUpdate& update) {
     out["logprobs"] = request_.logprobs >= 0 ? CompletionLogprobs(index, first, update) : Json();
   }
   out["finish_reason"] = FinishName(update.finish);
-  out["stop_reason"] = update.stop_match.empty() ? Json() : Json(update.stop_match);
+  out["stop_reason"] = StopReason(update);
   if (first && request_.prompt_logprobs >= 0) out["prompt_logprobs"] = PromptLogprobs(update);
   if (request_.return_token_ids && update.finish != ClientUpdate::Finish::kNone) {
     out["prompt_token_ids"] = request_.choices[index].prompt_ids;
@@ -328,14 +347,18 @@ Json ApiAnswer::PromptLogprobs(const ClientUpdate& update) const {
 }
 
 Json ApiAnswer::Usage() const {
-  int64_t prompt = 0, completion = 0;
+  int64_t prompt = 0, completion = 0, cached = 0;
   for (size_t i = 0; i < choices_.size(); ++i) {
+    completion += static_cast<int64_t>(choices_[i].completion_tokens);
+    // A prompt counts once, however many samples it has.
+    if (request_.choices[i].sampling.sample > 0) continue;
     prompt += static_cast<int64_t>(request_.choices[i].prompt_ids.size());
-    completion += choices_[i].end.completion_tokens;
+    cached += choices_[i].end.cached_tokens;
   }
   return {{"prompt_tokens", prompt},
           {"completion_tokens", completion},
-          {"total_tokens", prompt + completion}};
+          {"total_tokens", prompt + completion},
+          {"prompt_tokens_details", {{"cached_tokens", cached}}}};
 }
 
 Json ApiAnswer::Cost(const Choice& choice) const {

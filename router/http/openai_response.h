@@ -15,6 +15,8 @@ namespace switchyard {
 
 // The HTTP answer to an error: status, Retry-After, and the field that it is about.
 HttpResponse ErrorResponse(const absl::Status& status);
+// Adds X-Request-Id. An id that is no header's value (a client may choose any) is left out.
+HttpResponse WithRequestId(const std::string& id, HttpResponse response);
 
 // `value` as the double whose shortest decimal form is the float's own: what a client parses and
 // casts to float has the same bits, and no false digits are shown.
@@ -47,6 +49,7 @@ class ApiAnswer {
     ClientUpdate whole;  // of an answer that is not a stream
     ClientUpdate end;    // what came with the end
     uint64_t seed = 0;
+    size_t completion_tokens = 0;
     std::vector<TokenId> token_ids;  // if they are to be returned
     // Follows the text, to know where in it a token begins.
     std::optional<DetokenizerStream> position;

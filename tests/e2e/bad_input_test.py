@@ -115,7 +115,7 @@ def wait_for_rest(cluster, what):
     while time.monotonic() < deadline:
         metrics = cluster.metrics()
         busy = {k: v for k, v in metrics.items()
-                if v and ("num_requests" in k or "kv_blocks" in k and 'state="free"' not in k)}
+                if v and ("num_requests" in k or "kv_blocks" in k and 'state="free"' not in k and 'state="cached"' not in k)}
         assert any("kv_blocks" in k for k in metrics)
         if not busy:
             return

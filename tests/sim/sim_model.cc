@@ -94,7 +94,7 @@ std::vector<TokenId> SimModel::Expected(std::vector<TokenId> history,
   for (const TokenId token : history) push(token);
   while (static_cast<int>(out.size()) < max_tokens) {
     FillLogits(last, logits);
-    out.push_back(SampleToken(logits, sampling, history.size() + out.size()).token);
+    out.push_back(ChooseToken(logits, sampling, history.size() + out.size()));
     if (!ignore_eos && out.back() == kEos) break;
     push(out.back());
   }

@@ -234,7 +234,7 @@ void Worker::OnKvMessage(unsigned am, const std::vector<std::byte>& header,
 std::string Worker::NotAtRest() const {
   const EngineStats s = engine_->stats();
   const BlockPool::Counts& b = s.blocks;
-  if (b.free != b.total) {
+  if (b.available() != b.total) {
     return absl::StrCat(node_->name, ": of ", b.total, " blocks ", b.free, " are free, ", b.owned,
                         " owned, ", b.leased, " leased, ", b.quarantined, " quarantined");
   }

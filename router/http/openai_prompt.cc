@@ -1,0 +1,235 @@
+// Prompts: text, token ids, or messages put through the chat template.
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "router/http/openai_fields.h"
+#include "router/http/openai_parse.h"
+
+namespace switchyard {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+}  // namespace
+
+absl::Status NoTokenizer(std::string_view field) {
+  return FieldError(field, "this checkpoint has no tokenizer: give token ids");
+}
+
+absl::StatusOr<std::vector<TokenId>> ReadIds(std::string_view field, const Json& list,
+                                             const ApiContext& context) {
+  std::vector<TokenId> ids;
+  ids.reserve(list.size());
+  for (const Json& value : list) {
+    if (!value.is_number_unsigned() ||
+        value.get<uint64_t>() >= static_cast<uint64_t>(context.model->vocab_size)) {
+      return FieldError(
+          field, absl::StrCat(Shown(value), " at index ", ids.size(),
+                              " is not a token id from 0 to ", context.model->vocab_size - 1));
+    }
+    ids.push_back(static_cast<TokenId>(value.get<uint64_t>()));
+  }
+  return ids;
+}
+
+namespace {
+
+absl::StatusOr<std::vector<TokenId>> Encode(std::string_view field, std::string_view text,
+                                            bool add_special_tokens, const ApiContext& context) {
+  if (context.tokenizer == nullptr) return NoTokenizer(field);
+  absl::StatusOr<std::vector<TokenId>> ids = context.tokenizer->Encode(text, add_special_tokens);
+  if (!ids.ok()) return FieldError(field, std::string(ids.status().message()));
+  return ids;
+}
+
+// Keeps the last truncate_prompt_tokens ids; −1: what the context holds beside one new token.
+absl::Status Fit(std::string_view field, const Json& body, const ApiContext& context,
+                 std::vector<TokenId>* ids) {
+  const int64_t most = context.model->max_model_len - 1;
+  FieldReader fields(body);
+  const int64_t asked = fields.Int("truncate_prompt_tokens", 0, -1, most);
+  RETURN_IF_ERROR(fields.status());
+  const size_t keep = static_cast<size_t>(asked == -1 ? most : asked);
+  if (keep > 0 && ids->size() > keep) ids->erase(ids->begin(), ids->end() - keep);
+  if (ids->empty()) return FieldError(field, "has no tokens");
+  // The core checks it too, but before that a batch would hold copies.
+  if (ids->size() > static_cast<size_t>(most)) {
+    return FieldError(field, absl::StrCat("has ", ids->size(), " tokens, must have fewer than ",
+                                          "max_model_len ", context.model->max_model_len));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<TokenId>> ReadPrompt(const Json& body, const Json& value,
+                                                bool add_special_tokens,
+                                                const ApiContext& context) {
+  std::vector<TokenId> ids;
+  if (value.is_string()) {
+    ASSIGN_OR_RETURN(
+        ids, Encode("prompt", value.get_ref<const std::string&>(), add_special_tokens, context));
+  } else if (value.is_array() && !value.empty()) {
+    ASSIGN_OR_RETURN(ids, ReadIds("prompt", value, context));
+  } else {
+    return FieldError("prompt", absl::StrCat(Shown(value), " is neither text nor token ids"));
+  }
+  RETURN_IF_ERROR(Fit("prompt", body, context, &ids));
+  return ids;
+}
+
+// Content as one text: what templates of text models expect.
+absl::StatusOr<std::string> ReadContent(const std::string& field, const Json& content) {
+  if (content.is_string()) return content.get<std::string>();
+  if (!content.is_array()) {
+    return FieldError(field, absl::StrCat(Shown(content), " is neither text nor a list of parts"));
+  }
+  std::string text;
+  for (size_t i = 0; i < content.size(); ++i) {
+    const Json& part = content[i];
+    if (!part.is_object() || part.value("type", Json()) != "text" ||
+        !part.value("text", Json()).is_string()) {
+      return FieldError(absl::StrCat(field, "[", i, "]"), "only parts of type text are supported");
+    }
+    absl::StrAppend(&text, i == 0 ? "" : "\n", part["text"].get_ref<const std::string&>());
+  }
+  return text;
+}
+
+// Templates print a call's arguments as an object; clients send them as its JSON.
+void ReadToolCalls(Json* message) {
+  const auto calls = message->find("tool_calls");
+  if (calls == message->end() || !calls->is_array()) return;
+  for (Json& call : *calls) {
+    if (!call.is_object() || !call.contains("function")) continue;
+    Json& function = call["function"];
+    if (!function.is_object() || !function.contains("arguments")) continue;
+    Json& arguments = function["arguments"];
+    if (!arguments.is_string()) continue;
+    const absl::StatusOr<Json> parsed = ParseJsonObject(arguments.get_ref<const std::string&>());
+    if (parsed.ok()) arguments = *parsed;
+  }
+}
+
+absl::StatusOr<Json> ReadMessages(const Json& body) {
+  const auto it = body.find("messages");
+  if (it == body.end() || !it->is_array() || it->empty()) {
+    return FieldError("messages", "must be a list of at least one message");
+  }
+  Json out = *it;
+  for (size_t i = 0; i < out.size(); ++i) {
+    const std::string field = absl::StrCat("messages[", i, "]");
+    Json& message = out[i];
+    if (!message.is_object()) {
+      return FieldError(field, absl::StrCat(Shown(message), " is not an object"));
+    }
+    const Json role = message.value("role", Json());
+    if (role != "system" && role != "developer" && role != "user" && role != "assistant" &&
+        role != "tool") {
+      return FieldError(
+          field + ".role",
+          absl::StrCat(Shown(role), " is none of system, developer, user, assistant, tool"));
+    }
+    ReadToolCalls(&message);
+    const Json content = message.value("content", Json());
+    if (content.is_null() && role == "assistant") {
+      message["content"] = "";  // as beside tool calls
+      continue;
+    }
+    ASSIGN_OR_RETURN(std::string text, ReadContent(field + ".content", content));
+    message["content"] = std::move(text);
+  }
+  return out;
+}
+
+// What the template may use beside the messages.
+absl::StatusOr<Json> ReadChatVariables(const Json& body) {
+  FieldReader fields(body);
+  Json chat = Json::object();
+  if (const Json* more = fields.Find("chat_template_kwargs")) {
+    if (!more->is_object()) {
+      return FieldError("chat_template_kwargs", absl::StrCat(Shown(*more), " is not an object"));
+    }
+    chat = *more;
+  }
+  for (const char* name : {"tools", "documents"}) {
+    const Json* list = fields.Find(name);
+    if (list == nullptr || list->empty()) continue;
+    if (!list->is_array()) return FieldError(name, absl::StrCat(Shown(*list), " is not a list"));
+    chat[name] = *list;
+  }
+  return chat;
+}
+
+// The prompt ends where the last message's text does, so that the answer goes on from there. As
+// transformers: a template may have trimmed the text.
+absl::Status CutAfterLast(std::string_view last, std::string* text) {
+  constexpr std::string_view kSpace = " \t\n\v\f\r";
+  const size_t begin = std::min(last.find_first_not_of(kSpace), last.size());
+  last.remove_prefix(begin);
+  const std::string_view trimmed = last.substr(0, last.find_last_not_of(kSpace) + 1);
+  const size_t at = text->rfind(trimmed);
+  if (at == std::string::npos || trimmed.empty()) {
+    return FieldError("continue_final_message",
+                      "the last message's text does not stand in the prompt");
+  }
+  const bool whole = text->compare(at, last.size(), last) == 0;
+  text->resize(at + (whole ? last.size() : trimmed.size()));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<std::vector<TokenId>>> ReadPrompts(const Json& body,
+                                                              const ApiContext& context) {
+  FieldReader fields(body);
+  const bool add_special_tokens = fields.Bool("add_special_tokens", true);
+  RETURN_IF_ERROR(fields.status());
+  const Json* value = fields.Find("prompt");
+  if (value == nullptr) return FieldError("prompt", "is missing");
+  std::vector<std::vector<TokenId>> out;
+  const bool batch = value->is_array() && !value->empty() &&
+                     (value->front().is_string() || value->front().is_array());
+  if (!batch) {
+    ASSIGN_OR_RETURN(out.emplace_back(), ReadPrompt(body, *value, add_special_tokens, context));
+    return out;
+  }
+  if (value->size() > kPromptsMax) {
+    return FieldError("prompt",
+                      absl::StrCat(value->size(), " prompts are more than ", kPromptsMax));
+  }
+  for (const Json& one : *value) {
+    ASSIGN_OR_RETURN(out.emplace_back(), ReadPrompt(body, one, add_special_tokens, context));
+  }
+  return out;
+}
+
+absl::StatusOr<std::vector<TokenId>> ReadChatPrompt(const Json& body, const ApiContext& context) {
+  ASSIGN_OR_RETURN(Json messages, ReadMessages(body));
+  if (context.tokenizer == nullptr) return NoTokenizer("messages");
+  if (!context.render_chat) {
+    return FieldError("messages", "this checkpoint has no chat template: use /v1/completions");
+  }
+  FieldReader fields(body);
+  const bool continue_last = fields.Bool("continue_final_message", false);
+  const bool generation_prompt = fields.Bool("add_generation_prompt", true);
+  const bool add_special_tokens = fields.Bool("add_special_tokens", false);
+  RETURN_IF_ERROR(fields.status());
+  if (continue_last && generation_prompt) {
+    return FieldError("continue_final_message", "needs add_generation_prompt false");
+  }
+  ASSIGN_OR_RETURN(Json chat, ReadChatVariables(body));
+  chat["add_generation_prompt"] = generation_prompt;
+  const std::string last = messages.back()["content"].get<std::string>();
+  chat["messages"] = std::move(messages);
+  absl::StatusOr<std::string> text = context.render_chat(chat);
+  if (!text.ok()) {
+    return FieldError("messages", std::string(text.status().message()));
+  }
+  if (continue_last) RETURN_IF_ERROR(CutAfterLast(last, &*text));
+  ASSIGN_OR_RETURN(std::vector<TokenId> ids,
+                   Encode("messages", *text, add_special_tokens, context));
+  RETURN_IF_ERROR(Fit("messages", body, context, &ids));
+  return ids;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,161 @@
+"""grpcio against `switchyard serve`: no generated stubs, everything is learned by server reflection.
+
+usage: grpc_test.py BINARY MODEL
+"""
+import os
+import pathlib
+import sys
+
+import grpc
+from google.protobuf import descriptor_pool, message_factory
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
+import cluster as e2e  # noqa: E402
+
+SERVICE = "switchyard.v1.Router"
+KEY = "a-secret"
+
+
+class Client:
+    """Calls methods by name; requests are dictionaries of fields."""
+
+    def __init__(self, address, key):
+        self.channel = grpc.insecure_channel(address)
+        self.metadata = [("authorization", f"Bearer {key}")] if key else []
+        database = ProtoReflectionDescriptorDatabase(self.channel)
+        self.services = database.get_services()
+        self.pool = descriptor_pool.DescriptorPool(database)
+        self.service = self.pool.FindServiceByName(SERVICE)
+
+    def call(self, name, timeout=60, **fields):
+        method = self.service.FindMethodByName(name)
+        request_class = message_factory.GetMessageClass(method.input_type)
+        response_class = message_factory.GetMessageClass(method.output_type)
+        make = self.channel.unary_stream if method.server_streaming else self.channel.unary_unary
+        return make(f"/{SERVICE}/{name}", request_serializer=request_class.SerializeToString,
+                    response_deserializer=response_class.FromString)(
+                        request_class(**fields), timeout=timeout, metadata=self.metadata)
+
+    def generate(self, **fields):
+        return list(self.call("Generate", **fields))
+
+
+def code_of(call):
+    try:
+        call()
+    except grpc.RpcError as error:
+        return error.code(), error.details()
+    return grpc.StatusCode.OK, ""
+
+
+def test_reflection_and_health(client):
+    assert {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"} <= set(client.services)
+    # gRPC's own health service tells no message types: an empty request, and field 1 of the answer is SERVING.
+    check = client.channel.unary_unary("/grpc.health.v1.Health/Check")
+    assert check(b"") == b"\x08\x01"  # and it needs no key
+
+
+def test_information(client):
+    info = client.call("GetModelInfo")
+    assert info.id == "fables-7m" and info.has_tokenizer and info.vocab_size == 4096
+    load = client.call("GetLoad")
+    assert {w.role for w in load.workers} == {"prefill", "decode"} and all(w.alive for w in load.workers)
+
+
+def test_generate(client):
+    fields = dict(text="Once upon a time", max_tokens=16, sampling={"temperature": 0}, logprobs=2, prompt_logprobs=0)
+    responses = client.generate(**fields)
+    first, last = responses[0], responses[-1]
+    tokens = [t for r in responses for t in r.token_ids]
+    assert len(tokens) == 16 and last.finish_reason == 2 and last.usage.completion_tokens == 16
+    assert len(first.prompt_logprobs) == len(first.prompt_token_ids) - 1 == last.usage.prompt_tokens - 1
+    assert all(len(p.top) == 2 for r in responses for p in r.logprobs)
+    by_ids = client.generate(tokens={"ids": first.prompt_token_ids}, max_tokens=16, sampling={"temperature": 0})
+    assert [t for r in by_ids for t in r.token_ids] == tokens
+    assert "".join(r.text for r in by_ids) == "".join(r.text for r in responses)
+
+
+def test_samples(client):
+    sampling = {"seed": 9, "min_p": 0.01, "presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1,
+                "logit_bias": {7: -100.0}}
+    fields = dict(text="The owl", max_tokens=8, sampling=sampling)
+    answers = {}
+    for r in client.generate(request_id="many", n=3, **fields):
+        assert r.request_id == f"many-{r.index}"
+        answers.setdefault(r.index, []).extend(r.token_ids)
+    assert sorted(answers) == [0, 1, 2] and len({tuple(a) for a in answers.values()}) > 1
+    alone = [t for r in client.generate(**fields) for t in r.token_ids]
+    assert alone == answers[0]
+
+
+def test_stops(client):
+    fields = dict(text="Once upon a time", sampling={"temperature": 0})
+    plain = client.generate(max_tokens=16, **fields)
+    text = "".join(r.text for r in plain)
+    token = plain[3].token_ids[0]
+    stopped = client.generate(max_tokens=16, stop_token_ids=[token], **fields)[-1]
+    assert stopped.finish_reason == 1 and stopped.stop_token == token
+    word = text.split()[2]
+    for include in (False, True):
+        responses = client.generate(max_tokens=16, stop=[word], include_stop_str_in_output=include, **fields)
+        got = "".join(r.text for r in responses)
+        assert responses[-1].stop_match == word and got == text[:text.index(word)] + (word if include else ""), got
+    tail = client.generate(max_tokens=1, truncate_prompt_tokens=2, **fields)[-1]
+    assert tail.usage.prompt_tokens == 2
+
+
+def test_errors(client, address):
+    for fields, words in [
+        (dict(), "prompt"),
+        (dict(text="a", max_tokens=0), "max_tokens"),
+        (dict(text="a", n=1000), "n is 1000"),
+        (dict(text="a", sampling={"top_p": 2}), "top_p"),
+        (dict(text="a", sampling={"logit_bias": {5: 1000}}), "logit_bias"),
+        (dict(text="a", min_tokens=17), "min_tokens"),
+        (dict(tokens={"ids": [5] * 5000}), "max_model_len"),
+    ]:
+        code, details = code_of(lambda f=fields: client.generate(**f))
+        assert code == grpc.StatusCode.INVALID_ARGUMENT and words in details, (fields, code, details)
+    late = dict(text="a", max_tokens=1500, ignore_eos=True)
+    assert code_of(lambda: client.generate(timeout=0.2, **late))[0] == grpc.StatusCode.DEADLINE_EXCEEDED
+    for key in ("", "wrong"):
+        stranger = Client(address, key)
+        assert code_of(lambda c=stranger: c.generate(text="a"))[0] == grpc.StatusCode.UNAUTHENTICATED
+        assert code_of(lambda c=stranger: c.call("Drain"))[0] == grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_cancel_and_abort(client):
+    running = client.call("Generate", text="a", max_tokens=1500, ignore_eos=True, request_id="long")
+    next(running)
+    assert code_of(lambda: client.generate(text="a", request_id="long"))[0] == grpc.StatusCode.ALREADY_EXISTS
+    assert client.call("Abort", request_id="long").found
+    assert list(running)[-1].finish_reason == 3  # ABORT
+    assert not client.call("Abort", request_id="long").found
+    dropped = client.call("Generate", text="a", max_tokens=1500, ignore_eos=True, request_id="again")
+    next(dropped)
+    dropped.cancel()
+    for _ in range(200):
+        load = client.call("GetLoad")
+        if load.requests_running + load.requests_waiting == 0:
+            return
+    raise AssertionError(f"a cancelled request runs on: {load}")
+
+
+def main():
+    binary, model = sys.argv[1:3]
+    os.environ["SWITCHYARD_API_KEY"] = KEY  # what `serve` gives its router
+    with e2e.Cluster(binary, model, "--disaggregate", "always") as cluster:
+        client = Client(cluster.grpc_address, KEY)
+        test_reflection_and_health(client)
+        test_information(client)
+        test_generate(client)
+        test_samples(client)
+        test_stops(client)
+        test_errors(client, cluster.grpc_address)
+        test_cancel_and_abort(client)
+    print("grpcio", grpc.__version__, "passed")
+
+
+if __name__ == "__main__":
+    main()
