@@ -2,139 +2,255 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 
 namespace switchyard {
 namespace {
+
 using nlohmann::ordered_json;
+constexpr size_t kIntervalsMax = 400;  // even: they are merged in pairs
+constexpr size_t kErrorsMax = 8;
+constexpr size_t kDriftBatches = 16;
 
 double Ms(absl::Duration d) { return absl::ToDoubleMilliseconds(d); }
 
 // mean, median, std and pXX of one metric under vLLM's key names.
-void AddMetric(const ReportOptions& o, const std::string& name, std::vector<double> values,
+void AddMetric(const ReportOptions& o, const std::string& name, const LatencyHistogram& h,
                ordered_json& out) {
-  std::sort(values.begin(), values.end());
-  const double n = std::max<size_t>(1, values.size());
-  const double mean = std::accumulate(values.begin(), values.end(), 0.0) / n;
-  double squares = 0;
-  for (double v : values) squares += (v - mean) * (v - mean);
-  out[absl::StrCat("mean_", name, "_ms")] = mean;
-  out[absl::StrCat("median_", name, "_ms")] = Percentile(values, 50);
-  out[absl::StrCat("std_", name, "_ms")] = std::sqrt(squares / n);
+  out[absl::StrCat("mean_", name, "_ms")] = h.mean_ms();
+  out[absl::StrCat("median_", name, "_ms")] = h.PercentileMs(50);
+  out[absl::StrCat("std_", name, "_ms")] = h.std_ms();
   for (double p : o.percentiles) {
-    out[absl::StrCat("p", p, "_", name, "_ms")] = Percentile(values, p);
+    out[absl::StrCat("p", p, "_", name, "_ms")] = h.PercentileMs(p);
   }
 }
 
-void AddDetails(const std::vector<RequestRecord>& records, ordered_json& out) {
-  for (const char* key : {"input_lens", "output_lens", "ttfts", "itls", "errors"}) {
-    out[key] = ordered_json::array();
+double MeanOr0(double sum, int64_t n) { return n == 0 ? 0 : sum / static_cast<double>(n); }
+
+// Means of at most `batches` equal runs of intervals; runs without a sample are left out.
+std::vector<double> BatchMeans(const std::vector<Interval>& intervals, size_t batches,
+                               double Interval::*sum, int64_t Interval::*count) {
+  std::vector<double> out;
+  const size_t per = std::max<size_t>(1, intervals.size() / batches);
+  for (size_t i = 0; i + per <= intervals.size(); i += per) {
+    Interval all;
+    for (size_t j = i; j < i + per; ++j) all += intervals[j];
+    if (all.*count > 0) out.push_back(MeanOr0(all.*sum, all.*count));
   }
-  for (const RequestRecord& r : records) {
-    out["input_lens"].push_back(r.prompt_tokens);
-    out["output_lens"].push_back(r.output_tokens);
-    out["ttfts"].push_back(absl::ToDoubleSeconds(r.ttft));
-    ordered_json itls = ordered_json::array();
-    for (absl::Duration d : r.itls) itls.push_back(absl::ToDoubleSeconds(d));
-    out["itls"].push_back(std::move(itls));
-    out["errors"].push_back(r.error);
-  }
+  return out;
 }
 
 }  // namespace
 
-double Percentile(const std::vector<double>& sorted, double percent) {
-  if (sorted.empty()) return 0;
-  const double at = percent / 100 * static_cast<double>(sorted.size() - 1);
-  const size_t low = static_cast<size_t>(at);
-  const size_t high = std::min(low + 1, sorted.size() - 1);
-  return sorted[low] + (sorted[high] - sorted[low]) * (at - static_cast<double>(low));
+absl::StatusOr<Goodput> ParseGoodput(const std::vector<std::string>& items) {
+  Goodput goodput;
+  const std::pair<const char*, std::optional<absl::Duration>*> names[] = {
+      {"ttft:", &goodput.ttft}, {"tpot:", &goodput.tpot}, {"e2el:", &goodput.e2el}};
+  for (const std::string& item : items) {
+    bool known = false;
+    for (const auto& [name, value] : names) {
+      double ms = 0;
+      if (!item.starts_with(name) || !absl::SimpleAtod(item.substr(5), &ms) || !(ms > 0)) continue;
+      *value = absl::Milliseconds(ms);
+      known = true;
+    }
+    if (!known) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--goodput is \"", item,
+                       "\", must be ttft:MS, tpot:MS or e2el:MS with a positive number"));
+    }
+  }
+  return goodput;
 }
 
-ordered_json MakeReport(const ReportOptions& o, const std::vector<RequestRecord>& records,
-                        absl::Duration duration) {
-  std::vector<double> ttft, tpot, itl, e2e, late;
-  int64_t input = 0, output = 0, completed = 0, dropped = 0, cut = 0;
-  uint64_t kv_bytes = 0;
-  for (const RequestRecord& r : records) {
-    late.push_back(Ms(r.sent_late));
-    dropped += r.dropped;
-    cut += r.cut;
-    if (r.dropped || !r.error.empty()) continue;
-    ++completed;
-    input += r.prompt_tokens;
-    output += r.output_tokens;
-    kv_bytes += r.kv_bytes_moved;
-    ttft.push_back(Ms(r.ttft));
-    e2e.push_back(Ms(r.e2e));
-    if (r.output_tokens > 1) tpot.push_back(Ms(r.e2e - r.ttft) / (r.output_tokens - 1));
-    for (absl::Duration d : r.itls) itl.push_back(Ms(d));
+void Interval::operator+=(const Interval& o) {
+  for (auto field :
+       {&Interval::sent, &Interval::completed, &Interval::failed, &Interval::output_tokens,
+        &Interval::tpots, &Interval::ttfts, &Interval::itls}) {
+    this->*field += o.*field;
   }
+  for (auto field :
+       {&Interval::ttft_ms, &Interval::tpot_ms, &Interval::itl_ms, &Interval::e2el_ms}) {
+    this->*field += o.*field;
+  }
+  itl_max_ms = std::max(itl_max_ms, o.itl_max_ms);
+}
+
+Interval& RunStatistics::At(absl::Duration moment) {
+  moment = std::max(moment, absl::ZeroDuration());
+  while (moment / width_ >= static_cast<double>(kIntervalsMax)) {
+    intervals_.resize((intervals_.size() + 1) / 2 * 2);
+    for (size_t i = 0; i < intervals_.size() / 2; ++i) {
+      Interval both = intervals_[2 * i];
+      both += intervals_[2 * i + 1];
+      intervals_[i] = both;
+    }
+    intervals_.resize(intervals_.size() / 2);
+    width_ *= 2;
+  }
+  const auto index = static_cast<size_t>(moment / width_);
+  if (index >= intervals_.size()) intervals_.resize(index + 1);
+  return intervals_[index];
+}
+
+bool RunStatistics::Good(const RequestRecord& r) const {
+  const Goodput& g = options_.goodput;
+  const auto kept = [](const std::optional<absl::Duration>& limit, absl::Duration d) {
+    return !limit || d <= *limit;
+  };
+  const absl::Duration tpot =
+      r.output_tokens > 1 ? (r.e2e - r.ttft) / (r.output_tokens - 1) : absl::ZeroDuration();
+  return kept(g.ttft, r.ttft) && kept(g.e2el, r.e2e) && kept(g.tpot, tpot);
+}
+
+void RunStatistics::Add(RequestRecord r) {
+  ++ended_;
+  cut_ += r.cut;
+  dropped_ += r.dropped;
+  late_count_ += r.sent_late > kLateAfter;
+  late_.Add(r.sent_late);
+  ++At(r.intended + r.sent_late).sent;
+  if (!r.error.empty()) {
+    ++failed_;
+    ++At(r.intended + r.e2e).failed;
+    const auto known = std::find_if(errors_.begin(), errors_.end(),
+                                    [&](const auto& e) { return e.first == r.error; });
+    if (known != errors_.end()) {
+      ++known->second;
+    } else if (errors_.size() < kErrorsMax) {
+      errors_.emplace_back(r.error, 1);
+    }
+  } else if (!r.dropped) {
+    AddCompleted(r);
+  }
+  if (options_.detailed) AddDetails(std::move(r));
+}
+
+void RunStatistics::AddCompleted(const RequestRecord& r) {
+  ++completed_;
+  input_ += r.prompt_tokens;
+  output_ += r.output_tokens;
+  kv_bytes_ += r.kv_bytes_moved;
+  good_ += Good(r);
+  ttft_.Add(r.ttft);
+  e2e_.Add(r.e2e);
+  absl::Duration moment = r.intended + r.ttft;
+  Interval& first = At(moment);
+  ++first.ttfts;
+  first.ttft_ms += Ms(r.ttft);
+  for (absl::Duration gap : r.itls) {
+    itl_.Add(gap);
+    Interval& then = At(moment += gap);
+    ++then.itls;
+    then.itl_ms += Ms(gap);
+    then.itl_max_ms = std::max(then.itl_max_ms, Ms(gap));
+  }
+  Interval& last = At(r.intended + r.e2e);
+  ++last.completed;
+  last.output_tokens += r.output_tokens;
+  last.e2el_ms += Ms(r.e2e);
+  if (r.output_tokens > 1) {
+    const absl::Duration tpot = (r.e2e - r.ttft) / (r.output_tokens - 1);
+    tpot_.Add(tpot);
+    ++last.tpots;
+    last.tpot_ms += Ms(tpot);
+  }
+}
+
+void RunStatistics::AddDetails(RequestRecord r) {
+  details_["input_lens"].push_back(r.prompt_tokens);
+  details_["output_lens"].push_back(r.output_tokens);
+  details_["ttfts"].push_back(absl::ToDoubleSeconds(r.ttft));
+  ordered_json itls = ordered_json::array();
+  for (absl::Duration d : r.itls) itls.push_back(absl::ToDoubleSeconds(d));
+  details_["itls"].push_back(std::move(itls));
+  details_["errors"].push_back(std::move(r.error));
+}
+
+Verdict RunStatistics::Judge(absl::Duration duration, const RunFacts& run) const {
+  VerdictInput in;
+  in.run = run;
+  in.paced = options_.paced;
+  in.completed = completed_;
+  in.failed = failed_;
+  in.late = late_count_;
+  in.percentile_max = *std::max_element(options_.percentiles.begin(), options_.percentiles.end());
+  in.duration = duration;
+  in.ttft_means_ms = BatchMeans(intervals_, kDriftBatches, &Interval::ttft_ms, &Interval::ttfts);
+  in.tpot_means_ms = BatchMeans(intervals_, kDriftBatches, &Interval::tpot_ms, &Interval::tpots);
+  return switchyard::Judge(in);
+}
+
+ordered_json RunStatistics::Series() const {
+  ordered_json out = {{"seconds", absl::ToDoubleSeconds(width_)}};
+  const std::pair<const char*, int64_t Interval::*> counts[] = {
+      {"sent", &Interval::sent},     {"completed", &Interval::completed},
+      {"failed", &Interval::failed}, {"output_tokens", &Interval::output_tokens},
+      {"ttfts", &Interval::ttfts},   {"tpots", &Interval::tpots},
+      {"itls", &Interval::itls}};
+  const std::pair<const char*, double Interval::*> sums[] = {{"ttft_ms_sum", &Interval::ttft_ms},
+                                                             {"tpot_ms_sum", &Interval::tpot_ms},
+                                                             {"itl_ms_sum", &Interval::itl_ms},
+                                                             {"e2el_ms_sum", &Interval::e2el_ms},
+                                                             {"itl_ms_max", &Interval::itl_max_ms}};
+  for (const auto& [name, field] : counts) {
+    for (const Interval& i : intervals_) out[name].push_back(i.*field);
+  }
+  for (const auto& [name, field] : sums) {
+    for (const Interval& i : intervals_) out[name].push_back(i.*field);
+  }
+  return out;
+}
+
+ordered_json RunStatistics::Report(absl::Duration duration, const RunFacts& run) const {
   const double seconds = std::max(1e-9, absl::ToDoubleSeconds(duration));
+  const ReportOptions& o = options_;
   ordered_json out;
   out["date"] = absl::FormatTime("%Y%m%d-%H%M%S", absl::Now(), absl::UTCTimeZone());
   out["backend"] = o.backend;
   out["model_id"] = o.model_id;
   out["dataset_name"] = o.dataset;
-  out["num_prompts"] = records.size();
+  out["num_prompts"] = ended_;
   out["request_rate"] = o.request_rate > 0 ? ordered_json(o.request_rate) : ordered_json("inf");
   out["burstiness"] = o.burstiness;
   out["max_concurrency"] = o.max_concurrency > 0 ? ordered_json(o.max_concurrency) : nullptr;
+  const Verdict verdict = Judge(duration, run);
+  out["verdict"] = verdict.invalid.empty() ? "VALID" : "INVALID";
+  out["verdict_reasons"] = verdict.invalid;
+  out["notes"] = verdict.notes;
   out["duration"] = seconds;
-  out["completed"] = completed;
-  out["failed"] = static_cast<int64_t>(records.size()) - completed - dropped;
-  out["dropped"] = dropped;
-  out["cut"] = cut;
-  out["total_input_tokens"] = input;
-  out["total_output_tokens"] = output;
-  out["request_throughput"] = static_cast<double>(completed) / seconds;
-  out["output_throughput"] = static_cast<double>(output) / seconds;
-  out["total_token_throughput"] = static_cast<double>(input + output) / seconds;
-  out["kv_bytes_moved"] = kv_bytes;
-  AddMetric(o, "ttft", std::move(ttft), out);
-  AddMetric(o, "tpot", std::move(tpot), out);
-  AddMetric(o, "itl", std::move(itl), out);
-  AddMetric(o, "e2el", std::move(e2e), out);
-  AddMetric(o, "sent_late", std::move(late), out);
-  if (o.detailed) AddDetails(records, out);
+  out["completed"] = completed_;
+  out["failed"] = failed_;
+  out["dropped"] = dropped_;
+  out["cut"] = cut_;
+  out["sent_late"] = late_count_;
+  out["held_back"] = run.held_back;
+  out["total_input_tokens"] = input_;
+  out["total_output_tokens"] = output_;
+  out["request_throughput"] = static_cast<double>(completed_) / seconds;
+  out["output_throughput"] = static_cast<double>(output_) / seconds;
+  out["total_token_throughput"] = static_cast<double>(input_ + output_) / seconds;
+  if (o.goodput.asked()) {
+    out["request_goodput"] = static_cast<double>(good_) / seconds;
+    out["goodput_share"] =
+        static_cast<double>(good_) / std::max<double>(1, static_cast<double>(completed_ + failed_));
+  }
+  out["kv_bytes_moved"] = kv_bytes_;
+  out["error_counts"] = ordered_json::object();
+  for (const auto& [error, count] : errors_) out["error_counts"][error] = count;
+  const std::pair<const char*, const LatencyHistogram*> metrics[] = {
+      {"ttft", &ttft_}, {"tpot", &tpot_}, {"itl", &itl_}, {"e2el", &e2e_}, {"sent_late", &late_}};
+  for (const auto& [name, histogram] : metrics) AddMetric(o, name, *histogram, out);
+  out["intervals"] = Series();
+  for (const auto& [name, histogram] : metrics) {
+    out["histograms_ms"][name] = histogram->Buckets();  // [[middle, count], …]
+  }
+  for (const auto& [key, value] : details_.items()) out[key] = value;
   return out;
-}
-
-std::string ReportText(const ordered_json& r) {
-  std::string text = absl::StrFormat(
-      "completed %d of %d in %.2f s: %.2f requests/s, %.1f output tokens/s, %.1f tokens/s in all\n",
-      r["completed"].get<int64_t>(), r["num_prompts"].get<int64_t>(), r["duration"].get<double>(),
-      r["request_throughput"].get<double>(), r["output_throughput"].get<double>(),
-      r["total_token_throughput"].get<double>());
-  const std::pair<const char*, const char*> counts[] = {
-      {"failed", "failed"},
-      {"dropped", "dropped midway on purpose"},
-      {"cut", "cut to the model's context"},
-  };
-  for (const auto& [key, what] : counts) {
-    if (const int64_t n = r[key].get<int64_t>(); n > 0) {
-      absl::StrAppendFormat(&text, "%d %s\n", n, what);
-    }
-  }
-  absl::StrAppendFormat(&text, "%-12s", "ms");
-  const char* metrics[] = {"ttft", "tpot", "itl", "e2el", "sent_late"};
-  std::vector<std::string> columns;
-  for (const auto& [key, value] : r.items()) {
-    if (key.ends_with("_ttft_ms")) columns.push_back(key.substr(0, key.size() - 8));
-  }
-  for (const std::string& c : columns) absl::StrAppendFormat(&text, "%10s", c);
-  for (const char* m : metrics) {
-    absl::StrAppendFormat(&text, "\n%-12s", m);
-    for (const std::string& c : columns) {
-      absl::StrAppendFormat(&text, "%10.2f", r[absl::StrCat(c, "_", m, "_ms")].get<double>());
-    }
-  }
-  return text + "\n";
 }
 
 }  // namespace switchyard

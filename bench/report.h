@@ -1,12 +1,16 @@
-// bench/report.h: from what each request saw to the figures of a load test. JSON keys are those of
-// `vllm bench serve`, so that tools which read its files read ours.
+// bench/report.h: from what each request saw to the figures of a load test, in constant memory.
+// JSON keys are those of `vllm bench serve`, so that tools which read its files read ours.
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "bench/histogram.h"
+#include "bench/verdict.h"
 
 namespace switchyard {
 
@@ -14,6 +18,7 @@ namespace switchyard {
 // server that stalls cannot hide the wait (no coordinated omission).
 struct RequestRecord {
   int prompt_tokens = 0, output_tokens = 0;
+  absl::Duration intended;           // since the start of the test
   absl::Duration sent_late;          // actual − intended send time
   absl::Duration ttft, e2e;          // zero if it failed before
   std::vector<absl::Duration> itls;  // gaps between responses
@@ -23,23 +28,71 @@ struct RequestRecord {
   bool cut = false;      // drawn longer than the model's context, sent shorter
 };
 
+// What a request must keep to be good; absent: not asked for.
+struct Goodput {
+  std::optional<absl::Duration> ttft, tpot, e2el;
+  bool asked() const { return ttft || tpot || e2el; }
+};
+// "ttft:500 tpot:50 e2el:2000" (milliseconds), one item per string. kInvalidArgument names the
+// item.
+absl::StatusOr<Goodput> ParseGoodput(const std::vector<std::string>& items);
+
 struct ReportOptions {
   std::string backend, model_id, dataset;
   double request_rate = 0, burstiness = 1;
   int max_concurrency = 0;
+  bool paced = false;  // sent at times of its own: a rate, a ramp, a trace
   std::vector<double> percentiles = {50, 90, 95, 99};
-  bool detailed = false;  // ttfts, itls, input_lens, output_lens, errors of each request too
+  Goodput goodput;
+  bool detailed = false;  // ttfts, itls, input_lens, output_lens, errors of each: memory grows
 };
 
-// Linear interpolation between closest ranks, as numpy's default. `sorted` ascending; empty gives
-// 0.
-double Percentile(const std::vector<double>& sorted, double percent);
+// What happened in one slice of the test's time.
+struct Interval {
+  int64_t sent = 0, completed = 0, failed = 0, output_tokens = 0, tpots = 0;
+  int64_t ttfts = 0, itls = 0;
+  double ttft_ms = 0, tpot_ms = 0, itl_ms = 0, e2el_ms = 0;  // sums
+  double itl_max_ms = 0;
+  void operator+=(const Interval& other);
+};
 
-// `duration`: from the first intended send to the last end.
-nlohmann::ordered_json MakeReport(const ReportOptions& options,
-                                  const std::vector<RequestRecord>& records,
-                                  absl::Duration duration);
-// The same figures for people.
-std::string ReportText(const nlohmann::ordered_json& report);
+// Not thread-safe.
+class RunStatistics {
+ public:
+  explicit RunStatistics(const ReportOptions& options) : options_(options), intervals_(1) {}
+
+  void Add(RequestRecord record);
+  int64_t ended() const { return ended_; }
+  int64_t failed() const { return failed_; }
+  int64_t output_tokens() const { return output_; }
+  double median_ttft_ms() const { return ttft_.PercentileMs(50); }
+
+  // `duration`: from the first intended send to the last end. `run`: what only the driver knows.
+  nlohmann::ordered_json Report(absl::Duration duration, const RunFacts& run) const;
+
+ private:
+  // The slice of a moment; widens all when there would be more than kIntervalsMax.
+  Interval& At(absl::Duration moment);
+  void AddCompleted(const RequestRecord& r);
+  void AddDetails(RequestRecord record);
+  bool Good(const RequestRecord& r) const;
+  nlohmann::ordered_json Series() const;
+  Verdict Judge(absl::Duration duration, const RunFacts& run) const;
+
+  const ReportOptions options_;
+  LatencyHistogram ttft_, tpot_, itl_, e2e_, late_;
+  std::vector<Interval> intervals_;
+  absl::Duration width_ = absl::Milliseconds(100);
+  int64_t ended_ = 0, completed_ = 0, failed_ = 0, dropped_ = 0, cut_ = 0, late_count_ = 0,
+          good_ = 0, input_ = 0, output_ = 0;
+  uint64_t kv_bytes_ = 0;
+  std::vector<std::pair<std::string, int64_t>> errors_;  // the first few that differ
+  nlohmann::ordered_json details_ = nlohmann::ordered_json::object();
+};
+
+// The same figures for people. `metrics`: "ttft", "tpot", "itl", "e2el", "sent_late".
+std::string ReportText(const nlohmann::ordered_json& report,
+                       const std::vector<std::string>& metrics = {"ttft", "tpot", "itl", "e2el",
+                                                                  "sent_late"});
 
 }  // namespace switchyard

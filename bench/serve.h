@@ -1,5 +1,5 @@
-// bench/serve.h: the load driver: sends a workload to a running router over gRPC and measures each
-// stream.
+// bench/serve.h: the load driver: an open loop that sends a workload to a running server when the
+// workload says, whatever the server does, and measures each stream from its intended send time.
 #pragma once
 
 #include <functional>
@@ -7,29 +7,37 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "bench/backend.h"
 #include "bench/report.h"
 #include "bench/workload.h"
 
 namespace switchyard {
 
+// Streams open at once, whatever the options say; more wait, and count as held back.
+inline constexpr int kInFlightMax = 1 << 14;
+
+struct BenchProgress {
+  int64_t ended = 0, total = 0, failed = 0;
+  int in_flight = 0;
+  double requests_per_second = 0, tokens_per_second = 0, median_ttft_ms = 0;
+};
+
 struct BenchServeOptions {
-  std::string address = "127.0.0.1:50051";  // the router's gRPC
-  std::string api_key;                      // empty: none is sent
-  WorkloadOptions workload;                 // vocab_size and tokens_max are asked from the router
+  bool openai = false;  // HTTP; else our gRPC
+  BackendOptions backend;
+  WorkloadOptions workload;  // vocab_size and tokens_max of 0 are asked from the server
   ReportOptions report;
-  int max_concurrency =
-      0;  // streams at once; 0: no limit. A held-back request counts as sent late.
-  float temperature = 0;
-  bool ignore_eos = true;                      // so that output lengths are as drawn
-  absl::Duration timeout = absl::Minutes(30);  // of one request
-  double drop_share = 0;  // [0, 1]: of the streams, cancelled midway (a robustness load)
-  // Called about every 100 ms with completed and total. May be empty.
-  std::function<void(int done, int total)> progress;
-  // Asked often; true ends the test early with what it has.
+  int max_concurrency = 0;  // streams at once; 0: kInFlightMax
+  int warmups = 0;          // requests before the test, one after the other; not counted
+  double drop_share = 0;    // [0, 1]: of the streams, cancelled midway (a robustness load)
+  absl::Duration ready_limit = absl::Seconds(10);
+  std::string metrics_address;  // host:port whose /metrics is read once a second; "": none
+  std::function<void(const BenchProgress&)> progress;  // about every 100 ms; may be empty
+  // Asked often; true ends the test early: what is under way is cancelled, the report has the rest.
   std::function<bool()> stop;
 };
 
-// Runs the test to its end. Errors: the router does not answer; an option is out of range. Failed
+// Runs the test to its end. Errors: the server does not answer; an option is out of range. Failed
 // requests are counted in the report, not an error.
 absl::StatusOr<nlohmann::ordered_json> RunBenchServe(const BenchServeOptions& options);
 

@@ -1,5 +1,7 @@
+// switchyard bench serve: load-tests a running server, compares two results, searches a rate.
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstdio>
@@ -9,56 +11,186 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "bench/compare.h"
+#include "bench/html.h"
 #include "bench/serve.h"
 #include "cli/api_key.h"
+#include "bench/sweep.h"
 #include "cli/command.h"
 #include "cli/flags.h"
 #include "common/file.h"
+#include "common/status_macros.h"
+#include "text/tokenizer.h"
 
 namespace switchyard {
 namespace {
 
-// Set by SIGINT: the test ends early and reports what it has. A signal handler can reach nothing
-// else.
+constexpr size_t kDatasetBytesMax = size_t{2} << 30, kResultBytesMax = size_t{2} << 30;
+
+// Set by SIGINT: the test ends early and reports what it has; a second one ends the process. A
+// signal handler can reach nothing else.
 std::atomic<bool> interrupted{false};
+void OnInterrupt(int) {
+  interrupted = true;
+  std::signal(SIGINT, SIG_DFL);
+}
 
 struct Flags {
   BenchServeOptions bench;
-  std::string dataset = "random", request_rate = "inf", result_file;
-  double timeout_seconds = 1800;
-  bool json = false;
+  SweepOptions sweep;
+  std::string mode, backend = "switchyard-grpc", base_url = "127.0.0.1:8000";
+  std::string grpc = "127.0.0.1:50051";
+  std::string dataset = "random", dataset_path, tokenizer, request_rate = "inf", ramp_up;
+  std::vector<std::string> goodput, compare, metrics = {"ttft", "tpot", "itl", "e2el", "sent_late"};
+  std::string result_dir, result_file, html_file;
+  double timeout_seconds = 1800, ready_seconds = 10;
+  bool json = false, save_result = false;
 };
 
-absl::Status Apply(Flags& f) {
-  if (f.dataset == "sharegpt") {
-    f.bench.workload.lengths = WorkloadOptions::Lengths::kShareGpt;
-  } else if (f.dataset != "random") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--dataset-name is ", f.dataset, ", supported: random, sharegpt"));
+absl::Status ApplyConversations(const std::string& text, Flags& f) {
+  if (f.tokenizer.empty()) {
+    return absl::InvalidArgumentError("--dataset-name sharegpt with a file: --tokenizer is wanted");
   }
+  WorkloadOptions& w = f.bench.workload;
+  ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Load(f.tokenizer));
+  ASSIGN_OR_RETURN(const std::vector<Conversation> all, ParseShareGpt(text, w.prompts));
+  for (const Conversation& c : all) {
+    DatasetRow row;
+    ASSIGN_OR_RETURN(row.prompt_ids, tokenizer->Encode(c.prompt, true));
+    ASSIGN_OR_RETURN(const std::vector<TokenId> answer, tokenizer->Encode(c.answer, false));
+    row.output_len = std::max(1, static_cast<int>(answer.size()));
+    if (!row.prompt_ids.empty()) w.rows.push_back(std::move(row));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ApplyDataset(Flags& f) {
+  WorkloadOptions& w = f.bench.workload;
   f.bench.report.dataset = f.dataset;
+  if (f.dataset_path.empty()) {
+    if (f.dataset == "trace") {
+      return absl::InvalidArgumentError("--dataset-name trace: --dataset-path is wanted");
+    }
+    if (f.dataset == "sharegpt") w.lengths = WorkloadOptions::Lengths::kShareGpt;
+    return absl::OkStatus();
+  }
+  if (f.dataset == "random") {
+    return absl::InvalidArgumentError("--dataset-path: for trace and sharegpt, not for random");
+  }
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(f.dataset_path, kDatasetBytesMax));
+  w.lengths = WorkloadOptions::Lengths::kDataset;
+  if (f.dataset == "sharegpt") return ApplyConversations(text, f);
+  ASSIGN_OR_RETURN(w.rows, ParseTrace(text, w.prompts));
+  w.trace_times = w.request_rate == 0 && w.ramp_up == WorkloadOptions::RampUp::kNone;
+  return absl::OkStatus();
+}
+
+absl::Status Apply(Flags& f) {
+  BenchServeOptions& b = f.bench;
   double rate = 0;
   if (f.request_rate != "inf" && (!absl::SimpleAtod(f.request_rate, &rate) || !(rate > 0))) {
     return absl::InvalidArgumentError(
         absl::StrCat("--request-rate is ", f.request_rate, ", must be inf or a positive number"));
   }
-  f.bench.workload.request_rate = rate;
-  f.bench.timeout = absl::Seconds(f.timeout_seconds);
+  b.workload.request_rate = rate;
+  if (f.ramp_up == "linear") b.workload.ramp_up = WorkloadOptions::RampUp::kLinear;
+  if (f.ramp_up == "exponential") b.workload.ramp_up = WorkloadOptions::RampUp::kExponential;
+  RETURN_IF_ERROR(ApplyDataset(f));
+  ASSIGN_OR_RETURN(b.report.goodput, ParseGoodput(f.goodput));
+  b.openai = f.backend == "openai";
+  std::string url = f.base_url;
+  if (url.starts_with("http://")) url = url.substr(7);
+  while (url.ends_with('/')) url.pop_back();
+  b.backend.address = b.openai ? url : f.grpc;
+  b.backend.timeout = absl::Seconds(f.timeout_seconds);
+  b.ready_limit = absl::Seconds(f.ready_seconds);
   return absl::OkStatus();
+}
+
+void ShowProgress(const BenchProgress& p) {
+  std::fprintf(stderr,
+               "\r\033[K%lld of %lld, %d open, %lld failed; %.1f requests/s, %.0f tokens/s, median "
+               "TTFT %.1f ms",
+               static_cast<long long>(p.ended), static_cast<long long>(p.total), p.in_flight,
+               static_cast<long long>(p.failed), p.requests_per_second, p.tokens_per_second,
+               p.median_ttft_ms);
+}
+
+void ShowTrial(const nlohmann::ordered_json& trial) {
+  std::fprintf(stderr, "\r\033[K%10.3f requests/s: %5.1f %% good, %s\n",
+               trial["rate"].get<double>(), 100 * trial["report"]["goodput_share"].get<double>(),
+               trial["met"].get<bool>() ? "met" : "not met");
 }
 
 class BenchServe final : public Command {
  public:
   std::string name() const override { return "bench serve"; }
-  std::string help() const override { return "load-tests a running router over gRPC"; }
+  std::string help() const override { return "load-tests a running server by gRPC or OpenAI HTTP"; }
 
   void AddFlags(CLI::App& app) override {
-    WorkloadOptions& w = f_.bench.workload;
-    app.add_option("--grpc", f_.bench.address, "The router's gRPC address")
+    app.add_option("mode", f_.mode, "sweep: find the highest rate that keeps --goodput")
+        ->check(CLI::IsMember({"sweep"}));
+    AddServerFlags(app);
+    AddWorkloadFlags(app);
+    AddPaceFlags(app);
+    AddOutputFlags(app);
+    AddSweepFlags(app);
+  }
+
+  absl::StatusOr<int> Run(const CLI::App&) override {
+    if (!f_.compare.empty()) return Compare();
+    RETURN_IF_ERROR(Apply(f_));
+    f_.bench.backend.api_key = ApiKeyOfEnvironment();
+    std::signal(SIGINT, OnInterrupt);
+    f_.bench.stop = [] { return interrupted.load(); };
+    if (isatty(STDERR_FILENO)) f_.bench.progress = ShowProgress;
+    return f_.mode == "sweep" ? Sweep() : Once();
+  }
+
+ private:
+  void AddServerFlags(CLI::App& app) {
+    BackendOptions& b = f_.bench.backend;
+    app.add_option("--backend", f_.backend, "switchyard-grpc, or openai: any server's HTTP")
+        ->check(CLI::IsMember({"switchyard-grpc", "openai"}))
+        ->capture_default_str();
+    app.add_option("--grpc", f_.grpc, "The router's gRPC address")
         ->check(IsAddress())
         ->capture_default_str();
-    app.add_option("--dataset-name", f_.dataset, "Lengths: random or sharegpt (log-normal)")
+    app.add_option("--base-url", f_.base_url, "openai: http://HOST:PORT")->capture_default_str();
+    app.add_option("--endpoint", b.endpoint, "openai: path of completions")->capture_default_str();
+    app.add_option("--model", b.model, "openai: if not the first that is served");
+    app.add_option("--connections", b.connections, "gRPC: HTTP/2 connections")
+        ->check(CLI::Range(1, 64))
         ->capture_default_str();
+    app.add_option("--vocab-size", f_.bench.workload.vocab_size,
+                   "Tokens to draw from; 0: the server's, or 1000 if it does not say")
+        ->check(CLI::Range(0, 1 << 24));
+    app.add_option("--max-model-len", f_.bench.workload.tokens_max,
+                   "Longer requests are cut; 0: the server's, or 2048")
+        ->check(CLI::Range(0, 1 << 24));
+    app.add_option("--temperature", b.temperature, "0 is greedy")
+        ->check(CLI::Range(0.0, double{kTemperatureMax}))
+        ->capture_default_str();
+    app.add_option("--timeout", f_.timeout_seconds, "Seconds a request may take")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    app.add_option("--ready-check-timeout-sec", f_.ready_seconds, "Waits so long for the server")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    app.add_option("--metrics-address", f_.bench.metrics_address,
+                   "HOST:PORT whose /metrics is read once a second, for queue depths")
+        ->check(IsAddress());
+  }
+  void AddWorkloadFlags(CLI::App& app) {
+    WorkloadOptions& w = f_.bench.workload;
+    app.add_option("--dataset-name", f_.dataset,
+                   "random; sharegpt (lengths like its, or its file); trace (Mooncake, Azure)")
+        ->check(CLI::IsMember({"random", "sharegpt", "trace"}))
+        ->capture_default_str();
+    app.add_option("--dataset-path", f_.dataset_path, "The data set's file")
+        ->check(CLI::ExistingFile);
+    app.add_option("--tokenizer", f_.tokenizer, "sharegpt's file: a checkpoint's directory");
     app.add_option("--num-prompts", w.prompts, "Requests to send")->capture_default_str();
     app.add_option("--random-input-len", w.input_len, "Mean prompt tokens")->capture_default_str();
     app.add_option("--random-output-len", w.output_len, "Mean output tokens")
@@ -67,47 +199,106 @@ class BenchServe final : public Command {
         ->capture_default_str();
     app.add_option("--random-prefix-len", w.prefix_len, "Tokens that all prompts begin with")
         ->capture_default_str();
-    app.add_option("--request-rate", f_.request_rate, "Requests per second, or inf: all at once")
+    app.add_option("--trace-time-scale", w.time_scale, "Of its times; 0.5: twice as fast")
+        ->capture_default_str();
+    app.add_option("--trace-length-scale", w.length_scale, "Of its lengths, (0, 1]")
+        ->capture_default_str();
+    app.add_option("--seed", w.seed, "Of lengths, tokens and arrivals")->capture_default_str();
+    app.add_option("--drop-share", f_.bench.drop_share, "Streams cancelled midway, [0, 1]")
+        ->capture_default_str();
+    app.add_option("--num-warmups", f_.bench.warmups, "Requests before the test")
+        ->capture_default_str();
+  }
+  void AddPaceFlags(CLI::App& app) {
+    WorkloadOptions& w = f_.bench.workload;
+    app.add_option("--request-rate", f_.request_rate,
+                   "Per second, or inf: all at once (a trace: at its own times)")
         ->capture_default_str();
     app.add_option("--burstiness", w.burstiness, "1: Poisson arrivals; below: burstier")
         ->capture_default_str();
-    app.add_option("--max-concurrency", f_.bench.max_concurrency, "Streams at once; 0: no limit")
+    app.add_option("--ramp-up-strategy", f_.ramp_up, "The rate rises over the requests")
+        ->check(CLI::IsMember({"linear", "exponential"}));
+    app.add_option("--ramp-up-start-rps", w.ramp_start_rps, "First rate of the ramp");
+    app.add_option("--ramp-up-end-rps", w.ramp_end_rps, "Last rate of the ramp");
+    app.add_option("--max-concurrency", f_.bench.max_concurrency, "Streams at once; 0: 16384")
         ->capture_default_str();
-    app.add_option("--seed", w.seed, "Of lengths, tokens and arrivals")->capture_default_str();
-    app.add_option("--temperature", f_.bench.temperature, "0 is greedy")
-        ->check(CLI::Range(0.0, double{kTemperatureMax}))
+  }
+  void AddOutputFlags(CLI::App& app) {
+    ReportOptions& r = f_.bench.report;
+    app.add_option("--goodput", f_.goodput,
+                   "What a request must keep, ms: ttft:500 tpot:50 e2el:…");
+    app.add_option("--percentile-metrics", f_.metrics, "What to print: ttft,tpot,itl,e2el")
+        ->delimiter(',')
+        ->check(CLI::IsMember({"ttft", "tpot", "itl", "e2el", "sent_late"}))
         ->capture_default_str();
-    app.add_option("--drop-share", f_.bench.drop_share, "Streams cancelled midway, [0, 1]")
-        ->capture_default_str();
-    app.add_option("--timeout", f_.timeout_seconds, "Seconds a request may take")
+    app.add_option("--metric-percentiles", r.percentiles, "Percentiles of each")
+        ->delimiter(',')
         ->capture_default_str();
     app.add_flag("--json", f_.json, "Print JSON, with the keys of `vllm bench serve`");
-    app.add_flag("--save-detailed", f_.bench.report.detailed, "Each request's figures too");
-    app.add_option("--result-filename", f_.result_file, "Write the JSON to this file as well")
+    app.add_flag("--save-result", f_.save_result, "Write the JSON, under a name of its own");
+    app.add_flag("--save-detailed", r.detailed, "Each request's figures too");
+    app.add_option("--result-dir", f_.result_dir, "Where to")->check(CLI::ExistingDirectory);
+    app.add_option("--result-filename", f_.result_file, "Write the JSON to this file");
+    app.add_option("--html", f_.html_file, "Write a report with plots to this file")
         ->check(IsWritableFile());
+    app.add_option("--compare", f_.compare, "Compares two results, A and B; sends nothing")
+        ->expected(2)
+        ->check(CLI::ExistingFile);
+  }
+  void AddSweepFlags(CLI::App& app) {
+    SweepOptions& s = f_.sweep;
+    app.add_option("--sweep-start-rate", s.start_rate, "First rate")->capture_default_str();
+    app.add_option("--sweep-max-rate", s.rate_max, "Highest rate to try")->capture_default_str();
+    app.add_option("--sweep-seconds", s.seconds, "Of each rate")->capture_default_str();
+    app.add_option("--sweep-resolution", s.resolution, "The answer's, as a share")
+        ->capture_default_str();
+    app.add_option("--sweep-attainment", s.attainment, "Share of requests that must be good")
+        ->capture_default_str();
   }
 
-  absl::StatusOr<int> Run(const CLI::App&) override {
-    if (absl::Status s = Apply(f_); !s.ok()) return s;
-    f_.bench.api_key = ApiKeyOfEnvironment();
-    std::signal(SIGINT, [](int) { interrupted = true; });
-    f_.bench.stop = [] { return interrupted.load(); };
-    if (isatty(STDERR_FILENO)) {
-      f_.bench.progress = [](int done, int total) {
-        std::fprintf(stderr, "\r%d of %d requests", done, total);
-      };
-    }
+  absl::StatusOr<int> Once() {
     auto report = RunBenchServe(f_.bench);
     if (f_.bench.progress) std::fprintf(stderr, "\r\033[K");
-    if (!report.ok()) return report.status();
-    std::cout << (f_.json ? report->dump(2) + "\n" : ReportText(*report));
-    if (!f_.result_file.empty()) {
-      if (absl::Status s = WriteFileAtomically(f_.result_file, report->dump(2)); !s.ok()) return s;
-    }
+    RETURN_IF_ERROR(report.status());
+    std::cout << (f_.json ? report->dump(2) + "\n" : ReportText(*report, f_.metrics));
+    RETURN_IF_ERROR(Write(*report, absl::StrCat(f_.backend, "-", f_.request_rate, "qps-",
+                                                report->value("date", ""), ".json")));
     return (*report)["failed"] == 0 ? 0 : 1;
   }
+  absl::StatusOr<int> Sweep() {
+    f_.sweep.trial_done = ShowTrial;
+    ASSIGN_OR_RETURN(const nlohmann::ordered_json result, RunSweep(f_.bench, f_.sweep));
+    const double best = result["max_rate"];
+    std::cout << (f_.json ? result.dump(2) + "\n"
+                          : absl::StrFormat("highest rate with %g %% good: %.3f requests/s\n",
+                                            100 * f_.sweep.attainment, best));
+    RETURN_IF_ERROR(Write(result, absl::StrCat(f_.backend, "-sweep.json")));
+    return best > 0 ? 0 : 1;
+  }
+  absl::StatusOr<int> Compare() {
+    nlohmann::ordered_json of[2];
+    for (int i = 0; i < 2; ++i) {
+      ASSIGN_OR_RETURN(const std::string text, ReadFile(f_.compare[i], kResultBytesMax));
+      of[i] = nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
+      if (!of[i].is_object()) {
+        return absl::InvalidArgumentError(absl::StrCat(f_.compare[i], ": is not a JSON object"));
+      }
+    }
+    ASSIGN_OR_RETURN(const nlohmann::ordered_json comparison, CompareReports(of[0], of[1]));
+    std::cout << (f_.json ? comparison.dump(2) + "\n" : CompareText(comparison));
+    return 0;
+  }
 
- private:
+  absl::Status Write(const nlohmann::ordered_json& result, const std::string& default_name) const {
+    if (!f_.result_file.empty() || f_.save_result) {
+      std::string path = f_.result_file.empty() ? default_name : f_.result_file;
+      if (!f_.result_dir.empty()) path = absl::StrCat(f_.result_dir, "/", path);
+      RETURN_IF_ERROR(WriteFileAtomically(path, result.dump(2)));
+    }
+    return f_.html_file.empty() ? absl::OkStatus()
+                                : WriteFileAtomically(f_.html_file, HtmlReport(result));
+  }
+
   Flags f_;
 };
 

@@ -33,6 +33,7 @@ std::unique_ptr<Command> MakePrefill();
 std::unique_ptr<Command> MakeDecode();
 std::unique_ptr<Command> MakeGenerate();
 std::unique_ptr<Command> MakeAsk();
+std::unique_ptr<Command> MakeTop();
 std::unique_ptr<Command> MakeVerify();
 std::unique_ptr<Command> MakeTokenize();
 std::unique_ptr<Command> MakeDetokenize();

@@ -1,0 +1,300 @@
+#include "bench/report.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "bench/compare.h"
+#include "bench/html.h"
+#include "bench/scraper.h"
+#include "bench/sse.h"
+#include "bench/sweep.h"
+#include "bench/verdict.h"
+
+namespace switchyard {
+namespace {
+
+// numpy's default.
+double Exact(std::vector<double> values, double percent) {
+  std::sort(values.begin(), values.end());
+  const double at = percent / 100 * static_cast<double>(values.size() - 1);
+  const auto low = static_cast<size_t>(at);
+  const size_t high = std::min(low + 1, values.size() - 1);
+  return values[low] + (values[high] - values[low]) * (at - static_cast<double>(low));
+}
+
+TEST(HistogramTest, PercentilesAreWithinOnePercentOfExactOnes) {
+  std::mt19937_64 rng(7);
+  for (const double sigma : {0.1, 1.0, 3.0}) {
+    for (const size_t n : {1, 2, 10, 1000, 100000}) {
+      LatencyHistogram h;
+      std::vector<double> values;
+      std::lognormal_distribution<double> draw(3, sigma);
+      for (size_t i = 0; i < n; ++i) {
+        values.push_back(draw(rng));
+        h.Add(absl::Milliseconds(values.back()));
+      }
+      for (const double p : {0.0, 10.0, 50.0, 90.0, 99.0, 99.9, 100.0}) {
+        const double exact = Exact(values, p);
+        EXPECT_NEAR(h.PercentileMs(p), exact, exact * 0.005 + 1e-6) << "p" << p << " of " << n;
+      }
+    }
+  }
+}
+
+TEST(HistogramTest, EdgesAreCounted) {
+  LatencyHistogram h;
+  EXPECT_EQ(h.PercentileMs(50), 0);
+  h.Add(absl::ZeroDuration());
+  h.Add(-absl::Seconds(1));
+  h.Add(absl::Hours(24) * 365);
+  h.Add(absl::InfiniteDuration());
+  EXPECT_EQ(h.count(), 4u);
+  EXPECT_EQ(h.PercentileMs(0), 0);
+  EXPECT_GT(h.PercentileMs(100), 1e12);
+  EXPECT_EQ(h.Buckets().front(), std::pair(0.0, uint64_t{2}));
+}
+
+RequestRecord Good() {
+  RequestRecord good;
+  good.prompt_tokens = 10;
+  good.output_tokens = 3;
+  good.ttft = absl::Milliseconds(20);
+  good.e2e = absl::Milliseconds(60);
+  good.itls = {absl::Milliseconds(10), absl::Milliseconds(30)};
+  return good;
+}
+
+TEST(ReportTest, CountsAndKeysAreThoseOfVllm) {
+  RequestRecord bad;
+  bad.error = "14: gone";
+  RequestRecord dropped = Good();
+  dropped.dropped = dropped.cut = true;
+  ReportOptions options;
+  options.detailed = true;
+  options.goodput = *ParseGoodput({"ttft:25", "tpot:19"});
+  RunStatistics all(options);
+  for (const RequestRecord& r : {Good(), bad, dropped}) all.Add(r);
+  const auto r = all.Report(absl::Seconds(2), {.wanted = 3});
+  EXPECT_EQ(r["completed"], 1);
+  EXPECT_EQ(r["failed"], 1);
+  EXPECT_EQ(r["dropped"], 1);
+  EXPECT_EQ(r["cut"], 1);
+  EXPECT_NEAR(r["mean_ttft_ms"].get<double>(), 20, 1e-9);
+  EXPECT_NEAR(r["median_tpot_ms"].get<double>(), 20, 1e-9);
+  EXPECT_NEAR(r["mean_itl_ms"].get<double>(), 20, 1e-9);
+  EXPECT_NEAR(r["p99_e2el_ms"].get<double>(), 60, 1e-9);
+  EXPECT_EQ(r["output_throughput"], 1.5);
+  EXPECT_EQ(r["request_goodput"], 0) << "TPOT is 20 ms, 19 ms were asked for";
+  EXPECT_EQ(r["request_rate"], "inf");
+  EXPECT_EQ(r["errors"][1], "14: gone");
+  EXPECT_EQ(r["error_counts"]["14: gone"], 1);
+  EXPECT_EQ(r["verdict"], "INVALID");
+  for (const char* said : {"completed 1 of 3", "1 failed", "1 dropped", "1 cut", "ttft", "goodput",
+                           "INVALID: errors: 1 of 2 requests failed", "1 times: 14: gone"}) {
+    EXPECT_NE(ReportText(r).find(said), std::string::npos) << said << "\n" << ReportText(r);
+  }
+  RunStatistics one({});
+  one.Add(Good());
+  const std::string calm = ReportText(one.Report(absl::Seconds(2), {}));
+  EXPECT_EQ(calm.find("dropped"), std::string::npos) << calm;
+  EXPECT_FALSE(ParseGoodput({"ttft"}).ok());
+  EXPECT_FALSE(ParseGoodput({"itl:5"}).ok());
+  EXPECT_FALSE(ParseGoodput({"tpot:-5"}).ok());
+}
+
+TEST(ReportTest, SlicesWidenAndLoseNothing) {
+  RunStatistics s({});
+  constexpr int kRequests = 5000;
+  for (int i = 0; i < kRequests; ++i) {
+    RequestRecord r = Good();
+    r.intended = absl::Seconds(i);  // 5,000 s
+    s.Add(r);
+  }
+  const auto r = s.Report(absl::Seconds(kRequests), {});
+  const auto& slices = r["intervals"];
+  EXPECT_LE(slices["sent"].size(), 400u);
+  EXPECT_NEAR(slices["seconds"].get<double>(), 12.8, 1e-9);
+  int sent = 0, completed = 0, itls = 0;
+  for (size_t i = 0; i < slices["sent"].size(); ++i) {
+    sent += slices["sent"][i].get<int>();
+    completed += slices["completed"][i].get<int>();
+    itls += slices["itls"][i].get<int>();
+  }
+  EXPECT_EQ(sent, kRequests);
+  EXPECT_EQ(completed, kRequests);
+  EXPECT_EQ(itls, 2 * kRequests);
+}
+
+VerdictInput Sound() {
+  VerdictInput in;
+  in.run.wanted = in.completed = 1000;
+  in.paced = true;
+  in.duration = absl::Seconds(100);
+  in.ttft_means_ms = {10, 11, 9, 10, 10, 11, 10, 9, 10, 11};
+  in.tpot_means_ms = in.ttft_means_ms;
+  return in;
+}
+
+TEST(VerdictTest, EachReasonIsFound) {
+  EXPECT_TRUE(Judge(Sound()).invalid.empty());
+  const auto reason = [](auto change) {
+    VerdictInput in = Sound();
+    change(in);
+    const Verdict v = Judge(in);
+    return v.invalid.empty() ? std::string() : v.invalid.front();
+  };
+  EXPECT_EQ(reason([](VerdictInput& in) { in.run.interrupted = true; }),
+            "interrupted: 1000 of 1000 requests ended");
+  EXPECT_EQ(reason([](VerdictInput& in) { in.failed = 20; }), "errors: 20 of 1020 requests failed");
+  EXPECT_EQ(reason([](VerdictInput& in) { in.percentile_max = 99.99; }),
+            "too few samples: p99.99 of 1000 requests; at least 10000 are wanted");
+  EXPECT_EQ(reason([](VerdictInput& in) { in.late = 11; }),
+            "driver saturated: 11 of 1000 requests left more than 10ms late");
+  EXPECT_EQ(reason([](VerdictInput& in) { in.late = in.run.held_back = 500; }), "");
+  EXPECT_TRUE(reason([](VerdictInput& in) {
+                in.run.clock_error = -absl::Seconds(1);
+              }).starts_with("clock: "));
+  EXPECT_TRUE(reason([](VerdictInput& in) {
+                in.ttft_means_ms = {40, 38, 41, 40, 39, 10, 11, 9, 10, 10};
+              }).ends_with("(not warmed up)"));
+  EXPECT_TRUE(reason([](VerdictInput& in) {
+                in.tpot_means_ms = {10, 11, 9, 10, 10, 40, 38, 41, 40, 39};
+              }).ends_with("(the load is more than the server takes)"));
+  // Noise is no drift, however wide.
+  EXPECT_EQ(
+      reason([](VerdictInput& in) { in.ttft_means_ms = {1, 40, 2, 50, 9, 60, 2, 1, 50, 70}; }), "");
+}
+
+nlohmann::ordered_json Sample(double mean_ms, uint64_t seed) {
+  RunStatistics s({});
+  std::mt19937_64 rng(seed);
+  std::exponential_distribution<double> draw(1 / mean_ms);
+  for (int i = 0; i < 4000; ++i) {
+    RequestRecord r = Good();
+    r.intended = absl::Milliseconds(10 * i);
+    r.ttft = absl::Milliseconds(draw(rng));
+    r.e2e = r.ttft + absl::Milliseconds(40);
+    s.Add(r);
+  }
+  return s.Report(absl::Seconds(40), {.wanted = 4000});
+}
+
+const nlohmann::ordered_json& Metric(const nlohmann::ordered_json& c, const std::string& name) {
+  for (const auto& m : c["metrics"]) {
+    if (m["name"] == name) return m;
+  }
+  ADD_FAILURE() << name;
+  return c;
+}
+
+TEST(CompareTest, FindsWhatDiffersAndNothingElse) {
+  int false_alarms = 0;
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    const auto same = *CompareReports(Sample(50, 2 * seed), Sample(50, 2 * seed + 1));
+    false_alarms += Metric(same, "mean_ttft_ms")["differs"].get<bool>();
+    false_alarms += Metric(same, "p99_ttft_ms")["differs"].get<bool>();
+  }
+  EXPECT_LE(false_alarms, 6) << "of 40, at 95 %: 2 are to be expected";
+  const auto slower = *CompareReports(Sample(50, 1), Sample(60, 2));
+  const auto& ttft = Metric(slower, "mean_ttft_ms");
+  EXPECT_TRUE(ttft["differs"].get<bool>()) << CompareText(slower);
+  EXPECT_LT(ttft["low_percent"].get<double>(), 20);
+  EXPECT_GT(ttft["high_percent"].get<double>(), 20);
+  EXPECT_FALSE(Metric(slower, "mean_tpot_ms")["differs"].get<bool>());
+  EXPECT_NE(CompareText(slower).find("mean_ttft_ms"), std::string::npos);
+}
+
+TEST(CompareTest, IntervalsOfKnownSamples) {
+  const Estimate e = MeanEstimate({1, 2, 3, 4, 5});  // t(4) = 2.776: 3 ± 1.963
+  EXPECT_NEAR(e.low, 1.037, 0.05);
+  EXPECT_NEAR(e.high, 4.963, 0.05);
+  nlohmann::ordered_json buckets;
+  for (int i = 0; i < 100; ++i) buckets.push_back({i, 1});
+  const Estimate median = *PercentileEstimate(buckets, 50);
+  EXPECT_EQ(median.value, 49);
+  EXPECT_EQ(median.low, 39);
+  EXPECT_EQ(median.high, 59);
+}
+
+TEST(CompareTest, WhatIsNoResultIsRefused) {
+  for (const char* text : {"{}", "[]", "{\"intervals\":{\"completed\":[\"x\"]}}",
+                           "{\"intervals\":{\"completed\":[1],\"seconds\":\"x\"}}"}) {
+    const auto a = nlohmann::ordered_json::parse(text);
+    EXPECT_EQ(CompareReports(a, Sample(50, 1)).status().code(), absl::StatusCode::kInvalidArgument)
+        << text;
+  }
+}
+
+TEST(RateSearchTest, FindsTheEdge) {
+  for (const double edge : {0.3, 1.0, 7.7, 450.0}) {
+    RateSearch search(1, 1e5, 0.05);
+    int trials = 0;
+    while (const auto rate = search.Next()) {
+      search.Tell(*rate <= edge);
+      ASSERT_LT(++trials, 40);
+    }
+    EXPECT_LE(search.best(), edge);
+    EXPECT_GE(search.best() * 1.05, edge);
+  }
+  RateSearch never(1, 100, 0.05), always(1, 100, 0.05);
+  for (int i = 0; never.Next(); ++i) {
+    ASSERT_LT(i, 20);
+    never.Tell(false);
+  }
+  EXPECT_EQ(never.best(), 0);
+  while (always.Next()) always.Tell(true);
+  EXPECT_EQ(always.best(), 100);
+}
+
+TEST(SseTest, EventsComeInAnyPieces) {
+  const std::string text = "data: {\"a\":1}\r\n\ndata:x\n: comment\n\ndata: [DONE]\n\n";
+  for (size_t size = 1; size <= text.size(); ++size) {
+    SseReader reader;
+    std::vector<std::string> events;
+    for (size_t at = 0; at < text.size(); at += size) {
+      EXPECT_TRUE(reader.Push(std::string_view(text).substr(at, size),
+                              [&](std::string_view e) { events.emplace_back(e); }));
+    }
+    EXPECT_EQ(events, (std::vector<std::string>{"{\"a\":1}", "x", "[DONE]"}));
+  }
+  SseReader reader;
+  const std::string endless(SseReader::kLineBytesMax / 2 + 1, 'x');
+  EXPECT_TRUE(reader.Push(endless, [](std::string_view) {}));
+  EXPECT_FALSE(reader.Push(endless, [](std::string_view) {}));
+}
+
+TEST(ScraperTest, SumsTheSeriesOfOneName) {
+  const char* text = "# HELP a x\na{b=\"1\"} 2\na{b=\"2\"} 3.5\nab 100\na 1\na{b=\"3\"} oops";
+  EXPECT_EQ(SumOfSeries(text, "a"), 6.5);
+  EXPECT_EQ(SumOfSeries(text, "none"), 0);
+}
+
+TEST(HtmlTest, HasAPlotForEachFigureAndNoForeignText) {
+  auto run = Sample(50, 1);
+  run["error_counts"]["<script>alert(1)</script>"] = 1;
+  run["server"] = {
+      {"seconds", {0, 1}}, {"running", {1, 2}}, {"waiting", {0, 3}}, {"kv_usage", {0, 0.5}}};
+  const std::string html = HtmlReport(run);
+  EXPECT_EQ(html.find("<script"), std::string::npos);
+  EXPECT_EQ(html.find("nan"), std::string::npos);
+  EXPECT_EQ(html.find("http"), std::string::npos) << "something from elsewhere";
+  for (const std::string plot :
+       {"Time to first token", "Between tokens over time", "The server's queue"}) {
+    EXPECT_NE(html.find("<title>" + plot + "</title>"), std::string::npos) << plot;
+  }
+  ReportOptions options;
+  options.goodput = *ParseGoodput({"ttft:100"});
+  RunStatistics one(options);
+  one.Add(Good());
+  nlohmann::ordered_json sweep = {{"max_rate", 4.0}};
+  sweep["trials"].push_back(
+      {{"rate", 4.0}, {"met", true}, {"report", one.Report(absl::Seconds(1), {})}});
+  EXPECT_NE(HtmlReport(sweep).find("Throughput against rate"), std::string::npos);
+  EXPECT_EQ(LinePlot("t", "x", "y", {{"empty", {}}}), "");
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,202 @@
+// The driver against servers that answer at once, stall, refuse or go away: real gRPC and HTTP.
+#include "bench/serve.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "absl/strings/str_cat.h"
+#include "bench/stub_router.h"
+#include "bench/sweep.h"
+#include "common/net/http_server.h"
+
+namespace switchyard {
+namespace {
+
+BenchServeOptions OptionsFor(int port) {
+  BenchServeOptions o;
+  o.backend.address = absl::StrCat("127.0.0.1:", port);
+  o.backend.timeout = absl::Seconds(20);
+  o.workload.input_len = 4;
+  o.workload.output_len = 3;
+  return o;
+}
+
+std::unique_ptr<StubRouter> Stub(StubRouterOptions options = {}) {
+  auto stub = StubRouter::Create(options);
+  EXPECT_TRUE(stub.ok()) << stub.status();
+  return *std::move(stub);
+}
+
+TEST(BenchServeTest, CountsWhatWasSentAndAnswered) {
+  const auto stub = Stub();
+  BenchServeOptions o = OptionsFor(stub->port());
+  o.workload.prompts = 200;
+  o.warmups = 2;
+  const auto r = RunBenchServe(o);
+  ASSERT_TRUE(r.ok()) << r.status();
+  EXPECT_EQ((*r)["completed"], 200);
+  EXPECT_EQ((*r)["total_output_tokens"], 600);
+  EXPECT_EQ((*r)["total_input_tokens"], 800);
+  EXPECT_EQ((*r)["model_id"], "stub");
+  EXPECT_EQ((*r)["verdict"], "VALID") << ReportText(*r);
+  EXPECT_GT((*r)["median_ttft_ms"].get<double>(), 0);
+}
+
+// The server stands still for a second. A driver that waits for answers before it sends would see
+// one slow request; users would see all that come in that second.
+class StallTest : public testing::TestWithParam<int> {};
+TEST_P(StallTest, AStallShowsInThePercentiles) {
+  const auto stub = Stub({.stall_after = absl::Seconds(1), .stall = absl::Seconds(1)});
+  BenchServeOptions o = OptionsFor(stub->port());
+  o.workload.prompts = 200;
+  o.workload.request_rate = 50;  // 4 s, a quarter of it stalled
+  o.workload.burstiness = 1000;  // evenly
+  o.max_concurrency = GetParam();
+  const auto r = RunBenchServe(o);
+  ASSERT_TRUE(r.ok()) << r.status();
+  // Waits of 0 to 1 s, evenly, for a quarter of the requests.
+  EXPECT_GT((*r)["p99_ttft_ms"].get<double>(), 850) << ReportText(*r);
+  EXPECT_GT((*r)["p90_ttft_ms"].get<double>(), 400);
+  EXPECT_LT((*r)["median_ttft_ms"].get<double>(), 400);
+  if (o.max_concurrency == 1) {
+    EXPECT_GT((*r)["sent_late"].get<int>(), 40);
+    EXPECT_GT((*r)["held_back"].get<int>(), 40);
+    EXPECT_FALSE((*r)["notes"].empty());
+  }
+}
+INSTANTIATE_TEST_SUITE_P(OpenAndHeldBack, StallTest, testing::Values(0, 1));
+
+TEST(BenchServeTest, FailuresAreCountedAndJudged) {
+  const auto stub = Stub({.fail_all = true});
+  BenchServeOptions o = OptionsFor(stub->port());
+  o.workload.prompts = 20;
+  const auto r = RunBenchServe(o);
+  ASSERT_TRUE(r.ok()) << r.status();
+  EXPECT_EQ((*r)["failed"], 20);
+  EXPECT_EQ((*r)["verdict"], "INVALID");
+  EXPECT_EQ((*r)["error_counts"]["8: no room"], 20);
+  o.warmups = 1;
+  EXPECT_EQ(RunBenchServe(o).status().message(), "warm-up: 8: no room");
+}
+
+TEST(BenchServeTest, AnInterruptLeavesWhatThereIs) {
+  const auto stub = Stub({.stall_after = absl::Milliseconds(200), .stall = absl::Seconds(60)});
+  BenchServeOptions o = OptionsFor(stub->port());
+  o.workload.prompts = 100000;
+  o.workload.request_rate = 200;
+  const absl::Time end = absl::Now() + absl::Seconds(1);
+  o.stop = [end] { return absl::Now() > end; };
+  const auto r = RunBenchServe(o);
+  ASSERT_TRUE(r.ok()) << r.status();
+  EXPECT_LT(absl::Now() - end, absl::Seconds(5)) << "waited for the stalled ones";
+  EXPECT_GT((*r)["completed"].get<int>(), 10);
+  EXPECT_GT((*r)["dropped"].get<int>(), 50);
+  EXPECT_EQ((*r)["verdict"], "INVALID");
+  EXPECT_TRUE((*r)["verdict_reasons"][0].get<std::string>().starts_with("interrupted: "));
+}
+
+TEST(BenchServeTest, SaysThatNobodyAnswers) {
+  BenchServeOptions o = OptionsFor(1);
+  o.ready_limit = absl::Milliseconds(200);
+  EXPECT_EQ(RunBenchServe(o).status().code(), absl::StatusCode::kUnavailable);
+  o.openai = true;
+  EXPECT_EQ(RunBenchServe(o).status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(SweepTest, StopsAtTheRateThatTheServerKeeps) {
+  const auto stub = Stub();
+  BenchServeOptions o = OptionsFor(stub->port());
+  o.report.goodput = *ParseGoodput({"ttft:1000"});
+  const auto r =
+      RunSweep(o, {.start_rate = 20, .rate_max = 40, .seconds = 0.5, .trial_done = nullptr});
+  ASSERT_TRUE(r.ok()) << r.status();
+  // A busy machine may keep the driver itself from one of the two rates.
+  double best = 0;
+  for (const auto& trial : (*r)["trials"]) {
+    EXPECT_GE(trial["report"]["completed"].get<int>(), 20);
+    if (trial["met"].get<bool>()) best = std::max(best, trial["rate"].get<double>());
+  }
+  EXPECT_EQ((*r)["max_rate"].get<double>(), best);
+  EXPECT_EQ((*r)["trials"][0]["rate"], 20.0);
+  EXPECT_FALSE(RunSweep(OptionsFor(stub->port()), {}).ok()) << "no --goodput";
+}
+
+// A server of OpenAI's HTTP: three chunks, usage, [DONE].
+class HttpStub {
+ public:
+  HttpStub() {
+    HttpServerOptions options;
+    auto server = HttpServer::Create(
+        options, {{"GET", "/v1/models", Models},
+                  {"GET", "/metrics", Metrics},
+                  {"POST", "/v1/completions", [this](const HttpRequest& request, auto responder) {
+                     Complete(request, *responder);
+                   }}});
+    EXPECT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+  }
+  int port() const { return server_->port(); }
+  std::atomic<bool> refuse = false, cut = false;
+
+ private:
+  using Responder = std::shared_ptr<HttpResponder>;
+  static void Models(const HttpRequest&, Responder responder) {
+    HttpResponse response;
+    response.body = R"({"object":"list","data":[{"id":"m","max_model_len":64}]})";
+    responder->Send(std::move(response));
+  }
+  static void Metrics(const HttpRequest&, Responder responder) {
+    HttpResponse response;
+    response.body = "vllm:num_requests_running{a=\"b\"} 3\n";
+    responder->Send(std::move(response));
+  }
+  void Complete(const HttpRequest& request, HttpResponder& responder) {
+    EXPECT_NE(request.body.find("\"prompt\":["), std::string::npos) << request.body;
+    if (refuse) {
+      responder.Send(HttpError(429, "slow down"));
+      return;
+    }
+    HttpResponse head;
+    head.content_type = "text/event-stream";
+    responder.StartStream(std::move(head));
+    for (int i = 0; i < 3; ++i) {
+      const char* reason = i < 2 || cut ? "null" : "\"length\"";
+      responder.Write(
+          absl::StrCat(R"(data: {"choices":[{"text":"a","finish_reason":)", reason, "}]}\n\n"));
+    }
+    if (!cut) responder.Write("data: {\"choices\":[],\"usage\":{\"completion_tokens\":5}}\n\n");
+    responder.Write("data: [DONE]\n\n");
+    responder.End();
+  }
+  std::unique_ptr<HttpServer> server_;
+};
+
+TEST(BenchServeTest, SpeaksOpenAi) {
+  HttpStub stub;
+  BenchServeOptions o = OptionsFor(stub.port());
+  o.openai = true;
+  o.workload.prompts = 150;
+  o.max_concurrency = 8;
+  o.metrics_address = o.backend.address;
+  const auto r = RunBenchServe(o);
+  ASSERT_TRUE(r.ok()) << r.status();
+  EXPECT_EQ((*r)["completed"], 150) << ReportText(*r);
+  EXPECT_EQ((*r)["total_output_tokens"], 750) << "of the usage, not of the chunks";
+  EXPECT_EQ((*r)["model_id"], "m");
+  EXPECT_EQ((*r)["server"]["running"][0], 3);
+  o.metrics_address = "";
+  o.workload.prompts = 5;
+  stub.cut = true;
+  EXPECT_EQ((*RunBenchServe(o))["error_counts"]["the stream ended without a finish reason"], 5);
+  stub.refuse = true;
+  const auto refused = *RunBenchServe(o);
+  EXPECT_EQ(refused["failed"], 5);
+  EXPECT_TRUE(refused["error_counts"].begin().key().starts_with("429: ")) << ReportText(refused);
+  o.backend.model = "other";
+  EXPECT_EQ(RunBenchServe(o).status().code(), absl::StatusCode::kNotFound);
+}
+
+}  // namespace
+}  // namespace switchyard
