@@ -88,8 +88,9 @@ absl::StatusOr<bool> Child::PollReady(absl::Time now) {
   if (!line.is_object() || !line.contains("port") || !line["port"].is_number_integer()) {
     return absl::InternalError(absl::StrCat(name(), ": its ready line is ", ready_line_));
   }
-  ready_ = ChildReady{.port = line["port"].get<int>()};
-  if (line.contains("grpc_port")) ready_->grpc_port = line["grpc_port"].get<int>();
+  ready_ = ChildReady{.port = line["port"].get<int>(),
+                      .grpc_port = line.value("grpc_port", 0),
+                      .metrics_port = line.value("metrics_port", 0)};
   return true;
 }
 

@@ -15,7 +15,7 @@ namespace switchyard {
 
 // What a child says when it is ready (--ready-fd).
 struct ChildReady {
-  int port = 0, grpc_port = 0;
+  int port = 0, grpc_port = 0, metrics_port = 0;
 };
 
 // Owned by the launcher's one thread. Destruction kills the process.

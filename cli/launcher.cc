@@ -52,7 +52,8 @@ int Launcher::NextSignal(absl::Duration timeout) const {
 }
 
 std::vector<std::string> Launcher::WorkerArguments(const Member& member) const {
-  std::vector<std::string> arguments = {options_.model, absl::StrCat("--port=", member.port)};
+  std::vector<std::string> arguments = {options_.model, absl::StrCat("--port=", member.port),
+                                        absl::StrCat("--metrics-port=", member.metrics_port)};
   for (const auto* more : {&options_.worker_arguments, &member.group_arguments}) {
     arguments.insert(arguments.end(), more->begin(), more->end());
   }
@@ -138,6 +139,7 @@ absl::Status Launcher::Announce() {
       m.child->set_arguments(RouterArguments());  // a new one takes the same ports
     } else {
       m.port = ready.port;
+      m.metrics_port = ready.metrics_port;
       m.child->set_arguments(WorkerArguments(m));
     }
   }
@@ -172,6 +174,8 @@ absl::Status Launcher::WriteReadyFile() const {
       process["url"] = file["http_url"];
     } else if (m.child->ready().has_value()) {
       process["address"] = absl::StrCat("127.0.0.1:", m.child->ready()->port);
+      process["metrics_url"] =
+          absl::StrCat("http://127.0.0.1:", m.child->ready()->metrics_port, "/metrics");
     }
     file["processes"].push_back(std::move(process));
   }

@@ -39,7 +39,7 @@ class Launcher {
  private:
   struct Member {
     std::unique_ptr<Child> child;
-    int port = 0;                                // 0: any
+    int port = 0, metrics_port = 0;              // 0: any
     std::vector<std::string> group_arguments{};  // of its rank in its group
     int failed_starts = 0;                       // in a row: ended before it was ready
     absl::Time restart_at = absl::InfiniteFuture();

@@ -37,6 +37,7 @@ absl::Status TellReady(const ChildFlags& flags, const RoleProcess& process) {
   nlohmann::ordered_json line = {
       {"role", process.role}, {"rank", flags.rank}, {"pid", getpid()}, {"port", process.port}};
   if (process.grpc_port != 0) line["grpc_port"] = process.grpc_port;
+  if (process.metrics_port != 0) line["metrics_port"] = process.metrics_port;
   const std::string text = line.dump() + "\n";
   const ssize_t n = write(flags.ready_fd, text.data(), text.size());
   if (n == static_cast<ssize_t>(text.size())) return absl::OkStatus();

@@ -28,8 +28,9 @@ absl::Status PrepareRole(const ChildFlags& flags);
 
 struct RoleProcess {
   std::string role;
-  int port = 0;       // router: HTTP
-  int grpc_port = 0;  // router only
+  int port = 0;          // router: HTTP
+  int grpc_port = 0;     // router only
+  int metrics_port = 0;  // workers only; 0: none
   std::function<void(absl::Duration notice)> drain;
   std::function<absl::Status()> health;
 };

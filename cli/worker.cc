@@ -27,6 +27,10 @@ class WorkerCommand final : public Command {
     app.add_option("--port", port_, "gRPC; 0: any")
         ->check(CLI::Range(0, 65535))
         ->capture_default_str();
+    app.add_option("--metrics-port", options_.metrics_port,
+                   "HTTP: /metrics, /health, /readyz; 0: any; -1: none")
+        ->check(CLI::Range(-1, 65535))
+        ->capture_default_str();
     app.add_option("--advertise-host", options_.advertise_host,
                    "where other ranks reach this one, if not at --host");
     app.add_option("--kv-net-devices", options_.kv_net_devices, "interfaces of the KV's tcp lane")
@@ -60,10 +64,13 @@ class WorkerCommand final : public Command {
     options_.kv_lanes = KvLanes(lane_);
     options_.log = log.get();
     ASSIGN_OR_RETURN(const std::unique_ptr<Worker> worker, Worker::Create(options_));
-    log->Info("ready", {{"port", worker->port()}, {"model", model_}});
+    log->Info(
+        "ready",
+        {{"port", worker->port()}, {"metrics_port", worker->metrics_port()}, {"model", model_}});
     return RunRole(child_,
                    {.role = name_,
                     .port = worker->port(),
+                    .metrics_port = std::max(0, worker->metrics_port()),
                     .drain = [&](absl::Duration notice) { worker->Drain(notice); },
                     .health = [&] { return worker->health(); }},
                    *log);

@@ -5,6 +5,7 @@
 #include "common/status_macros.h"
 #include "decode/decode_attempts.h"
 #include "decode/handoff_service.h"
+#include "decode/receiver_metrics.h"
 #include "engine/worker_core.h"
 
 namespace switchyard {
@@ -19,6 +20,7 @@ class DecodeWorkerImpl final : public DecodeWorker {
   absl::Status Start(const WorkerOptions& options);
 
   int port() const override { return core_->port(); }
+  int metrics_port() const override { return core_->metrics().port(); }
   void Drain(absl::Duration notice) override { core_->Drain(notice); }
   absl::Status health() const override { return core_->health(); }
 
@@ -27,13 +29,14 @@ class DecodeWorkerImpl final : public DecodeWorker {
   HandoffService::Handlers MakeHandlers();
 
   std::unique_ptr<WorkerCore> core_;
+  std::unique_ptr<ReceiverMetrics> metrics_;
   std::unique_ptr<HandoffService> service_;
   std::unique_ptr<DecodeAttempts> attempts_;
   std::unique_ptr<KvReceiver> receiver_;
 };
 
 absl::Status DecodeWorkerImpl::Start(const WorkerOptions& options) {
-  ASSIGN_OR_RETURN(core_, WorkerCore::Create(options));
+  ASSIGN_OR_RETURN(core_, WorkerCore::Create(options, "decode"));
   attempts_ = std::make_unique<DecodeAttempts>(core_.get());
   KvReceiverOptions receive;
   receive.numerics_id = core_->model().numerics_id();
@@ -44,6 +47,8 @@ absl::Status DecodeWorkerImpl::Start(const WorkerOptions& options) {
   ASSIGN_OR_RETURN(receiver_, KvReceiver::Create(receive, &core_->kv(), &core_->clock(),
                                                  attempts_->MakeOnDropped()));
   attempts_->set_receiver(receiver_.get());
+  metrics_ = std::make_unique<ReceiverMetrics>(core_->metrics().registry());
+  core_->metrics().OnScrape([this] { metrics_->Update(receiver_->stats()); });
   service_ = std::make_unique<HandoffService>(MakeHandlers());
   return core_->Start(MakeHooks(options));
 }

@@ -16,6 +16,7 @@ class DecodeWorker {
   static absl::StatusOr<std::unique_ptr<DecodeWorker>> Create(const WorkerOptions& options);
   virtual ~DecodeWorker() = default;  // stops at once
   virtual int port() const = 0;
+  virtual int metrics_port() const = 0;  // -1: none
   // Takes nothing new; returns when every running request has finished, or after `notice`.
   virtual void Drain(absl::Duration notice) = 0;
   // Set if the rank as a whole has failed: the process should exit.

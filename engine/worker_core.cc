@@ -1,6 +1,7 @@
 #include "engine/worker_core.h"
 
 #include <chrono>
+#include <filesystem>
 #include <future>
 #include <random>
 #include <tuple>
@@ -14,7 +15,8 @@ namespace switchyard {
 
 namespace pb = cluster::v1;
 
-absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(const WorkerOptions& options) {
+absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(const WorkerOptions& options,
+                                                               const std::string& role) {
   std::unique_ptr<WorkerCore> core(new WorkerCore());
   ASSIGN_OR_RETURN(auto host_port, SplitHostPort(options.listen));
   std::tie(core->host_, core->wanted_port_) = std::move(host_port);
@@ -29,6 +31,10 @@ absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(const WorkerOptio
   ASSIGN_OR_RETURN(core->engine_, Engine::Create(core->model_.get(), engine, core->ep_.get()));
   core->engine_options_ = core->engine_->options();
   core->kv_ = &core->engine_->kv();
+  core->metrics_port_ = options.metrics_port;
+  const std::filesystem::path dir = std::filesystem::path(options.model_dir).lexically_normal();
+  core->metrics_ = std::make_unique<WorkerMetrics>(
+      (dir.has_filename() ? dir : dir.parent_path()).filename().string(), role);
   {
     MutexLock lock(core->mu_);
     core->stats_ = core->engine_->stats();
@@ -76,6 +82,9 @@ absl::Status WorkerCore::Start(Hooks hooks) {
   listen.host = host_;
   listen.port = wanted_port_;
   ASSIGN_OR_RETURN(grpc_, GrpcServer::Listen(listen, services));
+  if (metrics_port_ >= 0) {
+    RETURN_IF_ERROR(metrics_->Serve(host_, metrics_port_, [this] { return Snapshot(); }));
+  }
   {
     MutexLock lock(mu_);
     port_ = grpc_->port();
@@ -89,6 +98,7 @@ absl::Status WorkerCore::Start(Hooks hooks) {
 void WorkerCore::Stop() {
   if (stop_.exchange(true)) return;
   if (ep_ != nullptr) ep_->Stop();
+  if (metrics_ != nullptr) metrics_->Stop();
   if (grpc_ != nullptr) grpc_->Shutdown();
   mailbox_.Close();
   if (loop_.joinable()) loop_.join();
@@ -172,23 +182,38 @@ pb::Registration WorkerCore::MakeRegistration() const {
   return r;
 }
 
+EngineStats WorkerCore::Stats() {
+  // The next call's numbers; a stuck engine shows in `steps`, which needs no answer from it.
+  if (!stats_asked_.exchange(true)) {
+    PostEngine([this](Engine& engine) {
+      EngineStats stats = engine.stats();
+      MutexLock lock(mu_);
+      stats_ = stats;
+      stats_asked_ = false;
+    });
+  }
+  MutexLock lock(mu_);
+  return stats_;
+}
+
+WorkerSnapshot WorkerCore::Snapshot() {
+  return {.engine = Stats(),
+          .steps = engine_thread_->steps(),
+          .busy = engine_thread_->busy(),
+          .draining = draining(),
+          .routers = server_->sessions(),
+          .attempts = active_.load(std::memory_order_relaxed),
+          .health = health()};
+}
+
 pb::Heartbeat WorkerCore::MakeHeartbeat() {
-  // The next heartbeat's numbers; a stuck engine shows in `steps`, which needs no answer from it.
-  PostEngine([this](Engine& engine) {
-    EngineStats stats = engine.stats();
-    MutexLock lock(mu_);
-    stats_ = stats;
-  });
   pb::Heartbeat h;
   h.set_steps(engine_thread_->steps());
   h.set_progress(engine_thread_->progress());
   h.set_engine_cpu_ms(engine_thread_->cpu_ms());
   h.set_busy(engine_thread_->busy());
   h.set_draining(draining());
-  {
-    MutexLock lock(mu_);
-    ToProto(stats_, &h);
-  }
+  ToProto(Stats(), &h);
   hooks_.fill_heartbeat(&h);
   return h;
 }

@@ -19,6 +19,7 @@
 #include "engine/engine_thread.h"
 #include "engine/ep_rank.h"
 #include "engine/worker_env.h"
+#include "engine/worker_metrics.h"
 #include "engine/worker_options.h"
 
 namespace switchyard {
@@ -39,8 +40,9 @@ class WorkerCore final : public WorkerEnv {
     std::vector<grpc::Service*> services;  // besides Worker; outlive the core's Stop
   };
 
-  // Loads the model and makes its engine. Nothing runs yet.
-  static absl::StatusOr<std::unique_ptr<WorkerCore>> Create(const WorkerOptions& options);
+  // Loads the model and makes its engine. Nothing runs yet. `role`: prefill or decode.
+  static absl::StatusOr<std::unique_ptr<WorkerCore>> Create(const WorkerOptions& options,
+                                                            const std::string& role);
   ~WorkerCore() override;
 
   // Starts loop, engine and server, and waits until the ranks of its group have met, if it has one.
@@ -68,6 +70,7 @@ class WorkerCore final : public WorkerEnv {
   const EngineOptions& engine_options() const { return engine_options_; }
   const Clock& clock() const override { return clock_; }
   uint64_t incarnation() const { return incarnation_; }
+  WorkerMetrics& metrics() { return *metrics_; }
   const std::string& host() const { return host_; }
   int port() const;  // waits until the server listens
 
@@ -89,10 +92,12 @@ class WorkerCore final : public WorkerEnv {
   WorkerCallbacks MakeCallbacks();
   cluster::v1::Registration MakeRegistration() const;
   cluster::v1::Heartbeat MakeHeartbeat();
+  WorkerSnapshot Snapshot();
+  EngineStats Stats();  // of a moment ago
 
   const MonotonicClock clock_;
   std::string host_;
-  int wanted_port_ = 0;
+  int wanted_port_ = 0, metrics_port_ = -1;
   uint64_t incarnation_ = 0;
   Hooks hooks_;
   std::unique_ptr<Model> model_;
@@ -101,11 +106,13 @@ class WorkerCore final : public WorkerEnv {
   EngineOptions engine_options_;
   KvStorage* kv_ = nullptr;
   Mailbox<std::function<void()>> mailbox_{1 << 16};
+  std::unique_ptr<WorkerMetrics> metrics_;
   std::unique_ptr<WorkerServer> server_;
   std::unique_ptr<EngineThread> engine_thread_;
   std::unique_ptr<GrpcServer> grpc_;
   std::thread loop_;
   std::atomic<bool> draining_{false}, stop_{false};
+  std::atomic<bool> stats_asked_{false};  // the engine has not answered yet
   std::atomic<size_t> active_{0};
   mutable Mutex mu_;
   mutable CondVar listening_;

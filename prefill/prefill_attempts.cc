@@ -138,8 +138,11 @@ void PrefillAttempts::OnTick() {
 void PrefillAttempts::Feed(const AttemptKey& key, const HandoffClient::Event& event) {
   const auto it = attempts_.find(key);
   if (it == attempts_.end()) return;
+  const HandoffClient& handoff = it->second.handoff;
+  const bool had_ended = handoff.ended();
   const auto effects = it->second.handoff.Step(event, env_->clock().Now());
   for (const Effect effect : effects) Execute(key, it->second, effect);
+  if (metrics_ != nullptr && !had_ended && !handoff.error().ok()) metrics_->Failed(handoff.error());
   if (!it->second.handoff.done()) return;
   attempts_.erase(it);
   env_->SetActive(attempts_.size());
@@ -176,6 +179,7 @@ void PrefillAttempts::Execute(const AttemptKey& key, Attempt& attempt, Effect ef
 }
 
 void PrefillAttempts::Reserve(const AttemptKey& key, Attempt& attempt) {
+  attempt.reserve_at = env_->clock().Now();
   attempt.peer->Reserve(
       key, attempt.tokens, attempt.decode_incarnation,
       [this, key,
@@ -188,6 +192,9 @@ void PrefillAttempts::Reserve(const AttemptKey& key, Attempt& attempt) {
         if (!reservation.ok())
           return Feed(key, HandoffClient::Failed{HandOffFailure(reservation.status())});
         it->second.reservation = *std::move(reservation);
+        if (metrics_ != nullptr) {
+          metrics_->Reserved(env_->clock().Now() - it->second.reserve_at);
+        }
         Feed(key, HandoffClient::Reserved{it->second.reservation.lease});
       });
 }
@@ -213,6 +220,9 @@ void PrefillAttempts::SendHandedOff(const AttemptKey& key, const Attempt& attemp
   event.set_kv_bytes_moved(attempt.sent.bytes);
   event.set_kv_lane(attempt.sent.lane);
   env_->Send(attempt.session, std::move(event));
+  if (metrics_ == nullptr) return;
+  metrics_->Committed(attempt.sent.lane, attempt.sent.bytes,
+                      env_->clock().Now() - attempt.reserve_at);
 }
 
 void PrefillAttempts::StopLocal(const AttemptKey& key) {

@@ -18,6 +18,7 @@
 #include "kvtransfer/kv_transfer.h"
 #include "prefill/decode_client.h"
 #include "prefill/handoff_client.h"
+#include "prefill/handoff_metrics.h"
 #include "prefill/kv_feed.h"
 #include "proto/cluster.pb.h"
 
@@ -29,6 +30,8 @@ class PrefillAttempts {
 
   // `env` and `sender` must outlive it, `sender` also all posted tasks.
   PrefillAttempts(WorkerEnv* env, KvSender* sender, KvHello hello, Dial dial);
+  // Counts hand-offs there from now on; it must outlive this. Null: nowhere.
+  void set_metrics(HandoffMetrics* metrics) { metrics_ = metrics; }
 
   // For Engine::SetKvProgress, on the engine thread.
   void OnProgress(const KvProgress& progress) { feed_.OnProgress(progress); }
@@ -53,6 +56,7 @@ class PrefillAttempts {
     uint64_t decode_incarnation = 0;
     std::shared_ptr<DecodeClient> peer;
     DecodeClient::Reservation reservation;
+    absl::Time reserve_at;  // the decode rank was asked for blocks
     KvSendResult sent;
     cluster::v1::AttemptEvent token;  // the first one
   };
@@ -72,6 +76,7 @@ class PrefillAttempts {
 
   WorkerEnv* const env_;
   KvSender* const sender_;
+  HandoffMetrics* metrics_ = nullptr;
   const KvHello hello_;
   const Dial dial_;
   KvFeed feed_;

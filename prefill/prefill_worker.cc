@@ -5,6 +5,7 @@
 #include "common/status_macros.h"
 #include "engine/worker_core.h"
 #include "prefill/grpc_handoff_channel.h"
+#include "prefill/handoff_metrics.h"
 #include "prefill/prefill_attempts.h"
 
 namespace switchyard {
@@ -18,6 +19,7 @@ class PrefillWorkerImpl final : public PrefillWorker {
   absl::Status Start(const WorkerOptions& options);
 
   int port() const override { return core_->port(); }
+  int metrics_port() const override { return core_->metrics().port(); }
   void Drain(absl::Duration notice) override { core_->Drain(notice); }
   absl::Status health() const override { return core_->health(); }
 
@@ -25,12 +27,14 @@ class PrefillWorkerImpl final : public PrefillWorker {
   WorkerCore::Hooks MakeHooks();
 
   std::unique_ptr<WorkerCore> core_;
+  std::unique_ptr<HandoffMetrics> metrics_;
   std::unique_ptr<KvSender> sender_;
   std::unique_ptr<PrefillAttempts> attempts_;
 };
 
 absl::Status PrefillWorkerImpl::Start(const WorkerOptions& options) {
-  ASSIGN_OR_RETURN(core_, WorkerCore::Create(options));
+  ASSIGN_OR_RETURN(core_, WorkerCore::Create(options, "prefill"));
+  metrics_ = std::make_unique<HandoffMetrics>(core_->metrics().registry());
   KvSenderOptions send;
   send.lanes = options.kv_lanes;
   send.net_devices = options.kv_net_devices;
@@ -46,6 +50,7 @@ absl::Status PrefillWorkerImpl::Start(const WorkerOptions& options) {
         return std::make_unique<GrpcHandoffChannel>(
             a, [core](std::function<void()> task) { core->Post(std::move(task)); });
       });
+  attempts_->set_metrics(metrics_.get());
   return core_->Start(MakeHooks());
 }
 

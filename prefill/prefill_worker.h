@@ -16,6 +16,7 @@ class PrefillWorker {
   static absl::StatusOr<std::unique_ptr<PrefillWorker>> Create(const WorkerOptions& options);
   virtual ~PrefillWorker() = default;  // stops at once
   virtual int port() const = 0;
+  virtual int metrics_port() const = 0;  // -1: none
   // Takes nothing new; returns when everything has been handed off, or after `notice`.
   virtual void Drain(absl::Duration notice) = 0;
   // Set if the rank as a whole has failed: the process should exit.

@@ -110,6 +110,7 @@ void Conductor::StartAttempt(Request& r, const Route& route) {
   waiting_.erase({r.client.priority, r.number});
   r.waiting = false;
   if (r.attempts.Start(route) > 1) outside_.metrics->Retry();
+  r.dispatched = std::min(r.dispatched, clock_->Now());
   r.assigned = route;
   r.decode_worker = workers_.Find(route.decode)->address;
   r.prefill_worker = route.prefill ? workers_.Find(*route.prefill)->address : "";
@@ -236,7 +237,12 @@ void Conductor::FillEnd(Request& r, const End& end, ClientUpdate* update) {
   update->kv_lane = r.attempts.kv_lane();
   update->prefill_worker = r.prefill_worker;
   update->decode_worker = r.decode_worker;
-  outside_.metrics->Ended(update->finish, update->e2e, update->kv_bytes_moved);
+  RequestTimes times{.dispatched = r.dispatched - r.arrival, .end = update->e2e};
+  if (r.completion_tokens > 0) {
+    times.first_token = r.first_token - r.arrival;
+    times.last_token = r.last_token - r.arrival;
+  }
+  outside_.metrics->Ended(*update, times, r.client.max_tokens);
   if (end.reason == End::Reason::kError) {
     outside_.log->Warning("request failed", {{"request", r.id}, {"error", end.error.ToString()}});
   }

@@ -41,6 +41,7 @@ struct Conductor::Request {
   bool first_sent = false;
   int cached_tokens = 0;
   int completion_tokens = 0;  // up to a stop string's last token, held ones included
+  absl::Time dispatched = absl::InfiniteFuture();  // the first attempt began
   absl::Time first_token = absl::InfiniteFuture(), last_token;
   PrefixMap::Chain chain;         // of prompt and generated tokens, as far as they were known
   std::optional<Route> assigned;  // what the pool counts for it

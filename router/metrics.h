@@ -1,7 +1,7 @@
-// router/metrics.h: what /metrics shows: vLLM's names under switchyard_, all series from the start.
+// router/metrics.h: what the router's /metrics shows: vLLM's names under switchyard_, all series
+// from the start.
 #pragma once
 
-#include <array>
 #include <memory>
 #include <string>
 #include <vector>
@@ -10,6 +10,14 @@
 #include "router/router.h"
 
 namespace switchyard {
+
+// A request's times, each since its arrival; infinite: it did not get there.
+struct RequestTimes {
+  absl::Duration dispatched = absl::InfiniteDuration();  // its first attempt began
+  absl::Duration first_token = absl::InfiniteDuration();
+  absl::Duration last_token = absl::InfiniteDuration();
+  absl::Duration end;
+};
 
 // Thread-safe.
 class RouterMetrics {
@@ -25,7 +33,7 @@ class RouterMetrics {
   // `count` tokens that came together, `since` after the ones before.
   void LaterTokens(int count, absl::Duration since);
   void GeneratedTokens(int count);
-  void Ended(ClientUpdate::Finish finish, absl::Duration e2e, uint64_t kv_bytes_moved);
+  void Ended(const ClientUpdate& end, const RequestTimes& times, int max_tokens);
   void Retry();
   void Preemptions(uint64_t count);
   void PrefixCache(uint64_t queries, uint64_t hits);  // tokens

@@ -36,14 +36,48 @@ TEST(RouterMetricsTest, TokensThatCameTogetherShareTheTime) {
   RouterMetrics m("m");
   m.FirstToken(10, absl::Milliseconds(3));
   m.LaterTokens(4, absl::Milliseconds(80));
-  m.Ended(ClientUpdate::Finish::kLength, absl::Seconds(1), 77);
+  ClientUpdate end;
+  end.finish = ClientUpdate::Finish::kLength;
+  end.kv_bytes_moved = 77;
+  end.prompt_tokens = 10;
+  end.completion_tokens = 5;
+  m.Ended(end,
+          {.dispatched = absl::Milliseconds(400),
+           .first_token = absl::Milliseconds(900),
+           .last_token = absl::Milliseconds(980),
+           .end = absl::Seconds(1)},
+          64);
   const std::string text = m.Text();
   for (const char* line :
        {"switchyard_time_per_output_token_seconds_count{model_name=\"m\"} 4",
         "switchyard_time_per_output_token_seconds_bucket{model_name=\"m\",le=\"0.01\"} 0",
         "switchyard_time_per_output_token_seconds_bucket{model_name=\"m\",le=\"0.025\"} 4",
         "switchyard_request_success_total{finished_reason=\"length\",model_name=\"m\"} 1",
-        "switchyard_kv_bytes_moved_total{model_name=\"m\"} 77"}) {
+        "switchyard_kv_bytes_moved_total{model_name=\"m\"} 77",
+        "switchyard_inter_token_latency_seconds_count{model_name=\"m\"} 4",
+        "switchyard_request_queue_time_seconds_bucket{model_name=\"m\",le=\"0.3\"} 0",
+        "switchyard_request_queue_time_seconds_bucket{model_name=\"m\",le=\"0.5\"} 1",
+        "switchyard_request_prefill_time_seconds_sum{model_name=\"m\"} 0.5",
+        "switchyard_request_decode_time_seconds_bucket{model_name=\"m\",le=\"0.3\"} 1",
+        "switchyard_request_time_per_output_token_seconds_bucket{model_name=\"m\",le=\"0.025\"} 1",
+        "switchyard_request_prompt_tokens_sum{model_name=\"m\"} 10",
+        "switchyard_request_generation_tokens_sum{model_name=\"m\"} 5",
+        "switchyard_request_params_max_tokens_sum{model_name=\"m\"} 64"}) {
+    EXPECT_NE(text.find(line), std::string::npos) << line << "\n" << text;
+  }
+}
+
+// A request that never got a worker has an end, and no stages.
+TEST(RouterMetricsTest, StagesThatWereNotReachedAreNotCounted) {
+  RouterMetrics m("m");
+  ClientUpdate end;
+  end.finish = ClientUpdate::Finish::kError;
+  m.Ended(end, {.end = absl::Seconds(60)}, 16);
+  const std::string text = m.Text();
+  for (const char* line : {"switchyard_e2e_request_latency_seconds_count{model_name=\"m\"} 1",
+                           "switchyard_request_queue_time_seconds_count{model_name=\"m\"} 0",
+                           "switchyard_request_prefill_time_seconds_count{model_name=\"m\"} 0",
+                           "switchyard_request_decode_time_seconds_count{model_name=\"m\"} 0"}) {
     EXPECT_NE(text.find(line), std::string::npos) << line << "\n" << text;
   }
 }

@@ -119,7 +119,7 @@ def test_units(root, binary):
     # Every rank that the router of one machine dials is the instance of a unit.
     router = (root / "deploy/systemd/router.yaml").read_text()
     for role in ("prefill", "decode"):
-        port = re.search(r"--port=(\d+)%i", (root / f"deploy/systemd/switchyard-{role}@.service").read_text())[1]
+        port = re.search(r" --port=(\d+)%i", (root / f"deploy/systemd/switchyard-{role}@.service").read_text())[1]
         listed = re.search(rf"^{role}-address: (\[.*\])$", router, re.M)[1]
         for i, address in enumerate(json.loads(listed)):
             expect(address.endswith(f":{port}{i}"), f"systemd/router.yaml: {address} is no {role} rank")
@@ -241,14 +241,17 @@ class Overlay:
         code, said = self.binary.check(config)
         self.expect(code == 0, f"{name}: {said}")
 
-        want = {"grpc": "port"} if args[0] in ("prefill", "decode") else {"http": "port", "grpc": "grpc-port"}
+        want = ({"grpc": "port", "metrics": "metrics-port"} if args[0] in ("prefill", "decode")
+                else {"http": "port", "grpc": "grpc-port"})
         ports = {p["name"]: p["containerPort"] for p in container["ports"]}
         self.expect(ports == {n: int(keys[k]) for n, k in want.items()}, f"{name}: ports {ports}, {keys}")
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             [handler] = [v for k, v in container[probe].items() if k in ("httpGet", "tcpSocket", "grpc")]
             self.expect(handler["port"] in ports or handler["port"] in ports.values(), f"{name}: {probe} {handler}")
         scraped = template["metadata"].get("annotations", {}).get("prometheus.io/port")
-        self.expect(scraped is None or int(scraped) == ports.get("http"), f"{name}: prometheus.io/port {scraped}")
+        shown = ports.get("metrics", ports.get("http"))
+        self.expect(scraped is not None or args[0] == "serve", f"{name} is not scraped")
+        self.expect(scraped is None or int(scraped) == shown, f"{name}: prometheus.io/port {scraped}")
 
         sleep = float(container.get("lifecycle", {}).get("preStop", {"exec": {"command": ["0"]}})
                       ["exec"]["command"][-1])
@@ -341,8 +344,10 @@ def test_running(root, binary, metrics_used, paths_used):
 
     try:
         ports = {role: free_port() for role in ("prefill", "decode")}
+        metrics_ports = {role: free_port() for role in ("prefill", "decode")}
         for role, port in ports.items():
-            start(role, f"--port={port}", "--kv-net-devices=lo", "--threads=1", "--advertise-host=localhost")
+            start(role, f"--port={port}", f"--metrics-port={metrics_ports[role]}", "--kv-net-devices=lo", "--threads=1",
+                  "--advertise-host=localhost")
         urls = []
         for _ in range(2):
             http = free_port()
@@ -352,13 +357,17 @@ def test_running(root, binary, metrics_used, paths_used):
             urls.append(f"http://127.0.0.1:{http}")
         for port in ports.values():
             await_true("a rank listens", lambda p=port: listens(p))
+        for port in metrics_ports.values():
+            for path in paths_used | {"/metrics"}:
+                await_true(f"a rank serves {path}", lambda u=f"http://127.0.0.1:{port}{path}": get(u)[0] == 200)
         for url in urls:
             await_true("a router is ready", lambda u=url: get(u + "/readyz")[0] == 200)
             for path in paths_used | {"/metrics"}:
                 expect(get(url + path)[0] == 200, f"{path}: {get(url + path)}")
             status, text = get(url + "/v1/completions", {"prompt": "Once upon a time", "max_tokens": 4})
             expect(status == 200 and '"kv_lane":"tcp"' in text.replace(" ", ""), f"{url}: {status} {text}")
-        offered = set(METRIC.findall(get(urls[0] + "/metrics")[1]))
+        offered = set(METRIC.findall("".join(
+            get(f"{url}/metrics")[1] for url in [urls[0], *(f"http://127.0.0.1:{p}" for p in metrics_ports.values())])))
         expect(metrics_used <= offered, f"metrics that nobody offers: {sorted(metrics_used - offered)}")
         # A router without decode ranks is alive and not ready.
         processes[1].terminate()

@@ -1,0 +1,117 @@
+#include "engine/worker_metrics.h"
+
+#include <utility>
+
+#include "common/status_macros.h"
+
+namespace switchyard {
+
+struct WorkerMetrics::Series {
+  explicit Series(MetricRegistry& r) : registry(r) {}
+  prometheus::Gauge& Blocks(const std::string& state) {
+    return registry.Gauge("worker_kv_blocks", "KV blocks of this worker by state",
+                          {{"state", state}});
+  }
+
+  MetricRegistry& registry;
+  prometheus::Gauge& running =
+      registry.Gauge("num_requests_running", "Sequences in the running batch");
+  prometheus::Gauge& waiting =
+      registry.Gauge("num_requests_waiting", "Sequences that wait for KV blocks or a turn");
+  prometheus::Gauge& kv_usage =
+      registry.Gauge("kv_cache_usage_perc", "Used part of the KV blocks, 0 to 1");
+  prometheus::Gauge& free = Blocks("free");
+  prometheus::Gauge& owned = Blocks("owned");
+  prometheus::Gauge& leased = Blocks("leased");
+  prometheus::Gauge& quarantined = Blocks("quarantined");
+  prometheus::Counter& prompt_tokens =
+      registry.Counter("prompt_tokens_total", "Prompt tokens that were computed");
+  prometheus::Counter& generation_tokens =
+      registry.Counter("generation_tokens_total", "Tokens that were sampled");
+  prometheus::Counter& preemptions = registry.Counter(
+      "num_preemptions_total", "Sequences that were put back for lack of KV blocks");
+  prometheus::Counter& steps = registry.Counter("engine_steps_total", "Steps of the engine");
+  prometheus::Gauge& busy = registry.Gauge("engine_busy", "1: the engine has something to compute");
+  prometheus::Gauge& draining = registry.Gauge("worker_draining", "1: takes nothing new");
+  prometheus::Gauge& healthy = registry.Gauge("worker_healthy", "0: the rank has failed");
+  prometheus::Gauge& routers = registry.Gauge("worker_routers", "Routers that are connected");
+  prometheus::Gauge& attempts =
+      registry.Gauge("worker_attempts", "Attempts that have not ended, hand-offs too");
+};
+
+WorkerMetrics::WorkerMetrics(const std::string& model_name, const std::string& role)
+    : registry_({{"model_name", model_name}, {"role", role}}),
+      series_(std::make_unique<Series>(registry_)) {}
+WorkerMetrics::~WorkerMetrics() { Stop(); }
+
+std::string WorkerMetrics::Text(const WorkerSnapshot& now) {
+  MutexLock lock(mu_);
+  Series& s = *series_;
+  const BlockPool::Counts& b = now.engine.blocks;
+  s.running.Set(now.engine.running);
+  s.waiting.Set(now.engine.waiting);
+  s.kv_usage.Set(b.total == 0 ? 0 : 1 - static_cast<double>(b.free) / b.total);
+  s.free.Set(b.free);
+  s.owned.Set(b.owned);
+  s.leased.Set(b.leased);
+  s.quarantined.Set(b.quarantined);
+  RaiseTo(s.prompt_tokens, static_cast<double>(now.engine.prompt_tokens));
+  RaiseTo(s.generation_tokens, static_cast<double>(now.engine.generated_tokens));
+  RaiseTo(s.preemptions, static_cast<double>(now.engine.preemptions));
+  RaiseTo(s.steps, static_cast<double>(now.steps));
+  s.busy.Set(now.busy);
+  s.draining.Set(now.draining);
+  s.healthy.Set(now.health.ok());
+  s.routers.Set(now.routers);
+  s.attempts.Set(static_cast<double>(now.attempts));
+  update_();
+  return registry_.Text();
+}
+
+absl::Status WorkerMetrics::Serve(const std::string& host, int port,
+                                  std::function<WorkerSnapshot()> snapshot) {
+  const auto get = [](const char* path, auto answer) {
+    return HttpRoute{"GET", path,
+                     [answer](const HttpRequest&, std::shared_ptr<HttpResponder> responder) {
+                       responder->Send(answer());
+                     }};
+  };
+  const auto said = [](std::string body) {
+    HttpResponse response;
+    response.body = std::move(body);
+    return response;
+  };
+  HttpServerOptions options;
+  options.host = host;
+  options.port = port;
+  options.io_threads = 1;
+  options.connections_max = 64;
+  options.body_bytes_max = 1 << 10;  // nothing is posted here
+  ASSIGN_OR_RETURN(
+      server_, HttpServer::Create(
+                   options, {get("/health", [said] { return said("{\"status\":\"ok\"}"); }),
+                             get("/readyz",
+                                 [said, snapshot] {
+                                   const WorkerSnapshot now = snapshot();
+                                   if (!now.health.ok()) {
+                                     return HttpError(503, now.health.ToString(),
+                                                      "service_unavailable_error");
+                                   }
+                                   if (now.draining) {
+                                     return HttpError(503, "draining", "service_unavailable_error");
+                                   }
+                                   return said("{\"status\":\"ready\"}");
+                                 }),
+                             get("/metrics", [this, said, snapshot] {
+                               HttpResponse response = said(Text(snapshot()));
+                               response.content_type = kMetricsContentType;
+                               return response;
+                             })}));
+  return absl::OkStatus();
+}
+
+void WorkerMetrics::Stop() {
+  if (server_ != nullptr) server_->Stop(absl::ZeroDuration());
+}
+
+}  // namespace switchyard
