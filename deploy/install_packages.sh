@@ -9,7 +9,7 @@ build=(
   libboost-dev nlohmann-json3-dev libsimdjson-dev libpcre2-dev libutf8proc-dev libcli11-dev libyaml-cpp-dev
   libspdlog-dev prometheus-cpp-dev libxxhash-dev curl python3
 )
-test=(libgtest-dev libgmock-dev libbenchmark-dev clang-format clang libclang-rt-14-dev shellcheck)
+test=(libgtest-dev libgmock-dev libbenchmark-dev clang-format clang libclang-rt-14-dev shellcheck prometheus)
 
 packages=("${build[@]}")
 [[ "${1:-}" == "--test" ]] && packages+=("${test[@]}")

@@ -21,6 +21,7 @@ struct WorkerMetrics::Series {
   prometheus::Gauge& kv_usage =
       registry.Gauge("kv_cache_usage_perc", "Used part of the KV blocks, 0 to 1");
   prometheus::Gauge& free = Blocks("free");
+  prometheus::Gauge& cached = Blocks("cached");
   prometheus::Gauge& owned = Blocks("owned");
   prometheus::Gauge& leased = Blocks("leased");
   prometheus::Gauge& quarantined = Blocks("quarantined");
@@ -30,6 +31,10 @@ struct WorkerMetrics::Series {
       registry.Counter("generation_tokens_total", "Tokens that were sampled");
   prometheus::Counter& preemptions = registry.Counter(
       "num_preemptions_total", "Sequences that were put back for lack of KV blocks");
+  prometheus::Counter& prefix_queries = registry.Counter(
+      "prefix_cache_queries_total", "Prompt tokens that were looked for in the prefix cache");
+  prometheus::Counter& prefix_hits = registry.Counter(
+      "prefix_cache_hits_total", "Prompt tokens that were found in the prefix cache");
   prometheus::Counter& steps = registry.Counter("engine_steps_total", "Steps of the engine");
   prometheus::Gauge& busy = registry.Gauge("engine_busy", "1: the engine has something to compute");
   prometheus::Gauge& draining = registry.Gauge("worker_draining", "1: takes nothing new");
@@ -50,14 +55,17 @@ std::string WorkerMetrics::Text(const WorkerSnapshot& now) {
   const BlockPool::Counts& b = now.engine.blocks;
   s.running.Set(now.engine.running);
   s.waiting.Set(now.engine.waiting);
-  s.kv_usage.Set(b.total == 0 ? 0 : 1 - static_cast<double>(b.free) / b.total);
+  s.kv_usage.Set(b.total == 0 ? 0 : 1 - static_cast<double>(b.available()) / b.total);
   s.free.Set(b.free);
+  s.cached.Set(b.cached);
   s.owned.Set(b.owned);
   s.leased.Set(b.leased);
   s.quarantined.Set(b.quarantined);
   RaiseTo(s.prompt_tokens, static_cast<double>(now.engine.prompt_tokens));
   RaiseTo(s.generation_tokens, static_cast<double>(now.engine.generated_tokens));
   RaiseTo(s.preemptions, static_cast<double>(now.engine.preemptions));
+  RaiseTo(s.prefix_queries, static_cast<double>(now.engine.prefix_queries));
+  RaiseTo(s.prefix_hits, static_cast<double>(now.engine.prefix_hits));
   RaiseTo(s.steps, static_cast<double>(now.steps));
   s.busy.Set(now.busy);
   s.draining.Set(now.draining);
