@@ -2,6 +2,7 @@
 // every KV block of every layer: a lost, doubled, foreign or stale block changes all that follows.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "common/ids.h"
@@ -19,6 +20,10 @@ class SimModel final : public Model {
   const ModelOptions& options() const override { return options_; }
   const std::string& numerics_id() const override { return numerics_id_; }
   const std::vector<std::string>& notices() const override { return notices_; }
+  void UseDispatcher(Dispatcher*) override {}
+  absl::Status Rehost(std::shared_ptr<const Placement>) override {
+    return absl::FailedPreconditionError("the simulated model has no experts");
+  }
   absl::Status Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,
                        Matrix<float> logits) override;
 
