@@ -25,7 +25,8 @@ struct HttpCall {
 // Thread-safe. Connections are kept and used again.
 class HttpClient {
  public:
-  // `address`: host:port; resolved at each connect. `api_key`: sent as a bearer token, unless empty.
+  // `address`: host:port; resolved at each connect. `api_key`: sent as a bearer token, unless
+  // empty.
   explicit HttpClient(const std::string& address, const std::string& api_key = "");
   ~HttpClient();  // cancels what is under way and waits for it
   HttpClient(const HttpClient&) = delete;
