@@ -85,6 +85,8 @@ void CpuAttention::PagedAttention(KernelContext& ctx, const AttentionShape& shap
   SY_CHECK_MSG(shape.kv_heads >= 1 && shape.heads % shape.kv_heads == 0, shape.heads, " heads, ",
                shape.kv_heads, " kv heads");
   const AttentionCall call{isa_, shape, addressing, kv, q, out};
+  // Which thread gets a task is chance: each must have its memory now, not at a later step.
+  for (Scratch& scratch : ctx.thread_scratch) AttentionWork(call, scratch);
   Tasks tasks = Split(ctx, call, sequences);
   SplitSegments(ctx, call, tasks);
   const std::span<const AttentionTask> pieces = tasks.pieces.empty() ? tasks.whole : tasks.pieces;
