@@ -16,10 +16,8 @@ import tempfile
 import time
 import urllib.request
 
-import kustomize_yaml
+from overlays import LWS_GROUP, OVERLAYS, can_kustomize, config_text, pod_template, pods, render, service_of
 
-OVERLAYS = ("base", "overlays/single-node", "overlays/pools", "overlays/spot")
-KUSTOMIZE_MIN = (4, 1)
 GRACE_MARGIN_S = 3
 EXPOSURE_MAX = "20"  # of systemd-analyze security, of 100: "OK"
 METRIC = re.compile(r"\bswitchyard_[a-z0-9_]+\b")
@@ -146,45 +144,27 @@ def test_image(root, binary):
 
 # ---- manifests
 
-def can_kustomize():
-    if shutil.which("kubectl") is None:
-        return False
-    done = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True, text=True,
-                          check=False)
-    version = re.search(r'"kustomizeVersion": "v(\d+)\.(\d+)', done.stdout)
-    return version is not None and (int(version[1]), int(version[2])) >= KUSTOMIZE_MIN
-
-
-def render(root, overlay):
-    done = subprocess.run(["kubectl", "kustomize", root / "deploy" / overlay], capture_output=True, text=True,
-                          check=False)
-    if done.returncode == 0 and not done.stderr:
-        return kustomize_yaml.load_all(done.stdout)
-    errors.append(f"{overlay} does not render: {done.stderr}")
-    return []
-
-
 class Overlay:
     def __init__(self, name, objects, binary):
-        self.name, self.binary = name, binary
+        self.name, self.objects, self.binary = name, objects, binary
         self.of = {}
         for o in objects:
             self.of.setdefault(o["kind"], {})[o["metadata"]["name"]] = o
-        self.workloads = {**self.of.get("Deployment", {}), **self.of.get("StatefulSet", {})}
-        self.configs = {}  # by workload: the ConfigMap's text
+        self.workloads = {name: w for kind in ("Deployment", "StatefulSet", "LeaderWorkerSet")
+                          for name, w in self.of.get(kind, {}).items()}
 
     def expect(self, condition, what):
         expect(condition, f"{self.name}: {what}")
 
     def matches(self, selector):
         return [w for w in self.workloads.values()
-                if selector.items() <= w["spec"]["template"]["metadata"]["labels"].items()]
+                if selector.items() <= pod_template(w)["metadata"]["labels"].items()]
 
     def test(self):
         self.expect(self.workloads, "has no workloads")
         self.expect("Secret" not in self.of, "has a Secret: they belong elsewhere")
         for name, workload in self.workloads.items():
-            self.workload(name, workload["spec"])
+            self.workload(name, workload)
         for name, service in self.of.get("Service", {}).items():
             targets = self.matches(service["spec"]["selector"])
             self.expect(len(targets) == 1, f"Service {name} has {len(targets)} targets")
@@ -208,7 +188,7 @@ class Overlay:
                         f"{target['name']}: an autoscaler and replicas")
 
     def ports(self, workload):
-        container = workload["spec"]["template"]["spec"]["containers"][0]
+        container = pod_template(workload)["spec"]["containers"][0]
         return {p["name"]: p["containerPort"] for p in container["ports"]}
 
     def policy(self, name, spec):
@@ -224,17 +204,19 @@ class Overlay:
             for peer in rule.get("from", []):
                 self.expect(self.matches(peer["podSelector"]["matchLabels"]), f"NetworkPolicy {name}: {peer}")
 
-    def workload(self, name, spec):
-        template, pod = spec["template"], spec["template"]["spec"]
-        self.expect(spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items(),
-                    f"{name} does not select its pods")
+    def workload(self, name, workload):
+        template = pod_template(workload)
+        labels, pod = template["metadata"]["labels"], template["spec"]
+        # A LeaderWorkerSet selects by labels of its own.
+        selected = workload["spec"].get("selector", {"matchLabels": {}})["matchLabels"]
+        self.expect(selected.items() <= labels.items(), f"{name} does not select its pods")
         [container] = pod["containers"]
         args = container["args"]
         self.binary.expect_flags(f"{self.name}: {name}", args)
         if "--config" not in args:
             self.expect(False, f"{name} has no configuration")
             return
-        config = self.config_of(name, pod, container)
+        config = config_text(self.objects, workload, args[args.index("--config") + 1])
         keys = scalars(config)
         self.expect(keys["role"] == args[0], f"{name}: `{args[0]}` with the configuration of {keys['role']}")
         self.expect(keys["host"] == "0.0.0.0", f"{name} listens at {keys['host']}")
@@ -261,18 +243,11 @@ class Overlay:
             self.expect(container["resources"]["limits"]["cpu"] == keys["threads"], f"{name}: threads, CPU limit")
         self.hardened(name, pod, container)
         for spread in pod.get("topologySpreadConstraints", []):
-            self.expect(spread["labelSelector"]["matchLabels"] == spec["selector"]["matchLabels"],
-                        f"{name} spreads others")
+            self.expect(spread["labelSelector"]["matchLabels"].items() <= labels.items(), f"{name} spreads others")
         for role in ("prefill", "decode"):
             if args[0] == "router":
-                self.addresses(role, addresses(config, f"{role}-address"))
-
-    def config_of(self, name, pod, container):
-        path = pathlib.PurePath(container["args"][container["args"].index("--config") + 1])
-        volume = {m["mountPath"]: m["name"] for m in container["volumeMounts"]}[str(path.parent)]
-        [source] = [v["configMap"]["name"] for v in pod["volumes"] if v["name"] == volume]
-        self.configs[name] = self.of["ConfigMap"][source]["data"][path.name]
-        return self.configs[name]
+                given = [a.split("=")[1].split(",") for a in args if a.startswith(f"--{role}-address=")]
+                self.addresses(role, given[0] if given else addresses(config, f"{role}-address"))
 
     def hardened(self, name, pod, container):
         security = {**pod["securityContext"], **container["securityContext"]}
@@ -286,17 +261,26 @@ class Overlay:
 
     # The router's list is the pool at its largest, name by name.
     def addresses(self, role, listed):
-        [pool] = [w for w in self.of["StatefulSet"].values()
-                  if w["spec"]["template"]["spec"]["containers"][0]["args"][0] == role]
-        name, service = pool["metadata"]["name"], pool["spec"]["serviceName"]
+        [pool] = [w for w in self.workloads.values() if pod_template(w)["spec"]["containers"][0]["args"][0] == role]
+        name, service = pool["metadata"]["name"], service_of(pool)
         self.expect(self.of["Service"][service]["spec"]["clusterIP"] == "None", f"Service {service} has an address")
-        port = self.ports(pool)["grpc"]
-        self.expect(listed == [f"{name}-{i}.{service}:{port}" for i in range(len(listed))], f"{role}: {listed}")
         scalers = [h["spec"]["maxReplicas"] for h in self.of.get("HorizontalPodAutoscaler", {}).values()
                    if h["spec"]["scaleTargetRef"]["name"] == name]
         most = scalers[0] if scalers else pool["spec"]["replicas"]
-        self.expect(most == len(listed) if scalers else most <= len(listed),
-                    f"{role}: {most} replicas at most, {len(listed)} addresses")
+        wanted = [f"{p.name}.{service}:{self.ports(pool)['grpc']}" for p in pods(pool, most)]
+        self.expect(listed == wanted if scalers else set(listed) >= set(wanted), f"{role}: {listed}, wanted {wanted}")
+        if pool["kind"] == "LeaderWorkerSet":
+            for pod in pods(pool, most):
+                self.group(pool, pod)
+
+    # What a rank is told of its group.
+    def group(self, pool, pod):
+        given = dict(a[2:].split("=") for a in pod.args(pool) if a.startswith("--ep-"))
+        size = pool["spec"]["leaderWorkerTemplate"]["size"]
+        port, group = self.ports(pool)["grpc"], pod.labels[LWS_GROUP]
+        peers = [f"{p.name}.{service_of(pool)}:{port}" for p in pods(pool, int(group) + 1) if p.labels[LWS_GROUP] == group]
+        self.expect(given["ep-peers"].split(",") == peers and len(peers) == size, f"{pod.name}: {given}, wanted {peers}")
+        self.expect(peers[int(given["ep-rank"])].split(".")[0] == pod.name, f"{pod.name} takes itself for {given['ep-rank']}")
 
 
 # ---- the configurations, run
@@ -397,7 +381,11 @@ def main():
         test_image(root, binary)
         if can_kustomize():
             for name in OVERLAYS:
-                objects = render(root, name)
+                try:
+                    objects = render(root, name)
+                except ValueError as e:
+                    errors.append(str(e))
+                    continue
                 overlay = Overlay(name, objects, binary)
                 overlay.test()
                 metrics |= {m["external"]["metric"]["name"]
