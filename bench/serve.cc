@@ -176,18 +176,25 @@ absl::Status CheckOptions(const BenchServeOptions& o) {
 
 }  // namespace
 
-absl::StatusOr<nlohmann::ordered_json> RunBenchServe(const BenchServeOptions& given) {
-  RETURN_IF_ERROR(CheckOptions(given));
-  BenchServeOptions options = given;
+absl::StatusOr<nlohmann::ordered_json> RunBenchServe(const BenchServeOptions& options) {
   const MonotonicClock clock;
   const std::unique_ptr<LoadBackend> backend = options.openai
                                                    ? MakeHttpBackend(options.backend, &clock)
                                                    : MakeGrpcBackend(options.backend, &clock);
-  ASSIGN_OR_RETURN(const BackendModel model, backend->AwaitReady(options.ready_limit));
+  return RunBenchServe(options, *backend, &clock);
+}
+
+absl::StatusOr<nlohmann::ordered_json> RunBenchServe(const BenchServeOptions& given,
+                                                     LoadBackend& backend, const Clock* clock) {
+  // All that can be wrong with them is said before anybody waits for a server.
+  RETURN_IF_ERROR(CheckOptions(given));
+  RETURN_IF_ERROR(Workload::Check(given.workload));
+  BenchServeOptions options = given;
+  ASSIGN_OR_RETURN(const BackendModel model, backend.AwaitReady(options.ready_limit));
   WorkloadOptions& w = options.workload;
   if (w.vocab_size == 0) w.vocab_size = model.vocab_size > 0 ? model.vocab_size : kVocabAssumed;
   if (w.tokens_max == 0) w.tokens_max = model.tokens_max > 0 ? model.tokens_max : kContextAssumed;
-  options.report.backend = backend->name();
+  options.report.backend = backend.name();
   options.report.model_id = model.id;
   options.report.request_rate = w.request_rate;
   options.report.burstiness = w.burstiness;
@@ -195,11 +202,11 @@ absl::StatusOr<nlohmann::ordered_json> RunBenchServe(const BenchServeOptions& gi
   options.report.paced =
       w.request_rate > 0 || w.trace_times || w.ramp_up != WorkloadOptions::RampUp::kNone;
   ASSIGN_OR_RETURN(Workload workload, Workload::Create(w));
-  if (options.warmups > 0) RETURN_IF_ERROR(WarmUp(options, *backend, &clock));
+  if (options.warmups > 0) RETURN_IF_ERROR(WarmUp(options, backend, clock));
 
   std::optional<Scraper> scraper;
-  if (!options.metrics_address.empty()) scraper.emplace(options.metrics_address, &clock);
-  nlohmann::ordered_json report = Driver(options, *backend, std::move(workload), &clock).Run();
+  if (!options.metrics_address.empty()) scraper.emplace(options.metrics_address, clock);
+  nlohmann::ordered_json report = Driver(options, backend, std::move(workload), clock).Run();
   if (scraper) report["server"] = scraper->Stop();
   return report;
 }

@@ -40,5 +40,8 @@ struct BenchServeOptions {
 // Runs the test to its end. Errors: the server does not answer; an option is out of range. Failed
 // requests are counted in the report, not an error.
 absl::StatusOr<nlohmann::ordered_json> RunBenchServe(const BenchServeOptions& options);
+// The same on a backend that the caller made, with the backend's clock.
+absl::StatusOr<nlohmann::ordered_json> RunBenchServe(const BenchServeOptions& options,
+                                                     LoadBackend& backend, const Clock* clock);
 
 }  // namespace switchyard

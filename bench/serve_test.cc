@@ -103,6 +103,9 @@ TEST(BenchServeTest, SaysThatNobodyAnswers) {
   EXPECT_EQ(RunBenchServe(o).status().code(), absl::StatusCode::kUnavailable);
   o.openai = true;
   EXPECT_EQ(RunBenchServe(o).status().code(), absl::StatusCode::kUnavailable);
+  // What is wrong with an option needs no server.
+  o.workload.burstiness = 0;
+  EXPECT_EQ(RunBenchServe(o).status().message(), "--burstiness is 0, must be greater than 0");
 }
 
 TEST(SweepTest, StopsAtTheRateThatTheServerKeeps) {

@@ -20,7 +20,9 @@ absl::Status Invalid(const char* option, double value, const char* limit) {
   return absl::InvalidArgumentError(absl::StrCat(option, " is ", value, ", must be ", limit));
 }
 
-absl::Status Check(const WorkloadOptions& o) {
+}  // namespace
+
+absl::Status Workload::Check(const WorkloadOptions& o) {
   if (o.prompts < 1 || o.prompts > kPromptsMax) {
     return Invalid("--num-prompts", o.prompts, "in [1, 10000000]");
   }
@@ -41,10 +43,16 @@ absl::Status Check(const WorkloadOptions& o) {
   if (!(o.length_scale > 0 && o.length_scale <= 1)) {
     return Invalid("--trace-length-scale", o.length_scale, "in (0, 1]");
   }
-  if (o.vocab_size < 2) return Invalid("vocabulary size", o.vocab_size, "at least 2");
-  if (o.tokens_max < 2) return Invalid("context length", o.tokens_max, "at least 2");
+  if (o.vocab_size != 0 && o.vocab_size < 2) {
+    return Invalid("vocabulary size", o.vocab_size, "at least 2");
+  }
+  if (o.tokens_max != 0 && o.tokens_max < 2) {
+    return Invalid("context length", o.tokens_max, "at least 2");
+  }
   return absl::OkStatus();
 }
+
+namespace {
 
 int DrawLength(const WorkloadOptions& o, bool input, std::mt19937_64& rng) {
   if (o.lengths == WorkloadOptions::Lengths::kShareGpt) {
@@ -74,6 +82,9 @@ void FillTokens(uint64_t seed, size_t begin, size_t end, int vocab, std::vector<
 
 absl::StatusOr<Workload> Workload::Create(WorkloadOptions options) {
   RETURN_IF_ERROR(Check(options));
+  if (options.vocab_size == 0 || options.tokens_max == 0) {
+    return absl::InvalidArgumentError("vocabulary size and context length: both are wanted");
+  }
   return Workload(std::move(options));
 }
 

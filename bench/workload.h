@@ -52,6 +52,8 @@ class Workload {
  public:
   // kInvalidArgument names option, value and limit.
   static absl::StatusOr<Workload> Create(WorkloadOptions options);
+  // The same, but vocab_size and tokens_max may be 0: not known yet.
+  static absl::Status Check(const WorkloadOptions& options);
 
   int total() const { return total_; }
   std::optional<WorkItem> Next();  // `total` times

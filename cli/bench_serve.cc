@@ -141,6 +141,10 @@ class BenchServe final : public Command {
   absl::StatusOr<int> Run(const CLI::App&) override {
     if (!f_.compare.empty()) return Compare();
     RETURN_IF_ERROR(Apply(f_));
+    if (std::string path = ResultPath("result.json"); !path.empty()) {
+      const std::string complaint = IsWritableFile()(path);
+      if (!complaint.empty()) return absl::InvalidArgumentError("--result-filename: " + complaint);
+    }
     f_.bench.backend.api_key = ApiKeyOfEnvironment();
     std::signal(SIGINT, OnInterrupt);
     f_.bench.stop = [] { return interrupted.load(); };
@@ -289,10 +293,14 @@ class BenchServe final : public Command {
     return 0;
   }
 
+  // Where the JSON goes; "": nowhere.
+  std::string ResultPath(const std::string& default_name) const {
+    if (f_.result_file.empty() && !f_.save_result) return "";
+    const std::string& name = f_.result_file.empty() ? default_name : f_.result_file;
+    return f_.result_dir.empty() ? name : absl::StrCat(f_.result_dir, "/", name);
+  }
   absl::Status Write(const nlohmann::ordered_json& result, const std::string& default_name) const {
-    if (!f_.result_file.empty() || f_.save_result) {
-      std::string path = f_.result_file.empty() ? default_name : f_.result_file;
-      if (!f_.result_dir.empty()) path = absl::StrCat(f_.result_dir, "/", path);
+    if (const std::string path = ResultPath(default_name); !path.empty()) {
       RETURN_IF_ERROR(WriteFileAtomically(path, result.dump(2)));
     }
     return f_.html_file.empty() ? absl::OkStatus()

@@ -1,0 +1,94 @@
+// What the router adds: the same load on a worker that only emits tokens, directly and through the
+// router, in turns.   usage: relay_main WORKER ROUTER ROUTER_PID RATE REQUESTS INPUT OUTPUT ROUNDS
+//
+// Prints the differences of percentiles round by round, and the tokens that the router relayed per
+// second of its CPU time.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "bench/serve.h"
+#include "bench/worker_backend.h"
+#include "common/clock.h"
+
+namespace switchyard {
+namespace {
+
+// utime + stime of /proc/PID/stat, the 14th and 15th field; the second one may hold spaces.
+double CpuSeconds(const std::string& pid) {
+  std::ifstream file("/proc/" + pid + "/stat");
+  std::string line;
+  std::getline(file, line);
+  line.erase(0, std::min(line.size(), line.rfind(')') + 2));
+  unsigned long user = 0, kernel = 0;
+  std::sscanf(line.c_str(), "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &kernel);
+  return static_cast<double>(user + kernel) / static_cast<double>(sysconf(_SC_CLK_TCK));
+}
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+int Main(char** argv) {
+  const std::string worker = argv[1], router = argv[2], router_pid = argv[3];
+  BenchServeOptions options;
+  options.workload.request_rate = std::atof(argv[4]);
+  options.workload.prompts = std::atoi(argv[5]);
+  options.workload.input_len = std::atoi(argv[6]);
+  options.workload.output_len = std::atoi(argv[7]);
+  options.report.percentiles = {50, 99};
+  const MonotonicClock clock;
+  const std::vector<std::string> figures = {"median_ttft_ms", "p99_ttft_ms", "median_itl_ms",
+                                            "p99_itl_ms"};
+  std::vector<std::vector<double>> added(figures.size());
+  std::vector<double> per_core;
+  for (int round = 0; round < std::atoi(argv[8]); ++round) {
+    options.workload.seed = static_cast<uint64_t>(round);
+    options.backend.address = worker;
+    const auto direct_backend = MakeWorkerBackend(options.backend, &clock);
+    const auto direct = RunBenchServe(options, *direct_backend, &clock);
+    options.backend.address = router;
+    const double cpu = CpuSeconds(router_pid);
+    const auto routed = RunBenchServe(options);
+    const double used = CpuSeconds(router_pid) - cpu;
+    for (const auto* report : {&direct, &routed}) {
+      if (!report->ok()) {
+        std::fprintf(stderr, "%s\n", report->status().ToString().c_str());
+        return 1;
+      }
+      std::printf("%s: %s %lld failed, %.0f tokens/s", report == &direct ? "direct" : "routed",
+                  (**report)["verdict"].get<std::string>().c_str(),
+                  (**report)["failed"].get<long long>(),
+                  (**report)["output_throughput"].get<double>());
+      for (const std::string& f : figures) {
+        std::printf(", %s %.3f", f.c_str(), (**report)[f].get<double>());
+      }
+      std::printf("\n");
+    }
+    for (size_t i = 0; i < figures.size(); ++i) {
+      added[i].push_back((*routed)[figures[i]].get<double>() - (*direct)[figures[i]].get<double>());
+    }
+    per_core.push_back((*routed)["total_output_tokens"].get<double>() / std::max(used, 1e-3));
+  }
+  for (size_t i = 0; i < figures.size(); ++i) {
+    std::printf("added to %s: %.3f\n", figures[i].c_str(), Median(added[i]));
+  }
+  std::printf("relayed per second of the router's CPU time: %.0f tokens\n", Median(per_core));
+  return 0;
+}
+
+}  // namespace
+}  // namespace switchyard
+
+int main(int argc, char** argv) {
+  if (argc == 9) return switchyard::Main(argv);
+  std::fputs("usage: relay_main WORKER ROUTER ROUTER_PID RATE REQUESTS INPUT OUTPUT ROUNDS\n",
+             stderr);
+  return 2;
+}
