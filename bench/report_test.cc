@@ -198,13 +198,16 @@ TEST(CompareTest, FindsWhatDiffersAndNothingElse) {
     false_alarms += Metric(same, "p99_ttft_ms")["differs"].get<bool>();
   }
   EXPECT_LE(false_alarms, 6) << "of 40, at 95 %: 2 are to be expected";
-  const auto slower = *CompareReports(Sample(50, 1), Sample(60, 2));
-  const auto& ttft = Metric(slower, "mean_ttft_ms");
-  EXPECT_TRUE(ttft["differs"].get<bool>()) << CompareText(slower);
-  EXPECT_LT(ttft["low_percent"].get<double>(), 20);
-  EXPECT_GT(ttft["high_percent"].get<double>(), 20);
-  EXPECT_FALSE(Metric(slower, "mean_tpot_ms")["differs"].get<bool>());
-  EXPECT_NE(CompareText(slower).find("mean_ttft_ms"), std::string::npos);
+  int found = 0, covered = 0;
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    const auto slower = *CompareReports(Sample(50, 2 * seed), Sample(60, 2 * seed + 1));
+    const auto& ttft = Metric(slower, "mean_ttft_ms");
+    found += ttft["differs"].get<bool>();
+    covered += ttft["low_percent"].get<double>() < 20 && ttft["high_percent"].get<double>() > 20;
+    EXPECT_NE(CompareText(slower).find("mean_ttft_ms"), std::string::npos);
+  }
+  EXPECT_EQ(found, 20);
+  EXPECT_GE(covered, 16) << "of 20, at 95 %: 19 are to be expected";
 }
 
 TEST(CompareTest, IntervalsOfKnownSamples) {
