@@ -271,7 +271,7 @@ TEST_F(HttpFrontTest, RefusalsBecomeStatusesAndAbortTheRestOfTheBatch) {
   EXPECT_TRUE(core_.aborted("r-0"));
   core_.RefuseAfter(0, absl::UnavailableError("draining"));
   EXPECT_EQ(Status(Ask(Post("/v1/completions", R"({"prompt":[5]})"))), 503);
-  const std::string bad = Ask(Post("/v1/completions", R"({"prompt":[5],"n":2})"));
+  const std::string bad = Ask(Post("/v1/completions", R"({"prompt":[5],"n":0})"));
   EXPECT_EQ(Status(bad), 400);
   EXPECT_EQ(Body(bad)["error"]["param"], "n");
 }

@@ -111,8 +111,10 @@ TEST_F(OpenAiResponseTest, WholeCompletion) {
   EXPECT_EQ(choice["logprobs"]["text_offset"], Json({0, 5}));
   // The best one, and the chosen one, which is not it.
   EXPECT_EQ(choice["logprobs"]["top_logprobs"][0], Json({{" a", -0.125}, {" upon", -0.5}}));
-  EXPECT_EQ(body["usage"],
-            Json({{"prompt_tokens", 2}, {"completion_tokens", 2}, {"total_tokens", 4}}));
+  EXPECT_EQ(body["usage"], Json({{"prompt_tokens", 2},
+                                 {"completion_tokens", 2},
+                                 {"total_tokens", 4},
+                                 {"prompt_tokens_details", {{"cached_tokens", 0}}}}));
   EXPECT_EQ(body["switchyard"]["ttft_ms"], 1.5);
   EXPECT_EQ(body["switchyard"]["seed"], 42);
   EXPECT_EQ(body["switchyard"]["kv_lane"], "tcp");

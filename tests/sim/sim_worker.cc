@@ -206,7 +206,11 @@ void Worker::CheckBlocks() {
   if (receiver_) {
     for (const auto& [key, blocks] : receiver_->held()) {
       for (const HeldBlock& held : blocks) {
-        if (pool.leased(held.block) && pool.generation(held.block) == held.generation) continue;
+        const bool shared = held.generation == 0;  // the prefix that this rank had
+        if (shared ? pool.reference_count(held.block) > 0
+                   : pool.leased(held.block) && pool.generation(held.block) == held.generation) {
+          continue;
+        }
         world_.Fail(absl::StrCat(node_->name, ": block ", held.block.value(),
                                  " of a hand-off under way has another owner"));
       }
