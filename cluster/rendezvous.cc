@@ -12,7 +12,7 @@ namespace {
 
 constexpr absl::Duration kTick = absl::Milliseconds(20);
 // A rank that lives answers at once, if only that it has no answer yet.
-constexpr absl::Duration kAgainAfter = absl::Milliseconds(250), kAskMax = absl::Milliseconds(750);
+constexpr absl::Duration kAgainAfter = absl::Milliseconds(250), kAskMax = absl::Milliseconds(500);
 constexpr absl::Duration kLeadMax =
     absl::Milliseconds(1500);  // then ranks before this one are tried
 constexpr absl::Duration kKnockMax = absl::Milliseconds(200);
@@ -146,18 +146,24 @@ grpc::Status Rendezvous::Meet(grpc::ServerContext* context, const ep::v1::MeetRe
 absl::StatusOr<std::optional<Rendezvous::Hellos>> Rendezvous::Lead(const Hellos& hellos,
                                                                    bool was_member,
                                                                    absl::Time end) {
-  const absl::Time patient_until = clock_.Now() + options_.grace;
+  const absl::Time begin = clock_.Now();
+  bool knocked = !was_member;
   const Visit visit = Arrive(options_.rank, hellos, was_member);
   for (;;) {
+    Turn();
     ASSIGN_OR_RETURN(std::optional<Hellos> answer, Look(visit));
     if (answer) return answer;
+    if (!knocked && clock_.Now() >= begin + options_.grace / 2) {
+      knocked = true;
+      for (const int r : Missing(*visit.round)) Knock(r);
+    }
     if (stopped() || clock_.Now() >= end) {
       Leave(visit);
       return std::optional<Hellos>();
     }
     MutexLock lock(mu_);
     Round& round = *visit.round;
-    if (round.was_group && 2 * round.present >= world() && clock_.Now() >= patient_until) {
+    if (round.was_group && 2 * round.present >= world() && clock_.Now() >= begin + options_.grace) {
       round.closed = true;
       changed_.NotifyAll();
     }
@@ -183,18 +189,25 @@ absl::StatusOr<std::optional<Rendezvous::Hellos>> Rendezvous::Ask(int leader, co
   return std::optional<Hellos>(Hellos(response.hellos().begin(), response.hellos().end()));
 }
 
-void Rendezvous::KnockAtAll() const {
-  for (int r = 0; r < static_cast<int>(world()) && !stopped(); ++r) {
-    if (r == options_.rank) continue;
-    ep::v1::KnockRequest request;
-    request.set_rank(options_.rank);
-    request.set_incarnation(options_.incarnation);
-    ep::v1::KnockResponse response;
-    grpc::ClientContext context;
-    SetDeadline(&context, kKnockMax);
-    // Who is not there need not know.
-    (void)StubOf(options_.addresses[r])->Knock(&context, request, &response);
+std::vector<int> Rendezvous::Missing(const Round& round) const {
+  MutexLock lock(mu_);
+  std::vector<int> missing;
+  for (size_t r = 0; r < world(); ++r) {
+    if (!round.from[r]) missing.push_back(static_cast<int>(r));
   }
+  return missing;
+}
+
+void Rendezvous::Knock(int at) const {
+  Turn();
+  ep::v1::KnockRequest request;
+  request.set_rank(options_.rank);
+  request.set_incarnation(options_.incarnation);
+  ep::v1::KnockResponse response;
+  grpc::ClientContext context;
+  SetDeadline(&context, kKnockMax);
+  // Who is not there need not know.
+  (void)StubOf(options_.addresses[at])->Knock(&context, request, &response);
 }
 
 absl::StatusOr<Rendezvous::Hellos> Rendezvous::Meet(const Hellos& hellos, bool was_member,
@@ -207,9 +220,12 @@ absl::StatusOr<Rendezvous::Hellos> Rendezvous::Meet(const Hellos& hellos, bool w
       return absl::DeadlineExceededError(absl::StrCat(
           "the ", world(), " ranks did not meet within ", absl::FormatDuration(timeout)));
     }
-    if (knock) KnockAtAll();
+    for (int r = 0; knock && r < static_cast<int>(world()) && !stopped(); ++r) {
+      if (r != options_.rank) Knock(r);
+    }
     bool led = false;  // by one that asks us to come again
     for (int leader = 0; leader < options_.rank && !led && !stopped(); ++leader) {
+      Turn();
       ASSIGN_OR_RETURN(std::optional<Hellos> answer,
                        Ask(leader, hellos, was_member, deadline - clock_.Now()));
       if (answer && !answer->empty()) return *std::move(answer);

@@ -3,9 +3,11 @@
 // know of the same ranks. What they tell each other is opaque here (moe/ep_wire.h).
 //
 // A new group waits for all its ranks. One that has lost ranks (somebody was a member before) waits
-// for them a while and goes on with those who came, if that is half of all at least.
+// for them a while and goes on with those who came, if that is half of all at least. Before it does
+// it knocks at the missing ones: they may live and have gone on without it.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -25,6 +27,8 @@ struct RendezvousOptions {
   uint64_t incarnation = 0;                 // of this process
   // How long a group that was one waits for its missing ranks.
   absl::Duration grace = absl::Milliseconds(500);
+  // Called at each turn of a Meet, every second or so: who waits is not stuck. May be empty.
+  std::function<void()> on_wait = nullptr;
 };
 
 // A gRPC service: pass it to GrpcServer::Listen, and destroy the GrpcServer first. Thread-safe.
@@ -47,7 +51,7 @@ class Rendezvous final : public ep::v1::Rendezvous::Service {
     uint64_t count = 0;
   };
   Knocks KnocksOf(int rank) const;
-  // Asks a rank whether it lives, as the process `incarnation`. Blocks up to 750 ms.
+  // Asks a rank whether it lives, as the process `incarnation`. Blocks up to 500 ms.
   bool Alive(int rank, uint64_t incarnation) const;
 
  private:
@@ -82,7 +86,12 @@ class Rendezvous final : public ep::v1::Rendezvous::Service {
   // One try at the rank `leader`. Nothing: it does not answer. An empty list: come again.
   absl::StatusOr<std::optional<Hellos>> Ask(int leader, const Hellos& hellos, bool was_member,
                                             absl::Duration timeout) const;
-  void KnockAtAll() const;
+  void Knock(int at) const;
+  // The ranks that have not come to a round.
+  std::vector<int> Missing(const Round& round) const;
+  void Turn() const {
+    if (options_.on_wait) options_.on_wait();
+  }
   bool stopped() const;
 
   const RendezvousOptions options_;

@@ -90,6 +90,16 @@ TEST(RendezvousTest, ThoseWhoAreLeftGoOnAfterAWhile) {
   EXPECT_EQ(*met[2], (std::vector<std::string>{"", "x 1 to 2", "x 2 to 2"}));
 }
 
+TEST(RendezvousTest, WhoIsLeftBehindHearsOfIt) {
+  const auto addresses = Addresses(2);
+  Rank zero(0, addresses), one(1, addresses);  // one is at work in another epoch
+  const auto alone = zero.meeting.Meet(From(0, 2, "x"), true, absl::Seconds(30));
+  ASSERT_TRUE(alone.ok()) << alone.status();
+  EXPECT_EQ((*alone)[1], "");
+  EXPECT_EQ(one.meeting.KnocksOf(0).count, 1u);
+  EXPECT_EQ(one.meeting.KnocksOf(0).incarnation, 100u);
+}
+
 TEST(RendezvousTest, LessThanHalfDoNotGoOn) {
   const auto addresses = Addresses(3);
   Rank one(1, addresses);

@@ -243,6 +243,32 @@ TEST(EngineBitsTest, AStepThatFailedMayBeRunAgain) {
 }
 
 // A replay begins with what was already told, at any place.
+TEST(EngineTest, AStepThatFailedSharesNothing) {
+  FaultyModel model(TestModel());
+  const auto engine = MakeEngine({.max_model_len = 64, .kv_blocks = 8}, model);
+  std::mt19937 rng(5);
+  const std::vector<TokenId> prompt = RandomPrompt(rng, 33);  // two full blocks
+  const auto shared = [&] {
+    const auto reservation = engine->Reserve(33, prompt, {});
+    EXPECT_TRUE(reservation.ok()) << reservation.status();
+    engine->ReleaseReservation(*reservation, false);
+    return reservation->shared();
+  };
+  ASSERT_TRUE(engine->Add(MakeRequest("a", prompt, 3)).ok());
+  model.fail_every = 1;
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_TRUE(absl::IsUnavailable(engine->Step().status()));
+    EXPECT_EQ(shared(), 0u);
+  }
+  model.fail_every = 0;
+  const auto outputs = engine->Step();
+  ASSERT_TRUE(outputs.ok()) << outputs.status();
+  ASSERT_EQ(outputs->size(), 1u) << "one token, however often its step was tried";
+  EXPECT_EQ((*outputs)[0].index, 0);
+  EXPECT_EQ(shared(), 2u);
+  EXPECT_EQ(engine->stats().prefix_queries, 33u);
+}
+
 TEST(EngineBitsTest, ReplayContinuesWithTheSameBits) {
   auto engine = MakeEngine({.max_model_len = 128});
   std::map<std::string, Answer> want;

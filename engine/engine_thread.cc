@@ -42,15 +42,16 @@ EngineThread::~EngineThread() {
 
 bool EngineThread::Post(Task task) { return mailbox_.Post(std::move(task)); }
 
-uint64_t EngineThread::cpu_ms() const {
+uint64_t EngineThread::signs_of_life() const {
   clockid_t clock;
   timespec t{};
   // The handle stays valid until the destructor joins.
-  if (pthread_getcpuclockid(const_cast<std::thread&>(thread_).native_handle(), &clock) != 0 ||
-      clock_gettime(clock, &t) != 0) {
-    return 0;
+  if (pthread_getcpuclockid(const_cast<std::thread&>(thread_).native_handle(), &clock) == 0) {
+    clock_gettime(clock, &t);
   }
-  return static_cast<uint64_t>(t.tv_sec) * 1000 + static_cast<uint64_t>(t.tv_nsec) / 1'000'000;
+  const uint64_t cpu_ms =
+      static_cast<uint64_t>(t.tv_sec) * 1000 + static_cast<uint64_t>(t.tv_nsec) / 1'000'000;
+  return cpu_ms + (group_ != nullptr ? group_->waits() : 0);
 }
 
 std::vector<EngineThread::Task> EngineThread::TakeTasks(bool work, bool failed) {

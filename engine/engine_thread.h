@@ -33,9 +33,9 @@ class EngineThread {
   uint64_t steps() const { return steps_.load(std::memory_order_relaxed); }
   // Layers computed so far, also of a step under way. Thread-safe.
   uint64_t progress() const { return engine_->progress(); }
-  // CPU time that the thread has used. A blocked engine uses none, a starved one little.
-  // Thread-safe.
-  uint64_t cpu_ms() const;
+  // Grows while the thread uses CPU time (by its milliseconds) or waits for its group (by turns):
+  // that of a starved engine grows a little, that of a blocked one stands still. Thread-safe.
+  uint64_t signs_of_life() const;
   // True while the engine has something to compute. Thread-safe.
   bool busy() const { return busy_.load(std::memory_order_relaxed); }
 

@@ -129,7 +129,8 @@ EpRank::EpRank(const EpOptions& options, Model* model, std::shared_ptr<const Pla
       rendezvous_({.rank = options.rank,
                    .addresses = options.peers,
                    .incarnation = incarnation_,
-                   .grace = options.grace}),
+                   .grace = options.grace,
+                   .on_wait = [this] { ++waits_; }}),
       knocks_(options.peers.size()) {}
 
 // Whatever makes two ranks call or compute differently.
@@ -170,7 +171,9 @@ absl::Status EpRank::FormOnce(absl::Duration timeout) {
   o.net_devices = options_.net_devices;
   o.ring_bytes = EpDispatcher::RingBytes(dispatch_, kRingBytes);
   o.wait_max = options_.wait_max;
+  o.on_wait = [this] { ++waits_; };
   o.alive = [this](int peer, uint64_t incarnation) {
+    ++waits_;
     // One that knocks has not got the answer that made this epoch: it is not coming.
     return rendezvous_.KnocksOf(peer).count == knocks_[peer] &&
            rendezvous_.Alive(peer, incarnation);

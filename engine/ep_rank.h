@@ -57,6 +57,7 @@ class EpRank final : public StepGroup {
   absl::Status Form() override;
   bool StepWanted() override;
   absl::StatusOr<bool> Open(int rows) override;
+  uint64_t waits() const override { return waits_.load(std::memory_order_relaxed); }
   void Sleep(int wake_fd, absl::Duration timeout) override;
 
   // This rank has nothing more to do of its own; it goes on serving the others until all say so.
@@ -82,6 +83,7 @@ class EpRank final : public StepGroup {
   const Clock& clock_;
   Logger* const log_;
   const uint64_t incarnation_;
+  std::atomic<uint64_t> waits_{0};
   Rendezvous rendezvous_;
   std::unique_ptr<EpGroup> group_;
   std::unique_ptr<EpDispatcher> dispatcher_;

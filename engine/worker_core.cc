@@ -210,7 +210,7 @@ pb::Heartbeat WorkerCore::MakeHeartbeat() {
   pb::Heartbeat h;
   h.set_steps(engine_thread_->steps());
   h.set_progress(engine_thread_->progress());
-  h.set_engine_cpu_ms(engine_thread_->cpu_ms());
+  h.set_engine_cpu_ms(engine_thread_->signs_of_life());
   h.set_busy(engine_thread_->busy());
   h.set_draining(draining());
   ToProto(Stats(), &h);

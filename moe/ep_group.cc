@@ -276,6 +276,7 @@ absl::Status EpGroup::Wait(FunctionRef<bool()> done, FunctionRef<bool(int peer)>
                                                absl::FormatDuration(options_.wait_max))));
       continue;
     }
+    if (options_.on_wait) options_.on_wait();
     SleepOnce(done, wants_room, -1, std::min(ask_at, options_.wait_max) - waited);
   }
 }

@@ -44,7 +44,9 @@ struct EpGroupOptions {
   // about every peer once a wait has taken longer than alive_after, and again after as long. A
   // process that is stopped keeps its connections: nothing else tells it from one that computes.
   std::function<bool(int rank, uint64_t incarnation)> alive = nullptr;
-  absl::Duration alive_after = absl::Milliseconds(750);
+  absl::Duration alive_after = absl::Milliseconds(500);
+  // Called at each turn of a wait, every 250 ms at least: who waits is not stuck. May be empty.
+  std::function<void()> on_wait = nullptr;
 };
 
 class EpGroup {

@@ -25,9 +25,13 @@ struct RankSetup {
 // Connects over `exchange`, which sends this rank's hellos and returns those for it.
 template <typename Exchange>
 absl::StatusOr<std::unique_ptr<EpGroup>> Join(const RankSetup& s, const Clock* clock,
-                                              Exchange exchange) {
-  auto group = EpGroup::Create(
-      {.rank = s.rank, .world = s.world, .lanes = {s.lane}, .wait_max = absl::Seconds(2)}, clock);
+                                              Exchange exchange, int* turns) {
+  auto group = EpGroup::Create({.rank = s.rank,
+                                .world = s.world,
+                                .lanes = {s.lane},
+                                .wait_max = absl::Seconds(2),
+                                .on_wait = [turns] { ++*turns; }},
+                               clock);
   if (!group.ok()) return group.status();
   std::vector<std::string> mine(s.world);
   for (int p = 0; p < s.world; ++p) {
@@ -80,12 +84,14 @@ int RankMain(int fd) {
   s.rank = static_cast<int>(ReceiveNumber(fd));
   s.low_latency = ReceiveNumber(fd) != 0;
   MonotonicClock clock;
-  auto group = Join(s, &clock, [&](const std::vector<std::string>& mine) {
+  int turns = 0;
+  const auto exchange = [&](const std::vector<std::string>& mine) {
     for (const std::string& hello : mine) SendText(fd, hello);
     std::vector<std::string> theirs(s.world);
     for (std::string& hello : theirs) hello = ReceiveText(fd);
     return theirs;
-  });
+  };
+  auto group = Join(s, &clock, exchange, &turns);
   if (!group.ok()) return 1;
   const absl::Status end = RunSteps(s, **group, [](int) {});
   SendText(fd, end.ToString());
@@ -106,7 +112,8 @@ class EpProcessTest : public ::testing::TestWithParam<std::tuple<std::string, in
       for (int n : {world, r, low_latency ? 1 : 0}) SendNumber(others[r]->fd(), n);
     }
     const RankSetup s = {lane, world, 0, low_latency};
-    auto group = Join(s, &clock, [&](const std::vector<std::string>& mine) {
+    int turns = 0;
+    const auto exchange = [&](const std::vector<std::string>& mine) {
       std::vector<std::vector<std::string>> from(world, std::vector<std::string>(world));
       from[0] = mine;
       for (int r = 1; r < world; ++r) {
@@ -118,16 +125,21 @@ class EpProcessTest : public ::testing::TestWithParam<std::tuple<std::string, in
       std::vector<std::string> theirs(world);
       for (int p = 0; p < world; ++p) theirs[p] = from[p][0];
       return theirs;
-    });
+    };
+    auto group = Join(s, &clock, exchange, &turns);
     ASSERT_TRUE(group.ok()) << group.status();
     absl::Time lost;
     const absl::Status end = RunSteps(s, **group, [&](int step) {
       if (step != 50) return;
       lost = clock.Now();
+      turns = 0;
       others.back()->Signal(signal);
     });
     EXPECT_TRUE(absl::IsUnavailable(end)) << end;
     EXPECT_LT(clock.Now() - lost, within);
+    if (signal == SIGSTOP) {
+      EXPECT_GE(turns, 4) << "a rank that waits for 2 s does not show it";
+    }
     for (int r = 1; r + 1 < world; ++r) {  // the other survivors say the same
       const std::string said = ReceiveText(others[r]->fd());
       EXPECT_NE(said.find("UNAVAILABLE"), said.npos) << "rank " << r << ": " << said;
