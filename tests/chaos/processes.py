@@ -53,10 +53,10 @@ class Process:
 
 
 class Processes:
-    """`prefill` + `decode` workers and a router, each worker on a host of its own if there is a network. Use as a context
-    manager."""
+    """`prefill` + `decode` workers and a router, each worker on a host of its own if there is a network. With `ep` the ranks
+    of each pool share the experts. Use as a context manager."""
 
-    def __init__(self, binary, model, prefill=2, decode=2, drain_seconds=10, kernels="reference", network=None):
+    def __init__(self, binary, model, prefill=2, decode=2, drain_seconds=10, kernels="reference", network=None, ep=()):
         self._directory = tempfile.TemporaryDirectory(prefix="switchyard-chaos-")
         self.log_path = pathlib.Path(self._directory.name, "log")
         self._log = open(self.log_path, "w")
@@ -67,6 +67,10 @@ class Processes:
         for i in range(prefill + decode):
             role = "prefill" if i < prefill else "decode"
             command = [binary, role, model, "--port", str(ports[i]), "--drain-seconds", str(drain_seconds), *ENGINE, kernels]
+            if ep:
+                first, count = (0, prefill) if role == "prefill" else (prefill, decode)
+                peers = ",".join(f"127.0.0.1:{p}" for p in ports[first:first + count])
+                command += ["--ep-peers", peers, "--ep-rank", str(i - first), *ep]
             if network:
                 command = [*network.command(i), *command, "--host", network.host(i), "--kv-net-devices", "eth0",
                            "--kv-lane", "tcp"]
