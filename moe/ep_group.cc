@@ -71,7 +71,7 @@ void EpGroup::SetHandlers() {
                  .ok());
   };
   handle(EpLink::kCreditAm, &EpLink::OnCredit);
-  // A bell has done its work when it wakes this rank: it has no handler.
+  handle(EpLink::kBellAm, &EpLink::OnBell);
   SY_CHECK(workers_.tcp
                ->SetAmHandler(
                    EpLink::kFrameAm,
@@ -153,6 +153,19 @@ absl::Status EpGroup::Connect(std::span<const std::optional<EpHello>> hellos) {
     }
   }
   ++epoch_;
+  // UCX spins while a connection is half open, which it is until both ends have looked after it.
+  // Who has heard all bells says so by its header.
+  const auto silent = [this] {
+    return std::find_if(links_.begin(), links_.end(),
+                        [](const auto& l) { return l != nullptr && !l->rung(); });
+  };
+  RETURN_IF_ERROR(Wait(
+      [&] {
+        Progress();
+        return silent() == links_.end();
+      },
+      [](int) { return false; },
+      [&] { return absl::StrCat("rank ", silent() - links_.begin(), " did not connect"); }));
   return OpenStep({}).status();
 }
 

@@ -76,6 +76,9 @@ class EpLink {
   // What the TCP worker got for this ring.
   void OnFrame(uint64_t position, std::span<const std::byte> frame);
   void OnCredit(uint64_t position);
+  void OnBell(uint64_t) { rung_ = true; }
+  // Whether the peer has ever rung, as it does first of all: then its way to this rank is open.
+  bool rung() const { return rung_; }
 
   // Not OK once the peer is lost or has broken the rules; it stays so. What came whole before the
   // peer was lost can still be read.
@@ -105,7 +108,7 @@ class EpLink {
   const int peer_;
   const uint64_t token_;
   const size_t in_bytes_;
-  bool shm_ = false, broken_ = false;
+  bool shm_ = false, broken_ = false, rung_ = false;
   absl::Status status_;
   uint64_t peer_token_ = 0;
   std::unique_ptr<UcxEndpoint> endpoint_, ring_endpoint_;

@@ -15,7 +15,7 @@ import time
 
 from processes import Processes, Stream
 
-CLIENTS, PROMPTS, PROMPT, ANSWER = 8, 8, 120, 150
+CLIENTS, PROMPTS, PROMPT, ANSWER = 10, 8, 100, 60
 GAP_MIN = 0.05  # a pause that can be seen
 NEXT_STEP_MAX = {"kill": 2.0, "hang": 3.0}
 
@@ -73,7 +73,10 @@ def strike(cluster, load, kind, rng):
             victim.end()
             victim.start()
     cluster.wait_ready()
-    time.sleep(0.3)
+    deadline = time.monotonic() + 60
+    while load.arrived[victim.role][-1] < moment + 0.3:
+        assert time.monotonic() < deadline, f"no token of the {victim.role} ranks"
+        time.sleep(0.05)
     return victim, load.next_step_after(victim.role, moment, time.monotonic())
 
 
