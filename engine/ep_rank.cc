@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/file.h"
@@ -19,6 +20,8 @@ namespace {
 constexpr absl::Duration kFormMax = absl::Minutes(30);
 constexpr absl::Duration kKnockLook = absl::Milliseconds(100);
 constexpr size_t kRingBytes = 4 << 20;
+constexpr int kLoadWindowSteps = 256;
+constexpr absl::Duration kShowEvery = absl::Seconds(1);
 constexpr size_t kPlacementFileBytesMax = 64 << 20;
 
 // phy2log [MoE layers][E + R], or the same rows for every layer of an even placement.
@@ -109,11 +112,16 @@ absl::StatusOr<std::unique_ptr<EpRank>> EpRank::Create(const EpOptions& options,
     return absl::InvalidArgumentError(
         absl::StrCat("ep-rank is ", options.rank, "; ep-peers names ", options.world(), " ranks"));
   }
-  return std::unique_ptr<EpRank>(new EpRank(options, model, std::move(placement), clock, log));
+  ASSIGN_OR_RETURN(LoadStatistics loads,
+                   LoadStatistics::Create({.layers = placement->layers(),
+                                           .experts = placement->experts(),
+                                           .window_steps = kLoadWindowSteps}));
+  return std::unique_ptr<EpRank>(
+      new EpRank(options, model, std::move(placement), clock, log, std::move(loads)));
 }
 
 EpRank::EpRank(const EpOptions& options, Model* model, std::shared_ptr<const Placement> placement,
-               const Clock* clock, Logger* log)
+               const Clock* clock, Logger* log, LoadStatistics loads)
     : options_(options),
       model_(*model),
       whole_(std::move(placement)),
@@ -131,7 +139,8 @@ EpRank::EpRank(const EpOptions& options, Model* model, std::shared_ptr<const Pla
                    .incarnation = incarnation_,
                    .grace = options.grace,
                    .on_wait = [this] { ++waits_; }}),
-      knocks_(options.peers.size()) {}
+      knocks_(options.peers.size()),
+      loads_(std::move(loads)) {}
 
 // Whatever makes two ranks call or compute differently.
 std::string EpRank::Config() const {
@@ -159,6 +168,8 @@ absl::Status EpRank::Place(uint64_t epoch, const std::vector<bool>& present) {
 }
 
 absl::Status EpRank::FormOnce(absl::Duration timeout) {
+  if (dispatcher_ != nullptr) bytes_of_epochs_ += dispatcher_->bytes_sent();
+  computes_ = false;  // what a broken step counted is not a step's load
   dispatcher_.reset();
   group_.reset();
   EpGroupOptions o;
@@ -206,7 +217,30 @@ absl::Status EpRank::FormOnce(absl::Duration timeout) {
   epoch_ = group_->epoch();
   told_ = false;
   model_.UseDispatcher(dispatcher_.get());
+  Show();
   return absl::OkStatus();
+}
+
+void EpRank::CountStep() {
+  if (std::exchange(computes_, false)) (void)loads_.AddStep(dispatcher_->step_counts());
+  if (clock_.Now() - shown_ >= kShowEvery) Show();
+}
+
+void EpRank::Show() {
+  shown_ = clock_.Now();
+  EpSnapshot s{.epoch = epoch_,
+               .ranks = group_->present_ranks(),
+               .bytes_sent = bytes_of_epochs_ + dispatcher_->bytes_sent()};
+  const auto experts = static_cast<size_t>(placement_->experts());
+  for (int l = 0; l < placement_->layers(); ++l) {
+    if (!model_.config().layer_is_moe[l]) continue;
+    const int64_t* const row = loads_.totals().row(l);
+    s.moe_layers.push_back(l);
+    s.expert_loads.emplace_back(row, row + experts);
+    s.rank_loads.push_back(placement_->RankLoads(l, std::vector<double>(row, row + experts)));
+  }
+  MutexLock lock(mu_);
+  snapshot_ = std::move(s);
 }
 
 absl::Status EpRank::Form() {
@@ -256,6 +290,7 @@ absl::StatusOr<bool> EpRank::Open(int rows) {
   };
   for (;;) {
     if (left()) return absl::CancelledError("the expert-parallel group has ended");
+    CountStep();
     StepHeader mine;
     mine.rows = static_cast<uint32_t>(rows);
     mine.placement = placement_->version();
@@ -274,15 +309,20 @@ absl::StatusOr<bool> EpRank::Open(int rows) {
     dispatcher_->BeginStep(headers);
     if (std::any_of(headers.begin(), headers.end(),
                     [](const StepHeader& h) { return h.rows > 0; })) {
+      computes_ = rows > 0;
       return true;
     }
-    left_ = static_cast<int>(std::count_if(headers.begin(), headers.end(), wants(kWantsToLeave))) ==
-            group_->present_ranks();
+    if (std::count_if(headers.begin(), headers.end(), wants(kWantsToLeave)) ==
+        group_->present_ranks()) {
+      Show();
+      left_ = true;
+    }
     return false;
   }
 }
 
 void EpRank::Sleep(int wake_fd, absl::Duration timeout) {
+  if (group_ != nullptr) CountStep();
   // A knock wakes nobody: look for one from time to time.
   if (!left()) return group_->Sleep(wake_fd, std::min(timeout, kKnockLook));
   pollfd fd = {wake_fd, POLLIN, 0};  // the peers may be gone: nothing is to be heard from them

@@ -15,11 +15,13 @@
 #include "absl/status/statusor.h"
 #include "cluster/rendezvous.h"
 #include "common/clock.h"
+#include "common/mutex.h"
 #include "common/telemetry/log.h"
 #include "engine/step_group.h"
 #include "model/model.h"
 #include "moe/ep_dispatcher.h"
 #include "moe/ep_group.h"
+#include "moe/load_statistics.h"
 
 namespace switchyard {
 
@@ -36,6 +38,16 @@ struct EpOptions {
 
   int world() const { return static_cast<int>(peers.size()); }
   bool alone() const { return peers.empty(); }
+};
+
+// A moment of a rank of a group. Loads are of its own tokens, in the last steps that it computed.
+struct EpSnapshot {
+  uint64_t epoch = 0;  // 0: no group
+  int ranks = 0;       // that are in the epoch
+  uint64_t bytes_sent = 0;
+  std::vector<int> moe_layers = {};                     // the layer of each row below
+  std::vector<std::vector<int64_t>> expert_loads = {};  // [MoE layers][E] tokens
+  std::vector<std::vector<double>> rank_loads = {};     // [MoE layers][N] the same by where they go
 };
 
 // The experts of every rank, with a row per layer of the model. kInvalidArgument with the numbers:
@@ -62,16 +74,24 @@ class EpRank final : public StepGroup {
 
   // This rank has nothing more to do of its own; it goes on serving the others until all say so.
   void Leave() { leaving_ = true; }
+  // At most a second old. Thread-safe.
+  EpSnapshot Snapshot() const {
+    MutexLock lock(mu_);
+    return snapshot_;
+  }
   // All ranks have said so: there are no more steps. Thread-safe.
   bool left() const { return left_.load(std::memory_order_relaxed); }
 
  private:
   EpRank(const EpOptions& options, Model* model, std::shared_ptr<const Placement> placement,
-         const Clock* clock, Logger* log);
+         const Clock* clock, Logger* log, LoadStatistics loads);
   std::string Config() const;
   absl::Status FormOnce(absl::Duration timeout);
   // The placement of an epoch of those ranks; makes the model host it.
   absl::Status Place(uint64_t epoch, const std::vector<bool>& present);
+  // Takes in the loads of the step that has ended, and shows them from time to time.
+  void CountStep();
+  void Show();
   // A rank that is not in this epoch has knocked since it began.
   bool Knocked() const;
 
@@ -91,6 +111,12 @@ class EpRank final : public StepGroup {
   std::vector<uint64_t> knocks_;         // [N] counts when it began
   bool leaving_ = false, told_ = false;  // told_: a step has carried it
   std::atomic<bool> left_{false};
+  LoadStatistics loads_;
+  bool computes_ = false;         // the step that is open
+  uint64_t bytes_of_epochs_ = 0;  // that have ended
+  absl::Time shown_ = absl::InfinitePast();
+  mutable Mutex mu_;
+  EpSnapshot snapshot_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace switchyard

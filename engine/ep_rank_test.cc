@@ -112,6 +112,33 @@ struct Layout {
   int low_latency_tokens = 128;
 };
 
+// Every row of every request has chosen its experts in each MoE layer, on the rank that had it.
+void ExpectLoads(const std::vector<std::unique_ptr<Worker>>& workers,
+                 const std::vector<EngineRequest>& requests) {
+  const ModelConfig& config = TestModel().config();
+  const auto moe_layers =
+      static_cast<size_t>(std::count(config.layer_is_moe.begin(), config.layer_is_moe.end(), true));
+  int64_t rows = 0;
+  for (const EngineRequest& r : requests) {
+    rows += static_cast<int64_t>(r.prompt_ids.size()) + r.max_tokens - 1;
+  }
+  std::vector<int64_t> chosen(moe_layers);
+  std::vector<double> placed(moe_layers);
+  for (const auto& w : workers) {
+    const EpSnapshot s = w->rank->Snapshot();
+    EXPECT_EQ(s.ranks, static_cast<int>(workers.size()));
+    ASSERT_EQ(s.moe_layers.size(), moe_layers);
+    for (size_t l = 0; l < moe_layers; ++l) {
+      for (const int64_t n : s.expert_loads[l]) chosen[l] += n;
+      for (const double n : s.rank_loads[l]) placed[l] += n;
+    }
+  }
+  for (size_t l = 0; l < moe_layers; ++l) {
+    EXPECT_EQ(chosen[l], rows * config.gate.top_k) << "MoE layer " << l;
+    EXPECT_NEAR(placed[l], static_cast<double>(chosen[l]), 1e-6 * placed[l]);
+  }
+}
+
 // Requests go to the ranks in turn, unless all are for rank 0.
 void ExpectBitsOf(const Layout& layout, const std::vector<EngineRequest>& requests,
                   const Answers& wanted, bool all_to_one) {
@@ -154,6 +181,7 @@ void ExpectBitsOf(const Layout& layout, const std::vector<EngineRequest>& reques
     got.insert(w->answers.begin(), w->answers.end());
   }
   EXPECT_EQ(got, wanted);
+  ExpectLoads(workers, requests);
 }
 
 TEST(EpRankTest, BitsAreThoseOfOneEngine) {

@@ -203,6 +203,7 @@ WorkerSnapshot WorkerCore::Snapshot() {
           .draining = draining(),
           .routers = server_->sessions(),
           .attempts = active_.load(std::memory_order_relaxed),
+          .ep = ep_ != nullptr ? ep_->Snapshot() : EpSnapshot{},
           .health = health()};
 }
 

@@ -1,5 +1,7 @@
 #include "engine/worker_metrics.h"
 
+#include <nlohmann/json.hpp>
+#include <string>
 #include <utility>
 
 #include "common/status_macros.h"
@@ -42,6 +44,15 @@ struct WorkerMetrics::Series {
   prometheus::Gauge& routers = registry.Gauge("worker_routers", "Routers that are connected");
   prometheus::Gauge& attempts =
       registry.Gauge("worker_attempts", "Attempts that have not ended, hand-offs too");
+  prometheus::Gauge& ep_epoch = registry.Gauge(
+      "ep_epoch", "Epoch of the expert-parallel group; it grows when ranks are lost");
+  prometheus::Gauge& ep_ranks = registry.Gauge("ep_ranks", "Ranks in this epoch; 0: no group");
+  prometheus::Counter& ep_sent = registry.Counter(
+      "ep_sent_bytes_total", "Payload that went to the experts of other ranks, and back");
+  prometheus::Gauge& EpRows(int layer, size_t rank) {
+    return registry.Gauge("ep_rows", "Rows for the experts of a rank, in the last 256 steps",
+                          {{"layer", std::to_string(layer)}, {"to_rank", std::to_string(rank)}});
+  }
 };
 
 WorkerMetrics::WorkerMetrics(const std::string& model_name, const std::string& role)
@@ -72,6 +83,14 @@ std::string WorkerMetrics::Text(const WorkerSnapshot& now) {
   s.healthy.Set(now.health.ok());
   s.routers.Set(now.routers);
   s.attempts.Set(static_cast<double>(now.attempts));
+  s.ep_epoch.Set(static_cast<double>(now.ep.epoch));
+  s.ep_ranks.Set(now.ep.ranks);
+  RaiseTo(s.ep_sent, static_cast<double>(now.ep.bytes_sent));
+  for (size_t i = 0; i < now.ep.rank_loads.size(); ++i) {
+    for (size_t r = 0; r < now.ep.rank_loads[i].size(); ++r) {
+      s.EpRows(now.ep.moe_layers[i], r).Set(now.ep.rank_loads[i][r]);
+    }
+  }
   update_();
   return registry_.Text();
 }
@@ -109,6 +128,10 @@ absl::Status WorkerMetrics::Serve(const std::string& host, int port,
                                      return HttpError(503, "draining", "service_unavailable_error");
                                    }
                                    return said("{\"status\":\"ready\"}");
+                                 }),
+                             get("/expert_loads",
+                                 [said, snapshot] {
+                                   return said(nlohmann::json(snapshot().ep.expert_loads).dump());
                                  }),
                              get("/metrics", [this, said, snapshot] {
                                HttpResponse response = said(Text(snapshot()));

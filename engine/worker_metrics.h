@@ -13,6 +13,7 @@
 #include "common/net/http_server.h"
 #include "common/telemetry/metrics.h"
 #include "engine/engine.h"
+#include "engine/ep_rank.h"
 
 namespace switchyard {
 
@@ -23,6 +24,7 @@ struct WorkerSnapshot {
   bool busy = false, draining = false;
   int routers = 0;      // that are connected
   size_t attempts = 0;  // that have not ended
+  EpSnapshot ep = {};
   absl::Status health;
 };
 
@@ -40,7 +42,8 @@ class WorkerMetrics {
   std::string Text(const WorkerSnapshot& now);
 
   // Serves /metrics, /health (the process lives), /readyz (it takes work: 503 while it drains or
-  // has failed) on `host`:`port`; 0: any. `snapshot` is called on the server's threads until Stop.
+  // has failed), /expert_loads (JSON: EpSnapshot's, as `switchyard balance` reads them) on
+  // `host`:`port`; 0: any. `snapshot` is called on the server's threads until Stop.
   absl::Status Serve(const std::string& host, int port, std::function<WorkerSnapshot()> snapshot);
   void Stop();
   int port() const { return server_ == nullptr ? -1 : server_->port(); }

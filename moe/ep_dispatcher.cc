@@ -80,7 +80,8 @@ EpDispatcher::EpDispatcher(EpGroup* group, std::shared_ptr<const Placement> plac
       wire_(RowCodecOf(options.dtype)),
       row_bytes_(static_cast<size_t>(options.hidden) * SizeOf(options.dtype)),
       queues_(group->world()),
-      scratch_(row_bytes_) {
+      scratch_(row_bytes_),
+      counts_(static_cast<size_t>(placement_->layers()) * placement_->experts()) {
   const size_t frame = std::min(kRowFrameBytes, group->options().ring_bytes / 4 - kEpFrameAlign);
   frame_rows_ = std::max<size_t>(1, frame / row_bytes_);
   for (auto& op : in_flight_) {
@@ -100,6 +101,7 @@ bool EpDispatcher::UsesLowLatency(const Options& options, std::span<const StepHe
 
 void EpDispatcher::BeginStep(std::span<const StepHeader> headers) {
   low_latency_ = UsesLowLatency(options_, headers);
+  std::fill(counts_.begin(), counts_.end(), 0);
 }
 
 absl::StatusOr<DispatchHandle> EpDispatcher::Send(int layer, Matrix<const float> hidden,
@@ -128,6 +130,10 @@ absl::StatusOr<DispatchHandle> EpDispatcher::Send(int layer, Matrix<const float>
   op.summed = 0;
   op.peers.assign(group_.world(), {});
   MakePlans(*placement_, layer, experts, positions, op.out, &op.rank_of);
+  int32_t* const counts = counts_.data() + static_cast<size_t>(layer) * placement_->experts();
+  for (size_t t = 0; t < experts.rows(); ++t) {
+    for (size_t k = 0; k < experts.cols(); ++k) ++counts[experts(t, k)];
+  }
   const int self = group_.rank();
   op.in[self] = op.out[self];
   bool alone = true;

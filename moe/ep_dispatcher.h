@@ -66,6 +66,12 @@ class EpDispatcher final : public Dispatcher {
 
   // Payload bytes that this rank has put into rings, plans included, since Create.
   uint64_t bytes_sent() const { return bytes_sent_; }
+  // How many of this rank's tokens chose each logical expert since BeginStep [L, E].
+  Matrix<const int32_t> step_counts() const {
+    return {
+        counts_.data(),
+        {static_cast<size_t>(placement_->layers()), static_cast<size_t>(placement_->experts())}};
+  }
 
  private:
   enum class State : uint8_t { kIdle, kSent, kReceived, kReturned };
@@ -110,6 +116,7 @@ class EpDispatcher final : public Dispatcher {
   uint64_t next_id_ = 0;
   std::vector<std::deque<Piece>> queues_;  // [N]
   std::vector<std::byte> scratch_;         // one row on the wire
+  std::vector<int32_t> counts_;            // [L, E]
   uint64_t bytes_sent_ = 0;
 };
 
