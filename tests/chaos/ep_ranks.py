@@ -21,7 +21,7 @@ NEXT_STEP_MAX = {"kill": 2.0, "hang": 3.0}
 
 
 class Load:
-    """Clients that stream all the time, and when tokens came: first tokens are of prefill ranks, others of decode ranks."""
+    """Clients that stream all the time, and when tokens came: a stream's first event is of a prefill rank, others are of a decode rank."""
 
     def __init__(self, cluster, prompts):
         self.cluster, self.stop, self.done, self.failures = cluster, threading.Event(), 0, []
@@ -31,9 +31,8 @@ class Load:
 
     def answer(self, prompt, expected):
         stream = Stream(self.cluster.http, list(prompt), ANSWER)
-        for ids in stream:
-            if ids:
-                self.arrived["decode" if len(stream.tokens) > len(ids) else "prefill"].append(time.monotonic())
+        for i, _ in enumerate(stream):
+            self.arrived["decode" if i > 0 else "prefill"].append(time.monotonic())
             assert expected is None or stream.tokens == expected[:len(stream.tokens)], "a wrong, doubled or missing token"
         assert stream.done and len(stream.tokens) == ANSWER, f"{len(stream.tokens)} tokens"
         stream.close()
