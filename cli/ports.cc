@@ -7,6 +7,7 @@
 #include <cerrno>
 
 #include "absl/strings/str_cat.h"
+#include "cli/flags.h"
 #include "cluster/grpc_server.h"
 #include "common/status_macros.h"
 
@@ -51,10 +52,13 @@ void AddRouterFlags(CLI::App& app, FrontFlags* flags) {
   app.add_option("--allowed-origins", flags->allowed_origins,
                  "web pages that may use the HTTP front (CORS); * is all")
       ->delimiter(',');
+  app.add_option("--trace-file", flags->trace_file,
+                 "append the spans of requests, OpenTelemetry's JSON, a line each")
+      ->check(IsWritableFile());
 }
 
 std::vector<std::string> RouterFlagNames() {
-  return {"served-model-name", "disaggregate", "api-key-file", "allowed-origins"};
+  return {"served-model-name", "disaggregate", "api-key-file", "allowed-origins", "trace-file"};
 }
 
 absl::Status ChoosePorts(const CLI::App& app, FrontFlags* flags) {

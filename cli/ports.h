@@ -17,6 +17,7 @@ struct FrontFlags {
   int port = 8000, grpc_port = 50051;
   std::string api_key_file;
   std::vector<std::string> allowed_origins;
+  std::string trace_file;
 };
 
 void AddRouterFlags(CLI::App& app, FrontFlags* flags);

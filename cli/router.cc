@@ -8,7 +8,9 @@
 #include "cli/flags.h"
 #include "cli/ports.h"
 #include "cli/role_process.h"
+#include "common/clock.h"
 #include "common/status_macros.h"
+#include "common/telemetry/trace.h"
 
 namespace switchyard {
 namespace {
@@ -55,6 +57,11 @@ class RouterCommand final : public Command {
       log->Warning("whoever reaches this address may use the model: there is no API key",
                    {{"host", options_.host}, {"flag", "--api-key-file"}});
     }
+    std::unique_ptr<SpanFile> spans;
+    if (!front_.trace_file.empty()) {
+      ASSIGN_OR_RETURN(spans, SpanFile::Open(front_.trace_file, "switchyard-router", &clock_));
+      options_.spans = spans.get();
+    }
     options_.disaggregate = ParseDisaggregate(front_.disaggregate);
     ASSIGN_OR_RETURN(const std::unique_ptr<RouterProcess> router, RouterProcess::Create(options_));
     if (child_.ready_fd >= 0) AwaitWorkers(router->core());
@@ -81,6 +88,7 @@ class RouterCommand final : public Command {
     return name == "never" ? Disaggregate::kNever : Disaggregate::kAuto;
   }
 
+  const MonotonicClock clock_;
   RouterOptions options_;
   FrontFlags front_;
   LogFlags log_;

@@ -61,13 +61,33 @@ void Conductor::AbortAll() {
 }
 
 void Conductor::Begin(uint64_t number, std::string id, ClientRequest client, Sink sink) {
-  auto request = std::make_unique<Request>(number, std::move(id),
-                                           absl::StrCat(router_id_, "-", number), std::move(client),
-                                           std::move(sink), options_, clock_->Now(), &jitter_);
+  auto request = std::make_unique<Request>(
+      number, std::move(id), absl::StrCat(router_id_, "-", number), std::move(client),
+      std::move(sink), options_, clock_->Now(), &jitter_, outside_.spans);
   Request& r = *request;
   by_wire_id_[r.wire_id] = number;
   requests_[number] = std::move(request);
   Settle(r);
+}
+
+std::vector<RequestStatus> Conductor::List() const {
+  std::vector<RequestStatus> list;
+  const absl::Time now = clock_->Now();
+  for (const auto& [number, r] : requests_) {
+    const bool running = r->attempts.phase() == RequestAttempts::Phase::kRunning;
+    list.push_back({.id = r->id,
+                    .trace_id = r->trace.trace_id(),
+                    .running = running,
+                    .age = now - r->arrival,
+                    .attempt = r->attempts.attempt(),
+                    .prompt_tokens = static_cast<int>(r->client.prompt_ids.size()),
+                    .tokens = r->completion_tokens,
+                    .max_tokens = r->client.max_tokens,
+                    .priority = r->client.priority,
+                    .prefill_worker = running ? r->prefill_worker : "",
+                    .decode_worker = running ? r->decode_worker : ""});
+  }
+  return list;
 }
 
 void Conductor::OnTimers() {

@@ -35,6 +35,7 @@ struct CoreOptions {
   absl::Duration outage_wait = absl::Seconds(60);
   absl::Duration lease = absl::Seconds(3);  // of a silent worker
   uint64_t seed = 0;                        // of ids, absent sampling seeds and jitter
+  SpanSink* spans = nullptr;                // must outlive the core; null: nothing is traced
 };
 
 class Conductor {
@@ -45,6 +46,7 @@ class Conductor {
     const Clock* clock = nullptr;
     Logger* log = nullptr;
     RouterMetrics* metrics = nullptr;
+    SpanSink* spans = nullptr;                         // may be null
     std::function<void(const std::string& id)> ended;  // the request is over, its id free again
   };
 
@@ -71,6 +73,7 @@ class Conductor {
   const WorkerPool& workers() const { return workers_; }
   // Whether a worker came, went or reported since the last call.
   bool TakeWorkersChanged() { return std::exchange(workers_changed_, false); }
+  std::vector<RequestStatus> List() const;
   int requests() const { return static_cast<int>(requests_.size()); }
   int waiting() const { return static_cast<int>(waiting_.size()); }
 

@@ -56,6 +56,19 @@ ClientUpdate::Finish FinishFor(End::Reason reason) {
   return ClientUpdate::Finish::kError;
 }
 
+const char* FinishName(ClientUpdate::Finish finish) {
+  switch (finish) {
+    case ClientUpdate::Finish::kStop:
+      return "stop";
+    case ClientUpdate::Finish::kLength:
+      return "length";
+    case ClientUpdate::Finish::kAbort:
+      return "abort";
+    default:
+      return "error";
+  }
+}
+
 // The stop token of the request that the answer ended with; none if it was an end of sequence.
 std::optional<TokenId> StopTokenOf(const ClientRequest& request, const ModelDescription& model,
                                    TokenId last) {
@@ -79,6 +92,9 @@ void Conductor::OnWorkerEvents(WorkerId worker, const pb::StepEvents& events) {
       workers_.PrefillDone(r.number, *r.assigned);
     }
     if (e.finish() != pb::FINISH_ERROR) workers_.Succeeded(worker);
+    if (e.handed_off() && e.id().attempt() == r.attempts.attempt()) {
+      r.trace.HandedOff(e.kv_bytes_moved(), e.kv_lane(), clock_->Now());
+    }
     Apply(r, r.attempts.OnEvent(clock_->Now(), worker, EventFromProto(e)));
   }
 }
@@ -114,6 +130,14 @@ void Conductor::StartAttempt(Request& r, const Route& route) {
   r.assigned = route;
   r.decode_worker = workers_.Find(route.decode)->address;
   r.prefill_worker = route.prefill ? workers_.Find(*route.prefill)->address : "";
+  r.trace.StartAttempt(r.attempts.attempt(), r.prefill_worker, r.decode_worker, clock_->Now());
+  if (outside_.log->enabled(LogLevel::kDebug)) {
+    outside_.log->Debug("attempt", {{"request", r.id},
+                                    {"attempt", r.attempts.attempt()},
+                                    {"prefill", r.prefill_worker},
+                                    {"decode", r.decode_worker},
+                                    {"as", r.wire_id}});
+  }
   workers_.Assign(r.number, route, r.tokens());
   prefixes_.Add(r.chain, route.decode);
   if (route.prefill) prefixes_.Add(r.chain, *route.prefill);
@@ -190,6 +214,7 @@ void Conductor::TakeTokens(Request& r, RequestAttempts::Effects* effects, Client
     outside_.metrics->LaterTokens(static_cast<int>(effects->tokens.size()), now - r.last_token);
   }
   r.last_token = now;
+  r.trace.Token(now);
   if (r.assigned) workers_.FirstToken(r.number, *r.assigned);
   update->prompt_logprobs = std::move(effects->prompt_logprobs);
   if (r.completion_tokens == 0) r.cached_tokens = effects->cached_tokens;
@@ -243,6 +268,19 @@ void Conductor::FillEnd(Request& r, const End& end, ClientUpdate* update) {
     times.last_token = r.last_token - r.arrival;
   }
   outside_.metrics->Ended(*update, times, r.client.max_tokens);
+  r.trace.End({{"request", r.id},
+               {"attempts", absl::StrCat(update->attempts)},
+               {"prompt_tokens", absl::StrCat(update->prompt_tokens)},
+               {"cached_tokens", absl::StrCat(update->cached_tokens)},
+               {"completion_tokens", absl::StrCat(update->completion_tokens)},
+               {"finish", FinishName(update->finish)}},
+              update->error, now);
+  if (outside_.log->enabled(LogLevel::kDebug)) {
+    outside_.log->Debug("request ended", {{"request", r.id},
+                                          {"finish", FinishName(update->finish)},
+                                          {"tokens", update->completion_tokens},
+                                          {"trace", r.trace.trace_id()}});
+  }
   if (end.reason == End::Reason::kError) {
     outside_.log->Warning("request failed", {{"request", r.id}, {"error", end.error.ToString()}});
   }
@@ -251,6 +289,7 @@ void Conductor::FillEnd(Request& r, const End& end, ClientUpdate* update) {
 void Conductor::Settle(Request& r) {
   const bool waits = r.attempts.phase() == Phase::kWaiting;
   if (waits && r.assigned) {
+    r.trace.EndAttempt(absl::UnavailableError("it is tried again"), clock_->Now());
     workers_.Release(r.number, *r.assigned, r.tokens());
     r.assigned.reset();
   }

@@ -7,12 +7,13 @@
 
 #include "router/answer_text.h"
 #include "router/conductor.h"
+#include "router/request_trace.h"
 
 namespace switchyard {
 
 struct Conductor::Request {
   Request(uint64_t number, std::string id, std::string wire_id, ClientRequest client, Sink sink,
-          const CoreOptions& options, absl::Time now, std::mt19937_64* rng)
+          const CoreOptions& options, absl::Time now, std::mt19937_64* rng, SpanSink* spans)
       : number(number),
         id(std::move(id)),
         wire_id(std::move(wire_id)),
@@ -22,7 +23,8 @@ struct Conductor::Request {
         deadline(now + std::min(options.limits.deadline, this->client.deadline)),
         waiting_since(now),
         attempts(this->client.max_tokens, options.attempts, rng),
-        text(options.tokenizer, this->client) {}
+        text(options.tokenizer, this->client),
+        trace(spans, this->client.trace, now) {}
 
   int64_t tokens() const {
     return static_cast<int64_t>(client.prompt_ids.size() + attempts.generated().size());
@@ -37,6 +39,7 @@ struct Conductor::Request {
   absl::Time waiting_since;
   RequestAttempts attempts;
   AnswerText text;
+  RequestTrace trace;
 
   bool first_sent = false;
   int cached_tokens = 0;

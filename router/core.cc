@@ -124,6 +124,7 @@ Core::Core(CoreOptions options, Discovery prefill, Discovery decode, const Clock
                                                      .clock = clock_,
                                                      .log = log_,
                                                      .metrics = &metrics_,
+                                                     .spans = options_.spans,
                                                      .ended = [this](const std::string& id) {
                                                        MutexLock lock(mu_);
                                                        shared_.ids.erase(id);
@@ -218,6 +219,10 @@ RouterStatus Core::status() const {
   // Also those that the core's thread has not seen yet: a drain must not end before them.
   status.waiting = std::max(status.waiting, static_cast<int>(shared_.ids.size()) - status.running);
   return status;
+}
+
+void Core::ListRequests(std::function<void(std::vector<RequestStatus>)> done) {
+  Post([this, done = std::move(done)] { done(conductor_->List()); });
 }
 
 void Core::StartDrain() {

@@ -40,6 +40,7 @@ class Core final : public RouterCore {
   const Tokenizer* tokenizer() const override { return options_.tokenizer; }
   const RouterLimits& limits() const override { return options_.limits; }
   RouterStatus status() const override;
+  void ListRequests(std::function<void(std::vector<RequestStatus>)> done) override;
   void StartDrain() override;
   std::string MetricsText() const override { return metrics_.Text(); }
 

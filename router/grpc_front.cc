@@ -27,7 +27,8 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
       : core_(core), request_(*request), queued_max_(queued_max) {}
 
   // `allowed`: whether the client may ask at all.
-  void Begin(const absl::Status& allowed, std::optional<absl::Duration> deadline) {
+  void Begin(const absl::Status& allowed, std::optional<absl::Duration> deadline,
+             const std::optional<TraceContext>& trace) {
     self_ = shared_from_this();
     if (!allowed.ok()) return Refuse(allowed);
     absl::StatusOr<std::vector<ClientRequest>> answers =
@@ -44,6 +45,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
     for (size_t i = 0; i < answers->size(); ++i) {
       ClientRequest& client = (*answers)[i];
       if (deadline) client.deadline = *deadline;
+      client.trace = trace;
       absl::StatusOr<std::string> id =
           core_->Submit(std::move(client), [stream = shared_from_this(), i](ClientUpdate update) {
             stream->Push(i, std::move(update));
@@ -187,7 +189,8 @@ class RouterService final : public v1::Router::CallbackService {
     if (context->deadline() != std::chrono::system_clock::time_point::max()) {
       deadline = absl::FromChrono(context->deadline() - std::chrono::system_clock::now());
     }
-    stream->Begin(CheckKey(*context), deadline);
+    stream->Begin(CheckKey(*context), deadline,
+                  ParseTraceparent(Metadata(*context, "traceparent")));
     return stream.get();
   }
   grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context,
@@ -215,13 +218,14 @@ class RouterService final : public v1::Router::CallbackService {
   }
 
  private:
+  // Empty: there is none.
+  static std::string_view Metadata(const grpc::CallbackServerContext& context, const char* key) {
+    const auto it = context.client_metadata().find(key);
+    if (it == context.client_metadata().end()) return {};
+    return {it->second.data(), it->second.size()};
+  }
   absl::Status CheckKey(const grpc::CallbackServerContext& context) const {
-    const auto it = context.client_metadata().find("authorization");
-    const bool given = it != context.client_metadata().end();
-    if (keys_.Allows(given ? std::string_view(it->second.data(), it->second.size())
-                           : std::string_view())) {
-      return absl::OkStatus();
-    }
+    if (keys_.Allows(Metadata(context, "authorization"))) return absl::OkStatus();
     return absl::UnauthenticatedError(
         "a valid API key is wanted as metadata \"authorization: Bearer KEY\"");
   }

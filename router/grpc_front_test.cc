@@ -186,6 +186,7 @@ class SilentCore final : public RouterCore {
   const Tokenizer* tokenizer() const override { return nullptr; }
   const RouterLimits& limits() const override { return limits_; }
   RouterStatus status() const override { return {}; }
+  void ListRequests(std::function<void(std::vector<RequestStatus>)>) override {}
   void StartDrain() override {}
   std::string MetricsText() const override { return ""; }
 

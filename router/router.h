@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "common/ids.h"
 #include "common/telemetry/log.h"
+#include "common/telemetry/trace.h"
 #include "kernels/sample.h"
 #include "text/tokenizer.h"
 
@@ -47,7 +48,8 @@ struct ClientRequest {
   int32_t prompt_logprobs = -1;
   bool skip_special_tokens = true;
   int priority = 0;
-  std::string cache_salt;  // requests with another one share no KV with this one
+  std::string cache_salt;             // requests with another one share no KV with this one
+  std::optional<TraceContext> trace;  // the client's span
   absl::Duration deadline = absl::InfiniteDuration();  // the limits' one, if that is shorter
 };
 
@@ -93,6 +95,15 @@ struct RouterStatus {
   std::vector<WorkerStatus> workers;
 };
 
+// One request that has not ended.
+struct RequestStatus {
+  std::string id, trace_id;  // trace_id: "" unless it is traced
+  bool running = false;      // has workers; else it waits for them
+  absl::Duration age;
+  int attempt = 0, prompt_tokens = 0, tokens = 0, max_tokens = 0, priority = 0;
+  std::string prefill_worker, decode_worker;
+};
+
 // Thread-safe.
 class RouterCore {
  public:
@@ -110,6 +121,8 @@ class RouterCore {
   virtual const Tokenizer* tokenizer() const = 0;  // null: the checkpoint has none
   virtual const RouterLimits& limits() const = 0;
   virtual RouterStatus status() const = 0;
+  // Calls `done` with all requests that have not ended, oldest first: soon, on the core's thread.
+  virtual void ListRequests(std::function<void(std::vector<RequestStatus>)> done) = 0;
   virtual void StartDrain() = 0;
   // The text of /metrics (Prometheus exposition format).
   virtual std::string MetricsText() const = 0;
@@ -127,7 +140,8 @@ struct RouterOptions {
   std::vector<std::string> api_keys;         // any of them is wanted from clients; none: no key is
   std::vector<std::string> allowed_origins;  // of web pages that may use the HTTP front (CORS)
   RouterLimits limits;
-  Logger* log = nullptr;  // must outlive the process; null: its own, text to stderr
+  Logger* log = nullptr;      // must outlive the process; null: its own, text to stderr
+  SpanSink* spans = nullptr;  // the same; null: nothing is traced
 };
 
 class RouterProcess {

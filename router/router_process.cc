@@ -30,6 +30,7 @@ class RouterProcessImpl final : public RouterProcess {
     core.decode_addresses = options.decode_addresses;
     core.disaggregate = options.disaggregate;
     core.limits = options.limits;
+    core.spans = options.spans;
     std::random_device random;
     core.seed = uint64_t{random()} << 32 | random();
     ASSIGN_OR_RETURN(core_, Core::Create(std::move(core), &clock_, &log_));

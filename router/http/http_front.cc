@@ -32,6 +32,24 @@ HttpResponse JsonResponse(const Json& json) {
           .headers = {}};
 }
 
+Json ToJson(const std::vector<RequestStatus>& requests) {
+  Json list = Json::array();
+  for (const RequestStatus& r : requests) {
+    list.push_back({{"request_id", r.id},
+                    {"state", r.running ? "running" : "waiting"},
+                    {"age_seconds", absl::ToDoubleSeconds(r.age)},
+                    {"attempt", r.attempt},
+                    {"prompt_tokens", r.prompt_tokens},
+                    {"tokens", r.tokens},
+                    {"max_tokens", r.max_tokens},
+                    {"priority", r.priority},
+                    {"prefill_worker", r.prefill_worker},
+                    {"decode_worker", r.decode_worker},
+                    {"trace_id", r.trace_id}});
+  }
+  return {{"requests", std::move(list)}};
+}
+
 // The checkpoint's chat template with its special tokens' names; empty if it has none. A template
 // that can't be read fails chat, not the rest.
 std::function<absl::StatusOr<std::string>(const Json&)> ChatRenderer(const std::string& model_dir) {
@@ -107,7 +125,11 @@ void HttpFront::Impl::Generate(const HttpRequest& http, const absl::StatusOr<Api
     responder->Send(WithRequestId(id, ErrorResponse(request.status())));
     return;
   }
-  std::make_shared<OpenAiJob>(core, *request, std::move(id), std::move(responder))->Start();
+  ApiRequest traced = *request;
+  const auto trace = ParseTraceparent(http.Header("traceparent"));
+  for (ClientRequest& choice : traced.choices) choice.trace = trace;
+  std::make_shared<OpenAiJob>(core, std::move(traced), std::move(id), std::move(responder))
+      ->Start();
 }
 
 HttpResponse HttpFront::Impl::Models() const {
@@ -166,6 +188,12 @@ std::vector<HttpRoute> HttpFront::Impl::Routes() {
                                 .body = core->MetricsText(),
                                 .headers = {}};
           }),
+      Guarded("GET", "/debug/requests",
+              [this](const HttpRequest&, Responder responder) {
+                core->ListRequests([responder](const std::vector<RequestStatus>& requests) {
+                  responder->Send(JsonResponse(ToJson(requests)));
+                });
+              }),
       Guarded("POST", "/v1/completions",
               [this](const HttpRequest& request, Responder responder) {
                 Generate(request, ParseCompletion(request.body, api), std::move(responder));

@@ -57,6 +57,12 @@ class ScriptedCore final : public RouterCore {
     status.not_ready_because = ready_ ? "" : "no decode worker is alive";
     return status;
   }
+  void ListRequests(std::function<void(std::vector<RequestStatus>)> done) override {
+    RequestStatus request;
+    request.id = "r-1";
+    request.running = true;
+    done({request});
+  }
   void StartDrain() override {}
   std::string MetricsText() const override { return "switchyard_up 1\n"; }
 
@@ -164,6 +170,10 @@ TEST_F(HttpFrontTest, InformationEndpoints) {
   EXPECT_EQ(Body(Get("/v1/models"))["data"][0]["max_model_len"], 2048);
   EXPECT_TRUE(Body(Get("/version"))["version"].is_string());
   EXPECT_TRUE(absl::EndsWith(Get("/metrics"), "switchyard_up 1\n"));
+  const Json listed = Body(Get("/debug/requests"))["requests"];
+  ASSERT_EQ(listed.size(), 1u);
+  EXPECT_EQ(listed[0]["request_id"], "r-1");
+  EXPECT_EQ(listed[0]["state"], "running");
   EXPECT_EQ(Status(Get("/readyz")), 200);
   core_.set_ready(false);
   const std::string away = Get("/readyz");

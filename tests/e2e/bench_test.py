@@ -15,7 +15,8 @@ from cluster import Cluster
 
 def main():
     binary, model = sys.argv[1], sys.argv[2]
-    with Cluster(binary, model) as cluster, tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as work, \
+            Cluster(binary, model, "--disaggregate", "always", "--trace-file", f"{work}/spans") as cluster:
         def bench(*flags, code=0):
             done = subprocess.run([binary, "bench", "serve", *flags], capture_output=True, text=True, timeout=120,
                                   check=False)
@@ -64,6 +65,27 @@ def main():
                              timeout=60, check=True).stdout
         assert top.count("requests: ") == 2 and top.count("decode") >= 2 and "KV blocks" in top, top
         print(top)
+
+        # A request is seen while it runs, and leaves its spans under the client's trace.
+        trace_id = "0af7651916cd43dd8448eb211c80319c"
+        events = cluster.stream(prompt="Once", max_tokens=400, ignore_eos=True,
+                                headers={"traceparent": f"00-{trace_id}-b7ad6b7169203331-01", "X-Request-Id": "seen"})
+        next(events)
+        _, listed = cluster.request("GET", "/debug/requests")
+        [running] = [r for r in listed["requests"] if r["request_id"] == "seen"]
+        assert running["trace_id"] == trace_id and running["tokens"] >= 1 and running["decode_worker"], running
+        for _ in events:
+            pass
+        deadline = time.monotonic() + 10
+        stages = {}
+        while "request" not in stages:
+            assert time.monotonic() < deadline, stages
+            spans = [s for line in pathlib.Path(work, "spans").read_text().splitlines()
+                     for r in json.loads(line)["resourceSpans"] for c in r["scopeSpans"] for s in c["spans"]]
+            stages = {s["name"]: s for s in spans if s["traceId"] == trace_id}
+            time.sleep(0.1)
+        assert set(stages) == {"request", "queue", "attempt 1", "prefill", "transfer", "decode"}, stages
+        assert stages["request"]["parentSpanId"] == "b7ad6b7169203331", stages
 
 
 if __name__ == "__main__":

@@ -62,12 +62,12 @@ class Cluster:
         assert status == 200, (status, answer)
         return answer
 
-    def stream(self, **fields):
+    def stream(self, headers=None, **fields):
         """The parsed SSE events of one streamed completion."""
         connection = http.client.HTTPConnection(self.host, int(self.port), timeout=120)
         with contextlib.closing(connection):
             connection.request("POST", "/v1/completions", json.dumps({**fields, "stream": True}),
-                               {"Content-Type": "application/json"})
+                               {"Content-Type": "application/json", **(headers or {})})
             response = connection.getresponse()
             assert response.status == 200, (response.status, response.read())
             for line in response:
