@@ -41,6 +41,7 @@ class StubWorkerImpl final : public StubWorker {
   struct Attempt {
     SessionId session;
     int next = 0, end = 0;  // indices of tokens
+    absl::Time from;
   };
 
   WorkerCallbacks Callbacks() {
@@ -64,8 +65,9 @@ class StubWorkerImpl final : public StubWorker {
     };
     c.on_submit = [this](SessionId session, pb::Submit submit) {
       const int begin = submit.generated_ids_size();
+      const absl::Time from = clock_.Now() + submit.prompt_ids_size() * options_.prompt_token;
       MutexLock lock(mu_);
-      attempts_[FromProto(submit.id())] = {session, begin, submit.max_tokens()};
+      attempts_[FromProto(submit.id())] = {session, begin, submit.max_tokens(), from};
     };
     c.on_abort = [this](SessionId, const AttemptKey& key) {
       MutexLock lock(mu_);
@@ -79,18 +81,22 @@ class StubWorkerImpl final : public StubWorker {
   }
 
   void Run() {
-    const MonotonicClock clock;
-    for (absl::Time next = clock.Now(); !stop_; next += options_.step) {
+    for (absl::Time next = clock_.Now(); !stop_; next += options_.step) {
       Step();
-      const absl::Time now = clock.Now();
+      const absl::Time now = clock_.Now();
       next = std::max(next, now - options_.step);  // a late step is not made up for
       std::this_thread::sleep_for(absl::ToChronoNanoseconds(next + options_.step - now));
     }
   }
   void Step() {
+    const absl::Time now = clock_.Now();
     MutexLock lock(mu_);
     for (auto it = attempts_.begin(); it != attempts_.end();) {
       Attempt& a = it->second;
+      if (now < a.from) {
+        ++it;
+        continue;
+      }
       pb::AttemptEvent event;
       ToProto(it->first, event.mutable_id());
       event.set_index(a.next);
@@ -103,6 +109,7 @@ class StubWorkerImpl final : public StubWorker {
   }
 
   const StubWorkerOptions options_;
+  const MonotonicClock clock_;
   Mutex mu_;
   std::map<AttemptKey, Attempt> attempts_ ABSL_GUARDED_BY(mu_);
   std::atomic<bool> stop_{false};

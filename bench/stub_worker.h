@@ -1,5 +1,5 @@
 // bench/stub_worker.h: a decode worker that computes nothing: in every step it emits a token of
-// each of its requests. For measuring the router alone.
+// each of its requests. For measuring the router alone, and load drivers beside each other.
 #pragma once
 
 #include <memory>
@@ -12,6 +12,7 @@ namespace switchyard {
 struct StubWorkerOptions {
   int port = 0;  // 0: any
   absl::Duration step = absl::Milliseconds(2);
+  absl::Duration prompt_token = {};             // what each one keeps its request waiting
   int vocab_size = 1000, max_model_len = 4096;  // those of the router's model
 };
 
