@@ -100,7 +100,8 @@ class StubWorkerImpl final : public StubWorker {
       pb::AttemptEvent event;
       ToProto(it->first, event.mutable_id());
       event.set_index(a.next);
-      event.mutable_token()->set_token(a.next % options_.vocab_size);
+      // Not the first ones, which no text belongs to.
+      event.mutable_token()->set_token((options_.vocab_size / 4 + a.next) % options_.vocab_size);
       const bool last = ++a.next >= a.end;
       if (last) event.set_finish(pb::FINISH_LENGTH);
       service_.Send(a.session, std::move(event));
