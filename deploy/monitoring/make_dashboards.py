@@ -29,6 +29,10 @@ def quantiles(name, by="", where=""):
     return [(quantile(q, name, by, where), f"p{round(q * 100)}{legend}") for q in (0.5, 0.9, 0.99)]
 
 
+def hits(where, by=None):
+    return f"{rate('prefix_cache_hits_total', by, where)} / {rate('prefix_cache_queries_total', by, where)}"
+
+
 CLUSTER = [
     ("Ranks that are registered", "short",
      [("max by (role) (switchyard_workers_alive)", "{{role}}")], "As the routers see them."),
@@ -54,6 +58,9 @@ CLUSTER = [
     ("Sequences in the batch", "short",
      [('sum by (role, instance) (switchyard_num_requests_running{role!=""})', "{{role}} {{instance}}")], "By rank."),
     ("Steps", "short", [(rate("engine_steps_total", "role, instance"), "{{role}} {{instance}}")], "Per second, by rank."),
+    ("Prefix cache", "percentunit",
+     [(hits('role=""'), "requests"), (hits('role!=""', "role"), "{{role}}")],
+     "Share of prompt tokens whose KV was there."),
     ("Trouble", "short",
      [(rate("num_preemptions_total", where='role!=""'), "preemptions per second"),
       (rate("request_retries_total"), "retries per second")], ""),
