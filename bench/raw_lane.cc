@@ -51,14 +51,18 @@ class RingPipe final : public Pipe {
   size_t Write(const std::byte* from, size_t bytes) override {
     const uint64_t at = out_.written.load(std::memory_order_relaxed);
     if (at + bytes - out_.read.load(std::memory_order_acquire) > kRingBytes) return 0;
-    std::memcpy(out_.data + at % kRingBytes, from, bytes);
+    const size_t offset = at % kRingBytes, first = std::min(bytes, kRingBytes - offset);
+    std::memcpy(out_.data + offset, from, first);
+    std::memcpy(out_.data, from + first, bytes - first);
     out_.written.store(at + bytes, std::memory_order_release);
     return bytes;
   }
   size_t Read(std::byte* to, size_t bytes) override {
     const uint64_t at = in_.read.load(std::memory_order_relaxed);
     if (in_.written.load(std::memory_order_acquire) - at < bytes) return 0;
-    std::memcpy(to, in_.data + at % kRingBytes, bytes);
+    const size_t offset = at % kRingBytes, first = std::min(bytes, kRingBytes - offset);
+    std::memcpy(to, in_.data + offset, first);
+    std::memcpy(to + first, in_.data, bytes - first);
     in_.read.store(at + bytes, std::memory_order_release);
     return bytes;
   }
