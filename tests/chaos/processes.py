@@ -27,7 +27,7 @@ def free_ports(n):
 class Process:
     def __init__(self, role, port, command, log):
         self.role, self.port, self.command, self.log = role, port, command, log
-        self.child = None
+        self.child = self.drained = None  # drained: the child that has been told to leave
 
     def start(self):
         self.child = subprocess.Popen(self.command, stdout=self.log, stderr=subprocess.STDOUT)
@@ -54,9 +54,10 @@ class Process:
 
 class Processes:
     """`prefill` + `decode` workers and a router, each worker on a host of its own if there is a network. With `ep` the ranks
-    of each pool share the experts. Use as a context manager."""
+    of each pool share the experts. kv_lane: shm or tcp; by default shm, and tcp over a network. Use as a context manager."""
 
-    def __init__(self, binary, model, prefill=2, decode=2, drain_seconds=10, kernels="reference", network=None, ep=()):
+    def __init__(self, binary, model, prefill=2, decode=2, drain_seconds=10, kernels="reference", network=None, ep=(),
+                 engine=None, kv_lane=None):
         self._directory = tempfile.TemporaryDirectory(prefix="switchyard-chaos-")
         self.log_path = pathlib.Path(self._directory.name, "log")
         self._log = open(self.log_path, "w")
@@ -66,14 +67,14 @@ class Processes:
         self.workers = []
         for i in range(prefill + decode):
             role = "prefill" if i < prefill else "decode"
-            command = [binary, role, model, "--port", str(ports[i]), "--drain-seconds", str(drain_seconds), *ENGINE, kernels]
+            command = [binary, role, model, "--port", str(ports[i]), "--drain-seconds", str(drain_seconds),
+                       "--kv-lane", kv_lane or ("tcp" if network else "auto"), *(engine or [*ENGINE, kernels])]
             if ep:
                 first, count = (0, prefill) if role == "prefill" else (prefill, decode)
                 peers = ",".join(f"127.0.0.1:{p}" for p in ports[first:first + count])
                 command += ["--ep-peers", peers, "--ep-rank", str(i - first), *ep]
             if network:
-                command = [*network.command(i), *command, "--host", network.host(i), "--kv-net-devices", "eth0",
-                           "--kv-lane", "tcp"]
+                command = [*network.command(i), *command, "--host", network.host(i), "--kv-net-devices", "eth0"]
             self.workers.append(Process(role, ports[i], command, self._log))
         addresses = [[f"--{w.role}-address", f"{network.host(i) if network else '127.0.0.1'}:{w.port}"]
                      for i, w in enumerate(self.workers)]
@@ -140,12 +141,12 @@ class Processes:
         self.wait_ready()
 
     def wait_for_rest(self, seconds):
-        """Seconds until no request is left anywhere and every KV block is free."""
+        """Seconds until no request is left anywhere and every KV block is free, or cached and free to be taken."""
         start = time.monotonic()
         while True:
             m = self.metrics()
             blocks = {k: v for k, v in m.items() if k.startswith("switchyard_kv_blocks{")}
-            held = {k: v for k, v in blocks.items() if 'state="free"' not in k and v}
+            held = {k: v for k, v in blocks.items() if 'state="free"' not in k and 'state="cached"' not in k and v}
             requests = sum(v for k, v in m.items() if k.startswith("switchyard_num_requests_"))
             if blocks and not held and not requests:
                 return time.monotonic() - start
@@ -161,22 +162,23 @@ class Processes:
 
 
 class Stream:
-    """One streamed completion; next() gives the ids of the next event, in their order. Raises OSError or http errors
-    if the router dies, AssertionError if it says an error."""
+    """One streamed completion; next() gives the ids of the next event, in their order. `gap`: the longest time without a
+    token, that before the first one included. Raises OSError or http errors if the router dies, AssertionError if it says
+    an error."""
 
-    def __init__(self, http_port, prompt, max_tokens):
+    def __init__(self, http_port, prompt, max_tokens, **sampling):
         self.connection = http.client.HTTPConnection("127.0.0.1", http_port, timeout=90)
         body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, "stream": True,
-                "return_token_ids": True}
+                "return_token_ids": True, **sampling}
         self.connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
         self.response = None
-        self.tokens, self.gap, self.done = [], 0.0, False
+        self.tokens, self.gap, self.done, self.left = [], 0.0, False, False
+        self._last = time.monotonic()
 
     def __iter__(self):
         if self.response is None:
             self.response = self.connection.getresponse()
             assert self.response.status == 200, (self.response.status, self.response.read())
-        last = None
         for line in self.response:
             line = line.strip()
             if line == b"data: [DONE]":
@@ -188,11 +190,15 @@ class Stream:
             assert "error" not in event, event
             ids = [i for c in event["choices"] for i in c.get("token_ids") or []]
             now = time.monotonic()
-            if last is not None:
-                self.gap = max(self.gap, now - last)
-            last = now
+            self.gap, self._last = max(self.gap, now - self._last), now
             self.tokens += ids
             yield ids
+
+    def leave(self):
+        """The client goes away, while another thread reads."""
+        self.left = True
+        if self.connection.sock is not None:
+            self.connection.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self):
         self.connection.close()
