@@ -22,6 +22,8 @@ double BenchSeconds(const ComputePool& pool) {
 
 const char* Name(Ceiling c) {
   switch (c) {
+    case Ceiling::kInt8Dot:
+      return "int8_dot";
     case Ceiling::kBf16Dot:
       return "bf16_dot";
     case Ceiling::kFloat32Fma:
@@ -44,14 +46,15 @@ Ceilings::Ceilings(const cpu::Isa& isa, ComputePool& pool, size_t memory_bytes)
 
 std::vector<Ceiling> Ceilings::all() const {
   std::vector<Ceiling> all;
-  for (const Ceiling c : {Ceiling::kBf16Dot, Ceiling::kFloat32Fma, Ceiling::kMemoryRead,
-                          Ceiling::kCachedRead, Ceiling::kCopy}) {
+  for (const Ceiling c : {Ceiling::kInt8Dot, Ceiling::kBf16Dot, Ceiling::kFloat32Fma,
+                          Ceiling::kMemoryRead, Ceiling::kCachedRead, Ceiling::kCopy}) {
     if (Has(c)) all.push_back(c);
   }
   return all;
 }
 
 double Ceilings::Measure(Ceiling c) {
+  if (c == Ceiling::kInt8Dot) return MeasureArithmetic(cpu::kTileInt8);
   if (c == Ceiling::kBf16Dot) return MeasureArithmetic(cpu::kTileDot);
   if (c == Ceiling::kFloat32Fma) return MeasureArithmetic(cpu::kTileFloat);
   return MeasureBytes(c);
@@ -65,7 +68,9 @@ double Ceilings::MeasureArithmetic(cpu::TileKind kind) {
     isa_.peaks.multiply[kind](kPeakRounds, out);
   });
   const double products = static_cast<double>(cpu::kTileRows) * isa_.tile_vectors * isa_.lanes *
-                          (kind == cpu::kTileDot ? 2 : 1);
+                          (kind == cpu::kTileInt8  ? 4
+                           : kind == cpu::kTileDot ? 2
+                                                   : 1);
   return 2 * products * kPeakRounds * threads / (BenchSeconds(pool_) - start);
 }
 

@@ -17,7 +17,7 @@ namespace switchyard {
 // the machine does counts little; else of the wall clock.
 double BenchSeconds(const ComputePool& pool);
 
-enum class Ceiling { kBf16Dot, kFloat32Fma, kMemoryRead, kCachedRead, kCopy };
+enum class Ceiling { kInt8Dot, kBf16Dot, kFloat32Fma, kMemoryRead, kCachedRead, kCopy };
 const char* Name(Ceiling c);
 // Operations count a multiply-add as two; the others are bytes (a copy's are those it reads).
 inline bool IsArithmetic(Ceiling c) { return c <= Ceiling::kFloat32Fma; }
@@ -28,7 +28,9 @@ class Ceilings {
   Ceilings(const cpu::Isa& isa, ComputePool& pool, size_t memory_bytes);
 
   std::vector<Ceiling> all() const;
-  bool Has(Ceiling c) const { return c != Ceiling::kBf16Dot || isa_.dot; }
+  bool Has(Ceiling c) const {
+    return (c != Ceiling::kBf16Dot || isa_.dot) && (c != Ceiling::kInt8Dot || isa_.vnni);
+  }
   // One measurement of some milliseconds on all threads of the pool: operations or bytes a second.
   double Measure(Ceiling c);
 

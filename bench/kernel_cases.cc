@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "kernels/int8.h"
 #include "kvcache/layout.h"
 
 namespace switchyard {
@@ -21,13 +22,27 @@ std::vector<float> Random(size_t n) {
   return v;
 }
 
-Ceiling ArithmeticOf(const cpu::Isa& isa, DType dtype) {
-  return dtype == DType::kBfloat16 && isa.dot ? Ceiling::kBf16Dot : Ceiling::kFloat32Fma;
+Ceiling ArithmeticOf(const cpu::Isa& isa, WeightFormat format) {
+  if (format == WeightFormat::kInt8 && isa.vnni) return Ceiling::kInt8Dot;
+  return format == WeightFormat::kBfloat16 && isa.dot ? Ceiling::kBf16Dot : Ceiling::kFloat32Fma;
 }
 
-KernelCaseFactory Gemm(DType dtype, size_t m, size_t n, size_t k) {
+const char* NameOf(WeightFormat format) {
+  return format == WeightFormat::kInt8       ? "int8"
+         : format == WeightFormat::kBfloat16 ? "bfloat16"
+                                             : "float32";
+}
+
+// Of a weight; of 8-bit integers, with the scales and sums of their groups.
+double BytesOf(WeightFormat format, size_t numbers) {
+  return static_cast<double>(numbers) * (format == WeightFormat::kInt8       ? 1 + 4.0 / kInt8Group
+                                         : format == WeightFormat::kBfloat16 ? 2
+                                                                             : 4);
+}
+
+KernelCaseFactory Gemm(WeightFormat format, size_t m, size_t n, size_t k) {
   const std::string shape = absl::StrFormat("%dx%dx%d", m, n, k);
-  const std::string kernel = "gemm/" + std::string(Name(dtype));
+  const std::string kernel = std::string("gemm/") + NameOf(format);
   const auto make = [=](const KernelSet& set, const cpu::Isa& isa) {
     struct Data {
       std::vector<float> x, y;
@@ -38,11 +53,11 @@ KernelCaseFactory Gemm(DType dtype, size_t m, size_t n, size_t k) {
     data->x = Random(m * k);
     data->y.resize(m * n);
     const std::vector<float> weight = Random(n * k);
-    for (size_t bytes = 0; bytes < kColdBytes; bytes += n * k * SizeOf(dtype)) {
-      data->weights.push_back(set.gemm->Pack({weight.data(), DType::kFloat32, n, k}, dtype));
+    for (size_t bytes = 0; bytes < kColdBytes; bytes += n * k) {
+      data->weights.push_back(set.gemm->Pack({weight.data(), DType::kFloat32, n, k}, format));
     }
-    KernelCase c{kernel, shape, ArithmeticOf(isa, dtype), 2.0 * m * n * k, 0, {}};
-    c.bytes = 1.0 * n * k * SizeOf(dtype) + 4.0 * m * (n + k);
+    KernelCase c{kernel, shape, ArithmeticOf(isa, format), 2.0 * m * n * k, 0, {}};
+    c.bytes = BytesOf(format, n * k) + 4.0 * m * (n + k);
     c.call = [=, gemm = set.gemm](KernelContext& ctx) {
       gemm->Gemm(ctx, {data->x.data(), {m, k}}, data->weights[data->turn],
                  {data->y.data(), {m, n}});
@@ -54,10 +69,11 @@ KernelCaseFactory Gemm(DType dtype, size_t m, size_t n, size_t k) {
 }
 
 // `tokens` tokens on `top_k` of `experts` experts each: rows spread evenly.
-KernelCaseFactory Experts(size_t tokens, size_t experts, size_t top_k, size_t hidden,
-                          size_t width) {
+KernelCaseFactory Experts(WeightFormat format, size_t tokens, size_t experts, size_t top_k,
+                          size_t hidden, size_t width) {
   const std::string shape =
       absl::StrFormat("%d tokens, %d of %d, %dx%d", tokens, top_k, experts, width, hidden);
+  const std::string kernel = std::string("experts/") + NameOf(format);
   const auto make = [=](const KernelSet& set, const cpu::Isa& isa) {
     const size_t rows = tokens * top_k, busy = std::min(rows, experts);
     struct Data {
@@ -73,17 +89,16 @@ KernelCaseFactory Experts(size_t tokens, size_t experts, size_t top_k, size_t hi
     const std::vector<float> weight = Random(hidden * width);
     const WeightView up{weight.data(), DType::kFloat32, width, hidden};
     const WeightView down{weight.data(), DType::kFloat32, hidden, width};
-    const size_t each = 3 * hidden * width * SizeOf(DType::kBfloat16);
-    for (size_t e = 0; e < busy || e * each < kColdBytes; ++e) {
-      data->packed.push_back(set.grouped_gemm->PackExpert(up, up, down, DType::kBfloat16));
+    const double each = BytesOf(format, 3 * hidden * width);
+    for (size_t e = 0; e < busy || static_cast<double>(e) * each < kColdBytes; ++e) {
+      data->packed.push_back(set.grouped_gemm->PackExpert(up, up, down, format));
     }
     for (size_t e = 0; e < busy; ++e) {
       data->offsets.push_back(static_cast<int32_t>((e + 1) * rows / busy));
     }
     data->table.resize(busy);
-    KernelCase c{"experts/bfloat16",          shape, ArithmeticOf(isa, DType::kBfloat16),
-                 6.0 * rows * hidden * width, 0,     {}};
-    c.bytes = 1.0 * busy * each + 8.0 * rows * hidden;
+    KernelCase c{kernel, shape, ArithmeticOf(isa, format), 6.0 * rows * hidden * width, 0, {}};
+    c.bytes = static_cast<double>(busy) * each + 8.0 * rows * hidden;
     c.call = [=, ffn = set.grouped_gemm](KernelContext& ctx) {
       for (const PackedExpert*& e : data->table) {
         e = &data->packed[data->turn];
@@ -94,7 +109,7 @@ KernelCaseFactory Experts(size_t tokens, size_t experts, size_t top_k, size_t hi
     };
     return c;
   };
-  return {"experts/bfloat16/" + shape, make};
+  return {kernel + "/" + shape, make};
 }
 
 // `sequences` sequences of `count` new rows that end at position `context`.
@@ -137,7 +152,7 @@ KernelCaseFactory Attention(const std::string& kind, KvLayout layout, int heads,
     const double pairs = rows * (context - (count - 1) / 2.0);
     KernelCase c{"attention/" + kind,
                  shape,
-                 ArithmeticOf(isa, layout.dtype),
+                 ArithmeticOf(isa, FormatOf(layout.dtype)),
                  2.0 * pairs * (q_cols + out_cols),
                  0,
                  {}};
@@ -157,15 +172,18 @@ KernelCaseFactory Attention(const std::string& kind, KvLayout layout, int heads,
 
 std::vector<KernelCaseFactory> AllKernelCases() {
   std::vector<KernelCaseFactory> cases;
-  for (const size_t m : {1, 4, 8, 16, 32, 128, 512, 2048}) {
-    cases.push_back(Gemm(DType::kBfloat16, m, 2048, 1024));
+  constexpr auto kFloat32 = WeightFormat::kFloat32;
+  for (const auto format : {WeightFormat::kBfloat16, WeightFormat::kInt8}) {
+    for (const size_t m : {1, 4, 8, 16, 32, 128, 512, 2048}) {
+      cases.push_back(Gemm(format, m, 2048, 1024));
+    }
+    for (const size_t m : {1, 8, 32}) cases.push_back(Gemm(format, m, 32000, 1024));
+    for (const size_t m : {1, 32, 512}) cases.push_back(Gemm(format, m, 4096, 4096));
+    for (const size_t tokens : {1, 4, 8, 32, 128, 512}) {
+      cases.push_back(Experts(format, tokens, 32, 8, 1024, 512));
+    }
   }
-  for (const size_t m : {1, 8, 32}) cases.push_back(Gemm(DType::kBfloat16, m, 32000, 1024));
-  for (const size_t m : {1, 32, 512}) cases.push_back(Gemm(DType::kBfloat16, m, 4096, 4096));
-  for (const size_t m : {1, 512}) cases.push_back(Gemm(DType::kFloat32, m, 2048, 1024));
-  for (const size_t tokens : {1, 4, 8, 32, 128, 512}) {
-    cases.push_back(Experts(tokens, 32, 8, 1024, 512));
-  }
+  for (const size_t m : {1, 512}) cases.push_back(Gemm(kFloat32, m, 2048, 1024));
   KvLayout gqa{KvLayout::Kind::kGqa, 1, 4, 128, 128};
   KvLayout mla{KvLayout::Kind::kMla, 1, 1, 576, 512};
   for (const auto& [kind, layout] : {std::pair{"gqa", gqa}, {"mla", mla}}) {

@@ -118,6 +118,11 @@ void EngineFlags::AddTo(CLI::App& app) {
       ->check(CLI::IsMember({"bfloat16", "float32"}))
       ->capture_default_str()
       ->group(group);
+  app.add_option("--quantization", quantization,
+                 "int8: projections and experts as 8-bit integers, half the memory")
+      ->check(CLI::IsMember({"none", "int8"}))
+      ->capture_default_str()
+      ->group(group);
   app.add_option("--kernels", kernels, "")
       ->check(CLI::IsMember({"auto", "reference", "avx2", "avx512", "avx512_bf16"}))
       ->capture_default_str()
@@ -130,23 +135,19 @@ void EngineFlags::AddTo(CLI::App& app) {
 }
 
 std::vector<std::string> EngineFlags::Names() {
-  return {"max-model-len",
-          "max-num-batched-tokens",
-          "prefill-chunk",
-          "block-size",
-          "kv-blocks",
-          "max-num-seqs",
-          "threads",
-          "dtype",
-          "kernels",
-          "load-format",
-          "enable-prefix-caching"};
+  return {"max-model-len", "max-num-batched-tokens",
+          "prefill-chunk", "block-size",
+          "kv-blocks",     "max-num-seqs",
+          "threads",       "dtype",
+          "quantization",  "kernels",
+          "load-format",   "enable-prefix-caching"};
 }
 
 ModelOptions EngineFlags::Model() const {
   ModelOptions options;
   options.kernels = kernels;
   options.dtype = dtype == "float32" ? DType::kFloat32 : DType::kBfloat16;
+  options.int8_weights = quantization == "int8";
   options.threads =
       threads > 0 ? threads : std::clamp<int>(std::thread::hardware_concurrency(), 1, kThreadsMax);
   options.max_model_len = engine.max_model_len;

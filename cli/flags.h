@@ -36,7 +36,7 @@ CLI::Option* AddMaxModelLenFlag(CLI::App& app, int* tokens);
 struct EngineFlags {
   EngineOptions engine;
   int threads = 0;  // 0: all of this machine's
-  std::string dtype = "bfloat16", kernels = "auto", load_format = "auto";
+  std::string dtype = "bfloat16", kernels = "auto", load_format = "auto", quantization = "none";
 
   void AddTo(CLI::App& app);
   ModelOptions Model() const;

@@ -14,14 +14,6 @@ constexpr std::chrono::microseconds kSpin{30};
 constexpr size_t kRangeCost = size_t{1} << 14;
 }  // namespace
 
-struct ComputePool::Job {
-  FunctionRef<void(size_t, int)> task;
-  size_t count;
-  std::atomic<size_t> next{0};   // first task that nobody has taken
-  std::atomic<size_t> done{0};   // tasks that are finished
-  std::atomic<int> visitors{0};  // workers that have not yet left this job
-};
-
 ComputePool::ComputePool(int threads) {
   SY_CHECK_MSG(threads >= 1, "threads ", threads);
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { Work(i); });
@@ -34,10 +26,14 @@ ComputePool::~ComputePool() {
   for (auto& w : workers_) w.join();
 }
 
-void ComputePool::Drain(Job& job, int thread) {
-  for (size_t i; (i = job.next.fetch_add(1, std::memory_order_relaxed)) < job.count;) {
-    job.task(i, thread);
-    job.done.fetch_add(1, std::memory_order_release);
+void ComputePool::Drain(int thread) {
+  uint64_t ticket = ticket_.load(std::memory_order_acquire);
+  while (static_cast<uint32_t>(ticket) != 0) {
+    if (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acquire)) continue;
+    // The job cannot end before this task has: what it consists of does not change.
+    (*task_)(count_ - static_cast<uint32_t>(ticket), thread);
+    done_.fetch_add(1, std::memory_order_release);
+    ticket = ticket_.load(std::memory_order_acquire);
   }
 }
 
@@ -46,17 +42,20 @@ void ComputePool::ParallelFor(size_t count, FunctionRef<void(size_t, int)> task)
     for (size_t i = 0; i < count; ++i) task(i, 0);
     return;
   }
-  Job job{task, count};
-  job.visitors.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-  job_.store(&job, std::memory_order_release);
+  SY_CHECK_MSG(count <= UINT32_MAX, "tasks ", count);
+  task_ = &task;
+  count_ = count;
+  done_.store(0, std::memory_order_relaxed);
+  const uint64_t job = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
+  ticket_.store(job << 32 | count, std::memory_order_release);
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();
-  Drain(job, 0);
-  // Every worker passes through each job once, so that none can hold a stale pointer to it.
-  while (job.visitors.load(std::memory_order_acquire) != 0) {
-    std::this_thread::yield();
+  Drain(0);
+  const auto start = std::chrono::steady_clock::now();
+  while (done_.load(std::memory_order_acquire) != count) {
+    // Its last task may be another thread's that waits for this core.
+    if (std::chrono::steady_clock::now() - start > kSpin) std::this_thread::yield();
   }
-  SY_CHECK(job.done.load(std::memory_order_acquire) == count);
 }
 
 void ComputePool::ForRanges(size_t count, size_t cost,
@@ -73,14 +72,13 @@ void ComputePool::Work(int thread) {
   uint32_t seen = 0;
   for (;;) {
     const auto start = std::chrono::steady_clock::now();
-    while (epoch_.load(std::memory_order_acquire) == seen) {
+    uint32_t epoch;
+    while ((epoch = epoch_.load(std::memory_order_acquire)) == seen) {
       if (std::chrono::steady_clock::now() - start > kSpin) epoch_.wait(seen);
     }
-    ++seen;  // one job per epoch: the caller waits for all workers before it posts the next
+    seen = epoch;
     if (stop_.load()) return;
-    Job* job = job_.load(std::memory_order_acquire);
-    Drain(*job, thread);
-    job->visitors.fetch_sub(1, std::memory_order_release);
+    Drain(thread);
   }
 }
 

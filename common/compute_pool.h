@@ -1,6 +1,8 @@
 // common/compute_pool.h: the threads that do arithmetic. One caller at a time (the engine thread),
 // which works too: a pool of 1 has no thread of its own. Idle workers look for work for a bounded
-// time (tens of microseconds) and then sleep on a futex: an idle pool uses no CPU.
+// time (tens of microseconds) and then sleep on a futex: an idle pool uses no CPU. A worker that
+// is late, because it slept or another process has its core, delays nobody: its tasks are done by
+// those who are there.
 #pragma once
 
 #include <atomic>
@@ -44,7 +46,7 @@ class ComputePool {
 
   // Calls task(i, thread) for every i in [0, count), each once, on any thread in [0, threads()),
   // and returns when all are done. Which thread takes which task is not fixed: a task's result must
-  // not depend on it. Not reentrant.
+  // not depend on it. Not reentrant. count < 2^32.
   void ParallelFor(size_t count, FunctionRef<void(size_t task, int thread)> task);
 
   // Calls body(begin, end, thread) for ranges that cover [0, count), each item in one of them: in
@@ -53,13 +55,19 @@ class ComputePool {
                  FunctionRef<void(size_t begin, size_t end, int thread)> body);
 
  private:
-  struct Job;
   void Work(int thread);
-  void Drain(Job& job, int thread);
+  // Takes and does tasks of the job that is posted until none is left.
+  void Drain(int thread);
 
   std::vector<std::thread> workers_;
-  std::atomic<Job*> job_{nullptr};
-  std::atomic<uint32_t> epoch_{0};  // futex: changes when a job is posted or the pool stops
+  // The job: written by the caller while no task is left, read by who has taken one.
+  const FunctionRef<void(size_t, int)>* task_ = nullptr;
+  size_t count_ = 0;
+  // High half: the job's number, so that a late worker cannot take a task of another job for one of
+  // its own. Low half: tasks that nobody has taken. On a cache line of its own, as `done_` is.
+  alignas(64) std::atomic<uint64_t> ticket_{0};
+  alignas(64) std::atomic<size_t> done_{0};     // tasks that are finished
+  alignas(64) std::atomic<uint32_t> epoch_{0};  // futex: changes with each job, and at the end
   std::atomic<bool> stop_{false};
 };
 

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -14,12 +15,52 @@ namespace {
 TEST_P(Conformance, SmallGemmByHand) {
   KernelContext ctx(1);
   const std::vector<float> w = {3, 4, 5, 6, -1, 0.5f}, x = {1, 2, -2, 4};
-  for (const DType dtype : kDTypes) {
-    const PackedWeight packed = set_.gemm->Pack({w.data(), DType::kFloat32, 3, 2}, dtype);
+  for (const WeightFormat format : {WeightFormat::kFloat32, WeightFormat::kBfloat16}) {
+    const PackedWeight packed = set_.gemm->Pack({w.data(), DType::kFloat32, 3, 2}, format);
     Poisoned y(2, 3);
     set_.gemm->Gemm(ctx, View(x, 2), packed, y.matrix);
     const std::vector<float> expected = {11, 17, 0, 10, 14, 4};
     for (int i = 0; i < 6; ++i) EXPECT_EQ(y.matrix(i / 3, i % 3), expected[i]) << i;
+  }
+}
+
+TEST_P(Conformance, SmallInt8GemmByHand) {
+  // A greatest value of 127 makes a scale of 1, so that integers stay what they are; of 254, 2.
+  KernelContext ctx(1);
+  std::vector<float> w(140, 0.0f), x(2 * 140, 0.0f);
+  w[0] = 127, w[1] = -4, w[2] = 2.5f, w[130] = -254, w[131] = 3.0f;
+  x[0] = 127, x[1] = 3, x[2] = 1.5f, x[130] = 127, x[131] = -5;
+  x[140] = kNan, x[140 + 130] = 1;
+  const PackedWeight packed =
+      set_.gemm->Pack({w.data(), DType::kFloat32, 1, 140}, WeightFormat::kInt8);
+  Poisoned y(2, 1);
+  set_.gemm->Gemm(ctx, View(x, 140), packed, y.matrix);
+  // 2.5, 1.5 and 3 / 2 are ties: all become 2.
+  EXPECT_EQ(y.matrix(0, 0), 127 * 127 - 4 * 3 + 2 * 2 - 254 * 127 + 4 * -5);
+  EXPECT_TRUE(std::isnan(y.matrix(1, 0)));
+}
+
+TEST_P(Conformance, Int8GemmsAreTheReferencesToTheBit) {
+  KernelContext ctx(2);
+  for (const auto& [m, n, k] : {std::array<size_t, 3>{1, 64, 512}, {7, 70, 129}, {13, 200, 1000}}) {
+    const Weight w = MakeWeight(n, k, DType::kBfloat16);
+    std::vector<float> x = Normal(m * k);
+    for (size_t i = 0; i < k; ++i) x[i] *= i < 128 ? 0.0f : i < 256 ? 1e-38f : 1e20f;
+    x.back() = INFINITY;
+    Poisoned y(m, n), expected(m, n);
+    const Matrix<const float> view(x.data(), {m, k});
+    set_.gemm->Gemm(ctx, view, set_.gemm->Pack(w.view(), WeightFormat::kInt8), y.matrix);
+    reference_.gemm->Gemm(ctx, view, reference_.gemm->Pack(w.view(), WeightFormat::kInt8),
+                          expected.matrix);
+    for (size_t r = 0; r < m; ++r) {
+      for (size_t i = 0; i < n; ++i) {
+        if (m > 1 && r + 1 == m) {
+          ASSERT_TRUE(std::isnan(y.matrix(r, i)) && std::isnan(expected.matrix(r, i)));
+        } else if (!std::isnan(expected.matrix(r, i))) {
+          ASSERT_EQ(y.matrix(r, i), expected.matrix(r, i)) << r << " " << i;
+        }
+      }
+    }
   }
 }
 
@@ -33,12 +74,13 @@ TEST_P(Conformance, GemmMatchesTheReference) {
     for (const DType stored : kDTypes) {
       const Weight w = MakeWeight(n, k, stored);
       const std::vector<float> x = Normal(m * k);
-      for (const DType dtype : kDTypes) {
-        SCOPED_TRACE(testing::Message() << m << " " << n << " " << k << " " << Name(dtype));
+      for (const WeightFormat format : kFormats) {
+        SCOPED_TRACE(testing::Message()
+                     << m << " " << n << " " << k << " " << static_cast<int>(format));
         Poisoned y(m, n), expected(m, n);
         const Matrix<const float> view(x.data(), {m, k});
-        set_.gemm->Gemm(ctx, view, set_.gemm->Pack(w.view(), dtype), y.matrix);
-        reference_.gemm->Gemm(ctx, view, reference_.gemm->Pack(w.view(), dtype), expected.matrix);
+        set_.gemm->Gemm(ctx, view, set_.gemm->Pack(w.view(), format), y.matrix);
+        reference_.gemm->Gemm(ctx, view, reference_.gemm->Pack(w.view(), format), expected.matrix);
         ExpectNear(y.matrix, expected.matrix, 1e-5f);
         EXPECT_TRUE(y.GapsAreUntouched());
       }
@@ -51,8 +93,8 @@ TEST_P(Conformance, GemmRowsDoNotDependOnTheBatch) {
   const std::vector<float> x = Normal(rows * k);
   const Weight w = MakeWeight(n, k, DType::kFloat32);
   KernelContext one(1), three(3);
-  for (const DType dtype : kDTypes) {
-    const PackedWeight packed = set_.gemm->Pack(w.view(), dtype);
+  for (const WeightFormat format : kFormats) {
+    const PackedWeight packed = set_.gemm->Pack(w.view(), format);
     Poisoned all(rows, n), threaded(rows, n), part(rows, n);
     set_.gemm->Gemm(one, View(x, k), packed, all.matrix);
     set_.gemm->Gemm(three, View(x, k), packed, threaded.matrix);
@@ -67,6 +109,40 @@ TEST_P(Conformance, GemmRowsDoNotDependOnTheBatch) {
   }
 }
 
+TEST_P(Conformance, GemmsTogetherAreThoseAlone) {
+  KernelContext ctx(3);
+  const struct {
+    size_t m, n, k;
+    WeightFormat format;
+    bool same_x;  // as the one before
+  } shapes[] = {
+      {5, 700, 90, WeightFormat::kBfloat16, false}, {5, 64, 90, WeightFormat::kBfloat16, true},
+      {5, 33, 90, WeightFormat::kFloat32, true},    {0, 7, 12, WeightFormat::kBfloat16, false},
+      {9, 130, 40, WeightFormat::kBfloat16, false}, {1, 900, 300, WeightFormat::kFloat32, false},
+      {1, 20, 300, WeightFormat::kBfloat16, true},  {1, 20, 300, WeightFormat::kInt8, true}};
+  std::vector<std::vector<float>> xs;
+  std::vector<PackedWeight> weights;
+  std::vector<Poisoned> together, alone;
+  for (const auto& s : shapes) {
+    if (!s.same_x) xs.push_back(Normal(s.m * s.k));
+    weights.push_back(set_.gemm->Pack(MakeWeight(s.n, s.k, DType::kFloat32).view(), s.format));
+  }
+  std::vector<GemmCall> calls;
+  for (size_t i = 0, x = 0; i < std::size(shapes); ++i) {
+    const auto& s = shapes[i];
+    x += i > 0 && !s.same_x;
+    together.emplace_back(s.m, s.n);
+    alone.emplace_back(s.m, s.n);
+    calls.push_back({{xs[x].data(), {s.m, s.k}}, &weights[i], together.back().matrix});
+    set_.gemm->Gemm(ctx, calls.back().x, weights[i], alone.back().matrix);
+  }
+  set_.gemm->GemmAll(ctx, calls);
+  for (size_t i = 0; i < calls.size(); ++i) {
+    EXPECT_TRUE(SameBits(together[i].data.data(), alone[i].data.data(), alone[i].data.size())) << i;
+  }
+  set_.gemm->GemmAll(ctx, {});
+}
+
 TEST_P(Conformance, GemmOutputsDoNotDependOnTheOthers) {
   // A column of the product is the same whether the weight has 1 row or 100: expert and tensor
   // parallel ranks hold different slices.
@@ -74,12 +150,12 @@ TEST_P(Conformance, GemmOutputsDoNotDependOnTheOthers) {
   const std::vector<float> x = Normal(rows * k);
   const Weight w = MakeWeight(n, k, DType::kFloat32);
   KernelContext ctx(1);
-  for (const DType dtype : kDTypes) {
+  for (const WeightFormat format : kFormats) {
     Poisoned all(rows, n), single(rows, 1);
-    set_.gemm->Gemm(ctx, View(x, k), set_.gemm->Pack(w.view(), dtype), all.matrix);
+    set_.gemm->Gemm(ctx, View(x, k), set_.gemm->Pack(w.view(), format), all.matrix);
     for (size_t i = 0; i < n; ++i) {
       const WeightView row{w.floats.data() + i * k, DType::kFloat32, 1, k};
-      set_.gemm->Gemm(ctx, View(x, k), set_.gemm->Pack(row, dtype), single.matrix);
+      set_.gemm->Gemm(ctx, View(x, k), set_.gemm->Pack(row, format), single.matrix);
       for (size_t r = 0; r < rows; ++r) {
         EXPECT_TRUE(SameBits(&all.matrix(r, i), &single.matrix(r, 0), 1)) << r << " " << i;
       }
@@ -96,7 +172,7 @@ struct Experts {
 
 class ExpertConformance : public Conformance {
  protected:
-  void Make(size_t count, size_t hidden, size_t width, DType dtype) {
+  void Make(size_t count, size_t hidden, size_t width, WeightFormat format) {
     mine_ = Experts();
     theirs_ = Experts();
     for (size_t e = 0; e < count; ++e) {
@@ -105,7 +181,7 @@ class ExpertConformance : public Conformance {
       const Weight down = MakeWeight(hidden, width, DType::kFloat32);
       for (auto& [set, experts] : {std::pair{&set_, &mine_}, {&reference_, &theirs_}}) {
         experts->packed.push_back(
-            set->grouped_gemm->PackExpert(gate.view(), up.view(), down.view(), dtype));
+            set->grouped_gemm->PackExpert(gate.view(), up.view(), down.view(), format));
       }
     }
     for (Experts* experts : {&mine_, &theirs_}) {
@@ -119,10 +195,10 @@ TEST_P(ExpertConformance, SmallFfnByHand) {
   // gate·x = 0 gives 0; gate·x = 40 gives SiLU(40) = 40, times up·x = 2, times down.
   const std::vector<float> gate = {0, 0, 40, 0}, up = {1, 0, 0, 2}, down = {1, 0.5f, 8, 0.25f};
   KernelContext ctx(1);
-  for (const DType dtype : kDTypes) {
+  for (const WeightFormat format : {WeightFormat::kFloat32, WeightFormat::kBfloat16}) {
     const WeightView g{gate.data(), DType::kFloat32, 2, 2}, u{up.data(), DType::kFloat32, 2, 2},
         d{down.data(), DType::kFloat32, 2, 2};
-    const PackedExpert packed = set_.grouped_gemm->PackExpert(g, u, d, dtype);
+    const PackedExpert packed = set_.grouped_gemm->PackExpert(g, u, d, format);
     const std::vector<const PackedExpert*> experts = {&packed};
     const std::vector<int32_t> offsets = {0, 1};
     const std::vector<float> x = {1, 1};
@@ -139,18 +215,18 @@ TEST_P(ExpertConformance, FfnMatchesTheReference) {
   const size_t rows = offsets.back();
   for (const auto& [hidden, width] :
        {std::pair<size_t, size_t>{32, 64}, {65, 33}, {128, 7}, {1, 1}, {90, 150}}) {
-    for (const DType dtype : kDTypes) {
-      SCOPED_TRACE(testing::Message() << hidden << " " << width << " " << Name(dtype));
-      Make(offsets.size() - 1, hidden, width, dtype);
+    for (const WeightFormat format : kFormats) {
+      SCOPED_TRACE(testing::Message() << hidden << " " << width << " " << static_cast<int>(format));
+      Make(offsets.size() - 1, hidden, width, format);
       const std::vector<float> x = Normal(rows * hidden);
       Poisoned out(rows, hidden), expected(rows, hidden);
       set_.grouped_gemm->ExpertFfn(ctx, View(x, hidden), offsets, mine_.pointers, out.matrix);
       reference_.grouped_gemm->ExpertFfn(ctx, View(x, hidden), offsets, theirs_.pointers,
                                          expected.matrix);
       // An activation that falls on the other side of a rounding moves by 2^-8 of itself.
-      ExpectNear(out.matrix, expected.matrix, dtype == DType::kFloat32 ? 1e-5f : 8e-3f);
+      ExpectNear(out.matrix, expected.matrix, format == WeightFormat::kFloat32 ? 1e-5f : 8e-3f);
       EXPECT_TRUE(out.GapsAreUntouched());
-      for (size_t i = 0; dtype == DType::kBfloat16 && i < rows * hidden; ++i) {
+      for (size_t i = 0; format != WeightFormat::kFloat32 && i < rows * hidden; ++i) {
         const float v = out.matrix(i / hidden, i % hidden);
         ASSERT_EQ(v, RoundToBf16(v));
       }
@@ -162,8 +238,8 @@ TEST_P(ExpertConformance, RowsDependOnTheirExpertAlone) {
   KernelContext one(1), three(3);
   const std::vector<int32_t> offsets = {0, 9, 9, 11, 30};
   const size_t rows = offsets.back(), hidden = 70, width = 45;
-  for (const DType dtype : kDTypes) {
-    Make(offsets.size() - 1, hidden, width, dtype);
+  for (const WeightFormat format : kFormats) {
+    Make(offsets.size() - 1, hidden, width, format);
     const std::vector<float> x = Normal(rows * hidden);
     Poisoned all(rows, hidden), single(1, hidden);
     set_.grouped_gemm->ExpertFfn(three, View(x, hidden), offsets, mine_.pointers, all.matrix);

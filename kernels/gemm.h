@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <memory>
 #include <new>
+#include <span>
 
 #include "common/bf16.h"
 #include "common/tensor_view.h"
@@ -39,22 +40,45 @@ struct WeightView {
   size_t n = 0, k = 0;
 };
 
+// What a packed weight consists of, and what x becomes to be multiplied with it.
+enum class WeightFormat : uint8_t {
+  kFloat32,   // nothing is rounded
+  kBfloat16,  // x is rounded to BF16 too
+  kInt8,      // x becomes 8-bit integers too (kernels/int8.h); the sums of its groups are added in
+              // FP32, in ascending order
+};
+constexpr WeightFormat FormatOf(DType t) {
+  return t == DType::kFloat32 ? WeightFormat::kFloat32 : WeightFormat::kBfloat16;
+}
+
 // A weight [N, K] in the private layout of the kernel path that packed it. Only that path reads it.
 struct PackedWeight {
   AlignedBuffer bytes;
-  DType dtype =
-      DType::kBfloat16;  // kBfloat16: x is rounded to BF16 too; kFloat32: nothing is rounded
+  WeightFormat format = WeightFormat::kBfloat16;
   size_t n = 0, k = 0;
+};
+
+// y [M, N] = x [M, K] · wᵀ, FP32 sums. M may be 0. y is overwritten and overlaps no x.
+struct GemmCall {
+  Matrix<const float> x;
+  const PackedWeight* w = nullptr;
+  Matrix<float> y;
 };
 
 class GemmOps {
  public:
   virtual ~GemmOps() = default;
-  // Packs `w` for arithmetic in `dtype`. FP32 -> BF16 rounds to nearest even. n, k >= 1.
-  virtual PackedWeight Pack(const WeightView& w, DType dtype) const = 0;
-  // y [M, N] = x [M, K] · wᵀ, FP32 sums. M may be 0. x and y must not overlap; y is overwritten.
-  virtual void Gemm(KernelContext& ctx, Matrix<const float> x, const PackedWeight& w,
-                    Matrix<float> y) const = 0;
+  // Packs `w` for arithmetic in `format`. FP32 -> BF16 rounds to nearest even. n, k >= 1.
+  virtual PackedWeight Pack(const WeightView& w, WeightFormat format) const = 0;
+  // All of `calls`, which do not depend on each other: one wait for the threads instead of one for
+  // each. The bits are those of one call at a time.
+  virtual void GemmAll(KernelContext& ctx, std::span<const GemmCall> calls) const = 0;
+
+  void Gemm(KernelContext& ctx, Matrix<const float> x, const PackedWeight& w,
+            Matrix<float> y) const {
+    const GemmCall call{x, &w, y};
+    GemmAll(ctx, {&call, 1});
+  }
 };
 
 }  // namespace switchyard

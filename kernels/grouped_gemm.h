@@ -22,10 +22,11 @@ class GroupedGemmOps {
   virtual ~GroupedGemmOps() = default;
   // gate, up [I, H]; down [H, I].
   virtual PackedExpert PackExpert(const WeightView& gate, const WeightView& up,
-                                  const WeightView& down, DType dtype) const = 0;
+                                  const WeightView& down, WeightFormat format) const = 0;
   // x [R, H]: rows of expert e are [offsets[e], offsets[e+1]); offsets [E+1], ascending, offsets[E]
-  // == R. out [R, H], overwritten. In BF16 mode x, the activation and out are rounded to BF16 (out
-  // holds the rounded values as FP32). Row r's bits depend on x[r] and its expert alone.
+  // == R. out [R, H], overwritten. x and the activation become what the format says; but for
+  // kFloat32, out is rounded to BF16 (it holds the rounded values as FP32). Row r's bits depend on
+  // x[r] and its expert alone.
   virtual void ExpertFfn(KernelContext& ctx, Matrix<const float> x,
                          std::span<const int32_t> offsets,
                          std::span<const PackedExpert* const> experts, Matrix<float> out) const = 0;

@@ -1,6 +1,7 @@
 // Attention of one layer: norm, projections, rope, KV write, paged attention, output projection.
 // Rounding is in the kernels (inputs of GEMMs) and in WriteKv (the cache): docs/numerics.md.
 #include <algorithm>
+#include <memory>
 
 #include "model/stages.h"
 
@@ -74,16 +75,24 @@ void Rope(StepContext& step, const MicroBatch& b, int heads, size_t head_stride,
 // points to a [T, H] matrix per remaining level.
 void ProjectGroups(StepContext& step, const LayerWeights& w, Matrix<float> heads_out, size_t begin,
                    size_t end, Matrix<float> out, float* partial) {
+  const auto group = [&](size_t i, Matrix<float> y) {
+    const PackedWeight& o = w.attention.o[i];
+    return GemmCall{Columns(heads_out, i * o.k, o.k), &o, y};
+  };
   if (end - begin == 1) {
-    const PackedWeight& o = w.attention.o[begin];
-    step.kernels.gemm->Gemm(step.kernel_context, Columns(heads_out, begin * o.k, o.k), o, out);
-    return;
+    const GemmCall only = group(begin, out);
+    return step.kernels.gemm->GemmAll(step.kernel_context, {&only, 1});
   }
   const size_t middle = begin + (end - begin) / 2;
   const Matrix<float> right(partial, out.extents());
-  float* deeper = partial + out.rows() * out.cols();
-  ProjectGroups(step, w, heads_out, begin, middle, out, deeper);
-  ProjectGroups(step, w, heads_out, middle, end, right, deeper);
+  if (end - begin == 2) {
+    const GemmCall both[] = {group(begin, out), group(middle, right)};
+    step.kernels.gemm->GemmAll(step.kernel_context, both);
+  } else {
+    float* deeper = partial + out.rows() * out.cols();
+    ProjectGroups(step, w, heads_out, begin, middle, out, deeper);
+    ProjectGroups(step, w, heads_out, middle, end, right, deeper);
+  }
   AddRows(step.kernel_context.pool, right, out);
 }
 
@@ -106,12 +115,15 @@ void ProjectOutput(StepContext& step, const LayerWeights& w, Matrix<float> heads
   AddRows(step.kernel_context.pool, out, b.residual);
 }
 
-Matrix<float> Gemm(StepContext& step, Matrix<const float> x, const PackedWeight& w,
-                   GrowingArray<float>& to, std::span<const float> bias = {}) {
-  const Matrix<float> y = to.Get(x.rows(), w.n);
-  step.kernels.gemm->Gemm(step.kernel_context, x, w, y);
-  AddBias(bias, y);
-  return y;
+// Columns from h · y_step of y = columns from h · x_step of x, times w[h]: for every head h.
+void GemmOfHeads(StepContext& step, MicroBatch& b, Matrix<float> x, size_t x_step,
+                 const std::vector<PackedWeight>& w, Matrix<float> y, size_t y_step) {
+  GemmCall* calls = b.head_calls.Get(w.size());
+  for (size_t h = 0; h < w.size(); ++h) {
+    std::construct_at(
+        &calls[h], GemmCall{Columns(x, h * x_step, w[h].k), &w[h], Columns(y, h * y_step, w[h].n)});
+  }
+  step.kernels.gemm->GemmAll(step.kernel_context, {calls, w.size()});
 }
 
 Matrix<float> InputNorm(StepContext& step, const LayerWeights& w, MicroBatch& b) {
@@ -140,9 +152,13 @@ void GqaAttention(StepContext& step, int layer, const LayerWeights& weights, Mic
   const ModelConfig& c = step.config;
   const AttentionWeights& w = weights.attention;
   const Matrix<float> x = InputNorm(step, weights, b);
-  const Matrix<float> q = Gemm(step, x, w.q, b.q, w.q_bias);
-  const Matrix<float> k = Gemm(step, x, w.k, b.k, w.k_bias);
-  const Matrix<float> v = Gemm(step, x, w.v, b.v, w.v_bias);
+  const Matrix<float> q = b.q.Get(x.rows(), w.q.n), k = b.k.Get(x.rows(), w.k.n),
+                      v = b.v.Get(x.rows(), w.v.n);
+  const GemmCall calls[] = {{x, &w.q, q}, {x, &w.k, k}, {x, &w.v, v}};
+  step.kernels.gemm->GemmAll(step.kernel_context, calls);
+  AddBias(w.q_bias, q);
+  AddBias(w.k_bias, k);
+  AddBias(w.v_bias, v);
   QkNorm(step, w.q_norm, q);
   QkNorm(step, w.k_norm, k);
   for (const Matrix<float>& m : {q, k, v}) Clip(c.clip_qkv, m);
@@ -175,13 +191,20 @@ void MlaAttention(StepContext& step, int layer, const LayerWeights& weights, Mic
   const size_t q_dim = nope + rope, key_dim = latent + rope;
 
   const Matrix<float> x = InputNorm(step, weights, b);
-  Matrix<float> q_in = x;
-  if (c.q_lora_rank > 0) {
-    q_in = Gemm(step, x, w.q_a, b.q_low, w.q_a_bias);
-    norm.RmsNorm(ctx, q_in, w.q_a_norm, kLatentNormEps, q_in);
+  const bool low_rank = c.q_lora_rank > 0;
+  const PackedWeight& to_q = low_rank ? w.q_a : w.q_b;
+  Matrix<float> q = (low_rank ? b.q_low : b.q).Get(rows, to_q.n);
+  const Matrix<float> kv = b.kv.Get(rows, w.kv_a.n);  // [T, C + R]
+  const GemmCall calls[] = {{x, &to_q, q}, {x, &w.kv_a, kv}};
+  step.kernels.gemm->GemmAll(ctx, calls);
+  AddBias(w.kv_a_bias, kv);
+  if (low_rank) {
+    AddBias(w.q_a_bias, q);
+    norm.RmsNorm(ctx, q, w.q_a_norm, kLatentNormEps, q);
+    const Matrix<float> low = q;
+    q = b.q.Get(rows, w.q_b.n);  // [T, h·(nope + R)]
+    step.kernels.gemm->Gemm(ctx, low, w.q_b, q);
   }
-  const Matrix<float> q = Gemm(step, q_in, w.q_b, b.q);               // [T, h·(nope + R)]
-  const Matrix<float> kv = Gemm(step, x, w.kv_a, b.kv, w.kv_a_bias);  // [T, C + R]
   const Matrix<float> kv_latent = Columns(kv, 0, latent);
   norm.RmsNorm(ctx, kv_latent, w.kv_a_norm, kLatentNormEps, kv_latent);
   Rope(step, b, 1, key_dim, Columns(kv, latent, rope));
@@ -190,13 +213,14 @@ void MlaAttention(StepContext& step, int layer, const LayerWeights& weights, Mic
   WriteKv(step, a, {a.k_offset, a.k_head_stride, a.k_token_stride}, layer, 1, kv, b);
 
   const Matrix<float> q_latent = b.q_latent.Get(rows, heads * key_dim);
-  for (size_t h = 0; h < heads; ++h) {
-    step.kernels.gemm->Gemm(ctx, Columns(q, h * q_dim, nope), w.uk[h],
-                            Columns(q_latent, h * key_dim, latent));
-    for (size_t t = 0; t < rows; ++t) {
-      std::copy_n(q.row(t) + h * q_dim + nope, rope, q_latent.row(t) + h * key_dim + latent);
+  GemmOfHeads(step, b, q, q_dim, w.uk, q_latent, key_dim);
+  ctx.pool.ForRanges(rows, heads * rope, [&](size_t begin, size_t end, int) {
+    for (size_t t = begin; t < end; ++t) {
+      for (size_t h = 0; h < heads; ++h) {
+        std::copy_n(q.row(t) + h * q_dim + nope, rope, q_latent.row(t) + h * key_dim + latent);
+      }
     }
-  }
+  });
   const Matrix<float> context = b.context.Get(rows, heads * latent);
   step.kernels.attention->PagedAttention(ctx,
                                          {.heads = c.heads,
@@ -206,10 +230,7 @@ void MlaAttention(StepContext& step, int layer, const LayerWeights& weights, Mic
                                           .scale = c.attention_scale},
                                          a, step.kv.Layer(layer), b.sequences, q_latent, context);
   const Matrix<float> out = b.heads_out.Get(rows, heads * v_dim);
-  for (size_t h = 0; h < heads; ++h) {
-    step.kernels.gemm->Gemm(ctx, Columns(context, h * latent, latent), w.uv[h],
-                            Columns(out, h * v_dim, v_dim));
-  }
+  GemmOfHeads(step, b, context, latent, w.uv, out, v_dim);
   ProjectOutput(step, weights, out, b);
 }
 

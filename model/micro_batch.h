@@ -38,6 +38,7 @@ struct MicroBatch {
 
   // Attention's own, free between stages.
   GrowingArray<float> normed, q_low, q, q_latent, kv, k, v, context, heads_out, projected, partial;
+  GrowingArray<GemmCall> head_calls;
 
   // From one stage of an MoE layer to the next.
   GrowingArray<float> gate_logits, gate_weights, expert_rows, moe_sum, shared_out;

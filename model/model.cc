@@ -89,6 +89,7 @@ absl::Status LoadedModel::LoadFrom(const std::string& dir) {
   if (options_.placement == nullptr) RETURN_IF_ERROR(MakeLoopback());
   ASSIGN_OR_RETURN(weights_, LoadWeights(*source, config_, kernels_, context_.pool,
                                          {.dtype = options_.dtype,
+                                          .int8 = options_.int8_weights,
                                           .local_experts = local,
                                           .progress = options_.progress}));
   notices_ = config_.notices;
@@ -97,11 +98,11 @@ absl::Status LoadedModel::LoadFrom(const std::string& dir) {
   ASSIGN_OR_RETURN(const MappedFile config_file, MappedFile::Open(dir + "/config.json"));
   const auto text = config_file.bytes();
   const bool mla = config_.attention == ModelConfig::Attention::kMla;
-  numerics_id_ =
-      absl::StrCat(ModelDigest({reinterpret_cast<const char*>(text.data()), text.size()},
-                               checkpoint ? &*checkpoint : nullptr),
-                   options_.dummy_weights ? "-dummy:" : ":", std::string(Name(options_.dtype)), ":",
-                   kernels_.name, mla ? ":absorbed" : ":gqa");
+  numerics_id_ = absl::StrCat(
+      ModelDigest({reinterpret_cast<const char*>(text.data()), text.size()},
+                  checkpoint ? &*checkpoint : nullptr),
+      options_.dummy_weights ? "-dummy:" : ":", std::string(Name(options_.dtype)),
+      options_.int8_weights ? "-int8:" : ":", kernels_.name, mla ? ":absorbed" : ":gqa");
   return absl::OkStatus();
 }
 
@@ -123,7 +124,10 @@ absl::Status LoadedModel::Rehost(std::shared_ptr<const Placement> placement) {
   ASSIGN_OR_RETURN(const auto source, OpenSource(&checkpoint));
   const auto hosted = [&](int layer) { return wanted.placement->Hosted(layer, options_.rank); };
   RETURN_IF_ERROR(RehostExperts(*source, config_, kernels_, context_.pool,
-                                {.dtype = options_.dtype, .local_experts = hosted, .progress = {}},
+                                {.dtype = options_.dtype,
+                                 .int8 = options_.int8_weights,
+                                 .local_experts = hosted,
+                                 .progress = {}},
                                 &weights_));
   options_ = std::move(wanted);
   dispatcher_ = nullptr;  // it speaks of the old placement
@@ -264,6 +268,10 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir,
   RETURN_IF_ERROR(CheckRange("max_batch_tokens", options.max_batch_tokens, kMaxBatchTokensMax));
   RETURN_IF_ERROR(
       CheckRange("max_model_len", options.max_model_len, config.max_position_embeddings));
+  if (options.int8_weights && options.dtype != DType::kBfloat16) {
+    return absl::InvalidArgumentError(
+        "quantization: int8; supported with dtype bfloat16, not float32");
+  }
   if (options.placement != nullptr) RETURN_IF_ERROR(CheckPlacement(config, options));
   try {
     auto model =

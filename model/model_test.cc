@@ -27,6 +27,9 @@ INSTANTIATE_TEST_SUITE_P(All, GoldenTest,
                                                        kQwen3Bias, kFables})),
                          CaseName);
 
+INSTANTIATE_TEST_SUITE_P(Int8, GoldenTest,
+                         testing::ValuesIn(AllKernelsInt8({kV3Fp8, kQwen3, kFables})), CaseName);
+
 class BitsTest : public testing::TestWithParam<Case> {};
 
 TEST_P(BitsTest, ChunksEqualTheWhole) {
@@ -74,6 +77,9 @@ TEST_P(BitsTest, BatchEqualsEachAlone) {
 
 INSTANTIATE_TEST_SUITE_P(All, BitsTest,
                          testing::ValuesIn(AllKernels({kV3Yarn, kQwen3, kOlmoeClip})), CaseName);
+
+INSTANTIATE_TEST_SUITE_P(Int8, BitsTest, testing::ValuesIn(AllKernelsInt8({kV3Yarn, kQwen3})),
+                         CaseName);
 
 TEST(ModelTest, ObserverSeesEveryLayerOnceWithFinalBytes) {
   struct Observer : LayerObserver {
@@ -145,6 +151,17 @@ TEST(ModelTest, NumericsIdNamesWeightsAndArithmetic) {
   c = kPlain;
   c.dir = kV3Yarn;
   EXPECT_NE(a->numerics_id(), LoadOrDie(c)->numerics_id());
+  c = kPlain;
+  c.int8 = true;
+  EXPECT_TRUE(LoadOrDie(c)->numerics_id().ends_with(":bfloat16-int8:reference:absorbed"));
+}
+
+TEST(ModelTest, Int8NeedsBfloat16) {
+  ModelOptions options;
+  options.dtype = DType::kFloat32;
+  options.int8_weights = true;
+  const absl::Status status = Model::Load(kV3, options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
 }
 
 }  // namespace

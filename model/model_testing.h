@@ -20,6 +20,7 @@ namespace switchyard {
 struct Case {
   std::string dir, kernels;
   DType dtype;
+  bool int8 = false;
 };
 
 inline constexpr DType kBothDtypes[] = {DType::kFloat32, DType::kBfloat16};
@@ -30,6 +31,14 @@ inline std::vector<Case> AllKernels(std::initializer_list<const char*> dirs) {
     for (const KernelSet& k : AvailableKernels()) {
       for (const DType dtype : kBothDtypes) cases.push_back({dir, k.name, dtype});
     }
+  }
+  return cases;
+}
+
+inline std::vector<Case> AllKernelsInt8(std::initializer_list<const char*> dirs) {
+  std::vector<Case> cases;
+  for (Case& c : AllKernels(dirs)) {
+    if (c.dtype == DType::kBfloat16) cases.push_back({c.dir, c.kernels, c.dtype, true});
   }
   return cases;
 }
@@ -48,7 +57,8 @@ inline constexpr const char* kFables = "models/fables-7m";
 
 inline std::string CaseName(const testing::TestParamInfo<Case>& info) {
   std::string name = info.param.dir.substr(info.param.dir.rfind('/') + 1) + "_" +
-                     info.param.kernels + "_" + std::string(Name(info.param.dtype));
+                     info.param.kernels + "_" + std::string(Name(info.param.dtype)) +
+                     (info.param.int8 ? "_int8" : "");
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 }
@@ -57,6 +67,7 @@ inline std::unique_ptr<Model> LoadOrDie(const Case& c, int threads = 2, int max_
   ModelOptions options;
   options.kernels = c.kernels;
   options.dtype = c.dtype;
+  options.int8_weights = c.int8;
   options.threads = threads;
   options.max_batch_tokens = max_batch_tokens;
   auto model = Model::Load(c.dir, options);

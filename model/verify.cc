@@ -14,7 +14,8 @@ namespace switchyard {
 namespace {
 
 constexpr double kFloat32MaxError = 1e-3, kGreedyMargin = 1e-3;
-constexpr double kMedianFactor = 1.25, kOutlierFactor = 5, kOutlierPoints = 0.05;
+constexpr double kMedianFactor = 1.25, kInt8MedianFactor = 16, kOutlierFactor = 5,
+                 kOutlierPoints = 0.05;
 constexpr int kBlockTokens = 16, kCasesMax = 64;
 constexpr uint64_t kTokensMax = 1 << 16;
 
@@ -90,6 +91,31 @@ size_t ArgMax(std::span<const float> row) {
   return std::max_element(row.begin(), row.end()) - row.begin();
 }
 
+double LogSumExp(std::span<const float> row) {
+  const double most = row[ArgMax(row)];
+  double sum = 0;
+  for (const float v : row) sum += std::exp(v - most);
+  return most + std::log(sum);
+}
+
+// Of positions, by vocabulary: shares with the same best token, and the mean of KL(wanted ‖ found).
+struct Agreement {
+  double top1 = 0, kl = 0;
+};
+Agreement Agree(std::span<const float> found, std::span<const float> wanted, size_t vocab) {
+  Agreement a;
+  const double positions = static_cast<double>(wanted.size() / vocab);
+  for (size_t begin = 0; begin < wanted.size(); begin += vocab) {
+    const auto p = wanted.subspan(begin, vocab), q = found.subspan(begin, vocab);
+    a.top1 += (ArgMax(p) == ArgMax(q)) / positions;
+    const double p_sum = LogSumExp(p), q_sum = LogSumExp(q);
+    for (size_t i = 0; i < vocab; ++i) {
+      a.kl += std::exp(p[i] - p_sum) * ((p[i] - p_sum) - (q[i] - q_sum)) / positions;
+    }
+  }
+  return a;
+}
+
 // One sequence with a cache of its own.
 class Session {
  public:
@@ -139,13 +165,12 @@ absl::StatusOr<VerifyCase> RunCase(Model& model, const Checkpoint& golden, int i
   ASSIGN_OR_RETURN(const auto found, session.Append(ids));
 
   VerifyCase c{index, static_cast<int>(ids.size()), Compare(found, wanted, vocab),
-               Compare(bf16, wanted, vocab), 0};
-  int agree = 0;
-  for (size_t t = 0; t < ids.size(); ++t) {
-    agree += ArgMax(std::span(found).subspan(t * vocab, vocab)) ==
-             ArgMax(std::span(wanted).subspan(t * vocab, vocab));
-  }
-  c.top1_agreement = static_cast<double>(agree) / c.tokens;
+               Compare(bf16, wanted, vocab)};
+  const Agreement ours = Agree(found, wanted, vocab), theirs = Agree(bf16, wanted, vocab);
+  c.top1_agreement = ours.top1;
+  c.top1_bf16 = theirs.top1;
+  c.kl = ours.kl;
+  c.kl_bf16 = theirs.kl;
   return c;
 }
 
@@ -197,6 +222,10 @@ void Judge(VerifyReport& r) {
             absl::StrCat("max |delta logit| ", max, " > ", kFloat32MaxError));
     require(r.greedy_equal == r.greedy_compared,
             absl::StrCat("greedy token ", r.greedy_equal, " of ", r.greedy_compared, " differs"));
+  } else if (r.int8_weights) {
+    require(r.pooled_median <= kInt8MedianFactor * r.pooled_median_bf16,
+            absl::StrCat("median |delta logit| ", r.pooled_median, " > ", kInt8MedianFactor, " x ",
+                         r.pooled_median_bf16));
   } else {
     require(r.pooled_median <= kMedianFactor * r.pooled_median_bf16,
             absl::StrCat("median |delta logit| ", r.pooled_median, " > ", kMedianFactor, " x ",
@@ -216,6 +245,7 @@ absl::StatusOr<VerifyReport> Verify(Model& model, const std::string& golden_path
   report.architecture = model.config().architecture;
   report.numerics_id = model.numerics_id();
   report.dtype = Name(model.options().dtype);
+  report.int8_weights = model.options().int8_weights;
   for (int i = 0; i < kCasesMax && golden.Has(Numbered("input_ids", i)); ++i) {
     ASSIGN_OR_RETURN(VerifyCase c, RunCase(model, golden, i));
     report.cases.push_back(std::move(c));

@@ -19,12 +19,16 @@ struct LogitError {
 struct VerifyCase {
   int index = 0, tokens = 0;
   LogitError ours;
-  LogitError bf16;        // of the reference's own BF16 run: the size of honest rounding noise
-  double top1_agreement;  // share of positions whose best token is the reference's
+  LogitError bf16;  // of the reference's own BF16 run: the size of honest rounding noise
+  // Share of positions whose best token is the reference's; mean over positions of the divergence
+  // KL(reference ‖ other) in nats: what changed numbers cost. Ours, and the BF16 run's.
+  double top1_agreement = 0, top1_bf16 = 0;
+  double kl = 0, kl_bf16 = 0;
 };
 
 struct VerifyReport {
   std::string architecture, numerics_id, dtype;
+  bool int8_weights = false;
   std::vector<VerifyCase> cases;
   // Greedy tokens continuing case 1, up to the first whose margin between the two best logits is at
   // most 1e-3 (EOS ignored), and how many of them are ours, before the first that is not.
@@ -37,7 +41,8 @@ struct VerifyReport {
 };
 
 // Tolerances. float32: max |Δ| <= 1e-3 and every compared greedy token equal. bfloat16: the pooled
-// median <= 1.25 times bf16's, and the outliers' share at most bf16's plus 5 points.
+// median <= 1.25 times bf16's, and the outliers' share at most bf16's plus 5 points. 8-bit weights:
+// the pooled median <= 16 times bf16's, which tells what is rounded from what is wrong and no more.
 // Errors: the golden file lacks a tensor, or does not fit the model.
 absl::StatusOr<VerifyReport> Verify(Model& model, const std::string& golden_path);
 

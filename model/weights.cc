@@ -64,9 +64,10 @@ class Loader {
     ASSIGN_OR_RETURN(LoadedTensor embedding, Get("model.embed_tokens.weight", {vocab, hidden}));
     ASSIGN_OR_RETURN(w.final_norm, Vector("model.norm.weight", hidden));
     if (c_.tie_word_embeddings) {
-      w.head = kernels_.gemm->Pack(embedding.view, options_.dtype);
+      w.head = kernels_.gemm->Pack(embedding.view, FormatOf(options_.dtype));
     } else {
-      ASSIGN_OR_RETURN(w.head, Packed("lm_head.weight", vocab, hidden));
+      ASSIGN_OR_RETURN(const LoadedTensor head, Get("lm_head.weight", {vocab, hidden}));
+      w.head = kernels_.gemm->Pack(head.view, FormatOf(options_.dtype));
     }
     w.embedding_dtype = embedding.view.dtype;
     if (embedding.owned.size() == 0) {
@@ -108,6 +109,11 @@ class Loader {
   }
 
  private:
+  // Of projections and experts.
+  WeightFormat format() const {
+    return options_.int8 ? WeightFormat::kInt8 : FormatOf(options_.dtype);
+  }
+
   static void MakeTable(LayerWeights& w) {
     const auto there = [](const PackedExpert& e) { return e.hidden > 0; };
     const auto any = std::find_if(w.experts.begin(), w.experts.end(), there);
@@ -138,7 +144,7 @@ class Loader {
 
   absl::StatusOr<PackedWeight> Packed(const std::string& name, uint64_t n, uint64_t k) {
     ASSIGN_OR_RETURN(const LoadedTensor t, Get(name, {n, k}));
-    return kernels_.gemm->Pack(t.view, options_.dtype);
+    return kernels_.gemm->Pack(t.view, format());
   }
 
   // The bias of `layer`, empty if the model has none.
@@ -156,7 +162,7 @@ class Loader {
     ASSIGN_OR_RETURN(const LoadedTensor gate, matrix(names.gate, width, hidden));
     ASSIGN_OR_RETURN(const LoadedTensor up, matrix(names.up, width, hidden));
     ASSIGN_OR_RETURN(const LoadedTensor down, matrix(names.down, hidden, width));
-    return kernels_.grouped_gemm->PackExpert(gate.view, up.view, down.view, options_.dtype);
+    return kernels_.grouped_gemm->PackExpert(gate.view, up.view, down.view, format());
   }
 
   absl::StatusOr<LayerWeights> Layer(int l) {
@@ -212,9 +218,9 @@ class Loader {
                      Get(prefix + "kv_b_proj.weight", {heads * (nope + v), latent}));
     for (uint64_t h = 0; h < heads; ++h) {
       const LoadedTensor uk = Transpose(Rows(kv_b.view, h * (nope + v), nope));
-      w.uk.push_back(kernels_.gemm->Pack(uk.view, options_.dtype));
+      w.uk.push_back(kernels_.gemm->Pack(uk.view, FormatOf(options_.dtype)));
       w.uv.push_back(
-          kernels_.gemm->Pack(Rows(kv_b.view, h * (nope + v) + nope, v), options_.dtype));
+          kernels_.gemm->Pack(Rows(kv_b.view, h * (nope + v) + nope, v), FormatOf(options_.dtype)));
     }
     return Output(prefix, c_.v_head_dim, w);
   }
@@ -225,7 +231,7 @@ class Loader {
     ASSIGN_OR_RETURN(const LoadedTensor o, Get(prefix + "o_proj.weight", {hidden, width}));
     const uint64_t group = v_dim * OutputGroupHeads(c_.heads);
     for (uint64_t begin = 0; begin < width; begin += group) {
-      w.o.push_back(kernels_.gemm->Pack(Columns(o.view, begin, group).view, options_.dtype));
+      w.o.push_back(kernels_.gemm->Pack(Columns(o.view, begin, group).view, format()));
     }
     return absl::OkStatus();
   }
@@ -260,7 +266,7 @@ class Loader {
       ASSIGN_OR_RETURN(
           const LoadedTensor gate,
           Get(prefix + "gate.weight", {experts, static_cast<uint64_t>(c_.hidden_size)}));
-      w.gate = kernels_.gemm->Pack(gate.view, DType::kFloat32);
+      w.gate = kernels_.gemm->Pack(gate.view, WeightFormat::kFloat32);
     }
     if (c_.gate_bias) {
       ASSIGN_OR_RETURN(w.gate_bias, Vector(prefix + "gate.e_score_correction_bias", experts));

@@ -59,6 +59,7 @@ inline int OutputGroupHeads(int heads) { return heads % 8 == 0 ? 8 : heads; }
 
 struct LoadWeightsOptions {
   DType dtype = DType::kBfloat16;
+  bool int8 = false;  // projections and experts
   // [expert slots of this rank]: the logical experts of a layer; negative: the slot is empty.
   std::function<std::span<const int32_t>(int layer)> local_experts;
   std::function<void(size_t done, size_t total)> progress;  // may be empty

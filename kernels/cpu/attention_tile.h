@@ -39,10 +39,10 @@ struct AttentionCall {
   Matrix<const float> q;
   Matrix<float> out;
 
-  TileKind kind() const { return KindOf(isa, addressing.dtype); }
+  TileKind kind() const { return KindOf(isa, FormatOf(addressing.dtype)); }
   int sharing() const { return shape.heads / shape.kv_heads; }
-  size_t key_steps() const { return StepsOf(addressing.dtype, shape.qk_dim); }
-  size_t value_steps() const { return StepsOf(addressing.dtype, kSubBlock); }
+  size_t key_steps() const { return StepsOf(FormatOf(addressing.dtype), shape.qk_dim); }
+  size_t value_steps() const { return StepsOf(FormatOf(addressing.dtype), kSubBlock); }
   size_t q_bytes() const { return LeftRowBytes(kind(), shape.qk_dim); }
   size_t weight_bytes() const { return LeftRowBytes(kind(), kSubBlock); }
   size_t v_stride() const { return RoundUp(shape.v_dim, isa.lanes); }

@@ -4,6 +4,7 @@
 
 namespace switchyard::cpu {
 
-const Isa kAvx2 = {"avx2", kLanes, kTileVectors, false, SY_INNER_LOOPS(nullptr, nullptr)};
+const Isa kAvx2 = {"avx2", kLanes, kTileVectors,
+                   false,  false,  SY_INNER_LOOPS(nullptr, nullptr, nullptr, nullptr)};
 
 }  // namespace switchyard::cpu

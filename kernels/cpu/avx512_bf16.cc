@@ -4,7 +4,12 @@
 
 namespace switchyard::cpu {
 
-const Isa kAvx512Bf16 = {"avx512_bf16", kLanes, kTileVectors, true,
-                         SY_INNER_LOOPS(Tile<kTileDot>, Peak<kTileDot>)};
+const Isa kAvx512Bf16 = {
+    "avx512_bf16",
+    kLanes,
+    kTileVectors,
+    true,
+    true,
+    SY_INNER_LOOPS(Tile<kTileDot>, Peak<kTileDot>, Tile<kTileInt8>, Peak<kTileInt8>)};
 
 }  // namespace switchyard::cpu

@@ -20,7 +20,9 @@ std::vector<CpuPath> CpuPaths() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
-  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  // Every CPU that has the one has the other.
+  const bool bf16 =
+      avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
   return {{SetOf<cpu::kAvx2>(), &cpu::kAvx2, avx2},
           {SetOf<cpu::kAvx512>(), &cpu::kAvx512, avx512},
           {SetOf<cpu::kAvx512Bf16>(), &cpu::kAvx512Bf16, bf16}};

@@ -10,9 +10,8 @@ namespace switchyard {
 class CpuGemm final : public GemmOps {
  public:
   explicit CpuGemm(const cpu::Isa& isa) : isa_(isa) {}
-  PackedWeight Pack(const WeightView& w, DType dtype) const override;
-  void Gemm(KernelContext& ctx, Matrix<const float> x, const PackedWeight& w,
-            Matrix<float> y) const override;
+  PackedWeight Pack(const WeightView& w, WeightFormat format) const override;
+  void GemmAll(KernelContext& ctx, std::span<const GemmCall> calls) const override;
 
  private:
   const cpu::Isa& isa_;
@@ -22,7 +21,7 @@ class CpuGroupedGemm final : public GroupedGemmOps {
  public:
   explicit CpuGroupedGemm(const cpu::Isa& isa) : isa_(isa) {}
   PackedExpert PackExpert(const WeightView& gate, const WeightView& up, const WeightView& down,
-                          DType dtype) const override;
+                          WeightFormat format) const override;
   void ExpertFfn(KernelContext& ctx, Matrix<const float> x, std::span<const int32_t> offsets,
                  std::span<const PackedExpert* const> experts, Matrix<float> out) const override;
 

@@ -5,36 +5,77 @@ namespace switchyard {
 
 using namespace cpu;  // NOLINT: this folder's own
 
-PackedWeight CpuGemm::Pack(const WeightView& w, DType dtype) const {
-  return PackPanels(isa_, dtype, w.n, w.k, [&](size_t n) { return SourceRow{&w, n}; });
+namespace {
+
+// A block is a chunk of rows times a panel of one call.
+struct Plan {
+  const GemmCall* call;
+  Panels panels;
+  LeftRows left;
+  size_t chunk;  // rows
+  size_t first_block;
+};
+
+void Multiply(const Isa& isa, const Plan& plan, size_t block) {
+  const auto& [x, w, y] = *plan.call;
+  const Panels& panels = plan.panels;
+  const size_t panel = block % panels.count();
+  const size_t begin = block / panels.count() * plan.chunk;
+  const size_t end = std::min(x.rows(), begin + plan.chunk);
+  const size_t outputs = panels.outputs_of(panel), column = panel * panels.width;
+  const bool whole = outputs == panels.width_of(panel);
+  float tail[kTileRows * kPanelWidthMax];
+  for (size_t row = begin; row < end; row += kTileRows) {
+    const size_t count = std::min<size_t>(kTileRows, end - row);
+    float* c = whole ? y.row(row) + column : tail;
+    const size_t stride = whole ? y.row_stride() : kPanelWidthMax;
+    MultiplyTile(isa, panels, *w, panel, plan.left, row, count, c, stride);
+    for (size_t r = 0; !whole && r < count; ++r) {
+      std::copy_n(tail + r * kPanelWidthMax, outputs, y.row(row + r) + column);
+    }
+  }
 }
 
-void CpuGemm::Gemm(KernelContext& ctx, Matrix<const float> x, const PackedWeight& w,
-                   Matrix<float> y) const {
-  const size_t rows = x.rows();
-  if (rows == 0) return;
-  SY_CHECK_MSG(x.cols() == w.k, "x has ", x.cols(), " columns, the weight ", w.k);
-  SY_CHECK_MSG(y.rows() == rows && y.cols() == w.n, "y is ", y.rows(), " by ", y.cols());
-  const Panels panels(isa_, w.dtype, w.n, w.k);
-  const LeftRows left = PrepareLeft(isa_, ctx, 0, w.dtype, x);
-  const size_t chunk = ChunkRows(rows, panels.count(), ctx.pool.threads());
-  const size_t chunks = (rows + chunk - 1) / chunk;
+}  // namespace
 
-  ForEachBlock(ctx, chunks * panels.count(), rows * w.n * w.k, [&](size_t block, int) {
-    const size_t panel = block % panels.count();
-    const size_t begin = block / panels.count() * chunk, end = std::min(rows, begin + chunk);
-    const size_t outputs = panels.outputs_of(panel), column = panel * panels.width;
-    const bool whole = outputs == panels.width_of(panel);
-    float tail[kTileRows * kPanelWidthMax];
-    for (size_t row = begin; row < end; row += kTileRows) {
-      const size_t count = std::min<size_t>(kTileRows, end - row);
-      float* c = whole ? y.row(row) + column : tail;
-      const size_t stride = whole ? y.row_stride() : kPanelWidthMax;
-      MultiplyTile(isa_, panels, w, panel, left, row, count, c, stride);
-      for (size_t r = 0; !whole && r < count; ++r) {
-        std::copy_n(tail + r * kPanelWidthMax, outputs, y.row(row + r) + column);
-      }
+PackedWeight CpuGemm::Pack(const WeightView& w, WeightFormat format) const {
+  return PackPanels(isa_, format, w.n, w.k, [&](size_t n) { return SourceRow{&w, n}; });
+}
+
+void CpuGemm::GemmAll(KernelContext& ctx, std::span<const GemmCall> calls) const {
+  Plan* plans = ctx.scratch.Get<Plan>(1, calls.size());
+  size_t count = 0, blocks = 0, multiplications = 0, left_bytes = 0;
+  for (const GemmCall& call : calls) {
+    const auto& [x, w, y] = call;
+    if (x.rows() == 0) continue;
+    SY_CHECK_MSG(x.cols() == w->k, "x has ", x.cols(), " columns, the weight ", w->k);
+    SY_CHECK_MSG(y.rows() == x.rows() && y.cols() == w->n, "y is ", y.rows(), " by ", y.cols());
+    const Panels panels(isa_, w->format, w->n, w->k);
+    const size_t chunk = ChunkRows(x.rows(), panels.count(), ctx.pool.threads());
+    plans[count++] = {&call, panels, {}, chunk, blocks};
+    blocks += (x.rows() + chunk - 1) / chunk * panels.count();
+    multiplications += x.rows() * w->n * w->k;
+    left_bytes += LeftBytes(isa_, w->format, x);
+  }
+  std::byte* left = ctx.scratch.Get<std::byte>(0, left_bytes);
+  for (size_t i = 0; i < count; ++i) {
+    const auto& [x, w, y] = *plans[i].call;
+    // Often all calls have one x.
+    const GemmCall* last = i > 0 ? plans[i - 1].call : nullptr;
+    if (last != nullptr && last->x.data() == x.data() && last->x.rows() == x.rows() &&
+        last->x.cols() == x.cols() && last->w->format == w->format) {
+      plans[i].left = plans[i - 1].left;
+      continue;
     }
+    plans[i].left = PrepareLeft(isa_, ctx, left, w->format, x);
+    left += LeftBytes(isa_, w->format, x);
+  }
+  ForEachBlock(ctx, blocks, multiplications, [&](size_t block, int) {
+    const Plan& plan =
+        *(std::upper_bound(plans, plans + count, block,
+                           [](size_t b, const Plan& p) { return b < p.first_block; }) -
+          1);
+    Multiply(isa_, plan, block - plan.first_block);
   });
 }
 

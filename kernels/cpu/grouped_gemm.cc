@@ -39,12 +39,10 @@ void ForEachTile(const Slice& s, Body body) {
   }
 }
 
-// hidden = round(SiLU(gate) ⊙ up) for one slice and one panel of gate_up; hidden's rows are the
-// left side of down.
+// hidden = SiLU(gate) ⊙ up for one slice and one panel of gate_up, as left rows of `kind`.
 void GateUpBlock(const Isa& isa, const Slice& slice, const Panels& panels, size_t panel,
-                 LeftRows left, std::byte* hidden, size_t hidden_bytes) {
+                 LeftRows left, TileKind kind, std::byte* hidden, size_t hidden_bytes) {
   const PackedWeight& w = slice.expert->gate_up;
-  const TileKind kind = KindOf(isa, w.dtype);
   const size_t width = panels.width_of(panel), lanes = isa.lanes;
   const size_t element = kind == kTileDot ? sizeof(Bf16) : sizeof(float);
   const size_t column = panel * panels.width / 2;
@@ -72,7 +70,7 @@ void DownBlock(const Isa& isa, const Slice& slice, const Panels& panels, size_t 
     MultiplyTile(isa, panels, w, panel, hidden, row, count, c, width);
     for (size_t r = 0; r < count; ++r) {
       float* to = out.row(row + r) + panel * panels.width;
-      if (w.dtype == DType::kBfloat16) {
+      if (w.format != WeightFormat::kFloat32) {
         isa.round_to_bf16(c + r * width, outputs, to);
       } else {
         std::copy_n(c + r * width, outputs, to);
@@ -84,7 +82,7 @@ void DownBlock(const Isa& isa, const Slice& slice, const Panels& panels, size_t 
 }  // namespace
 
 PackedExpert CpuGroupedGemm::PackExpert(const WeightView& gate, const WeightView& up,
-                                        const WeightView& down, DType dtype) const {
+                                        const WeightView& down, WeightFormat format) const {
   SY_CHECK_MSG(up.n == gate.n && up.k == gate.k && down.n == gate.k && down.k == gate.n, "gate is ",
                gate.n, " by ", gate.k);
   const size_t width = gate.n, hidden = gate.k, lanes = isa_.lanes;
@@ -93,8 +91,8 @@ PackedExpert CpuGroupedGemm::PackExpert(const WeightView& gate, const WeightView
     if (row >= width) return SourceRow{};
     return SourceRow{n / lanes % 2 == 0 ? &gate : &up, row};
   };
-  return {PackPanels(isa_, dtype, 2 * RoundUp(width, lanes), hidden, interleaved),
-          PackPanels(isa_, dtype, hidden, width,
+  return {PackPanels(isa_, format, 2 * RoundUp(width, lanes), hidden, interleaved),
+          PackPanels(isa_, format, hidden, width,
                      [&](size_t n) {
                        return SourceRow{&down, n};
                      }),
@@ -109,28 +107,39 @@ void CpuGroupedGemm::ExpertFfn(KernelContext& ctx, Matrix<const float> x,
   SY_CHECK_MSG(offsets.front() == 0 && static_cast<size_t>(offsets.back()) == x.rows(), x.rows());
   if (x.rows() == 0) return;
   const size_t width = experts[0]->intermediate, hidden_width = experts[0]->hidden;
-  const DType dtype = experts[0]->down.dtype;
+  const WeightFormat format = experts[0]->down.format;
   for (const PackedExpert* e : experts) {
-    SY_CHECK_MSG(e->intermediate == width && e->hidden == hidden_width && e->down.dtype == dtype,
+    SY_CHECK_MSG(e->intermediate == width && e->hidden == hidden_width && e->down.format == format,
                  "experts of one call differ");
   }
   SY_CHECK_MSG(x.cols() == hidden_width && out.cols() == hidden_width && out.rows() == x.rows(),
                "x is ", x.rows(), " by ", x.cols());
-  const Panels gate_up(isa_, dtype, experts[0]->gate_up.n, hidden_width);
-  const Panels down(isa_, dtype, hidden_width, width);
-  const LeftRows left = PrepareLeft(isa_, ctx, 0, dtype, x);
-  const size_t hidden_bytes = LeftRowBytes(KindOf(isa_, dtype), width);
+  const Panels gate_up(isa_, format, experts[0]->gate_up.n, hidden_width);
+  const Panels down(isa_, format, hidden_width, width);
+  const LeftRows left =
+      PrepareLeft(isa_, ctx, ctx.scratch.Get<std::byte>(0, LeftBytes(isa_, format, x)), format, x);
+  // 8-bit integers need all of a group: they are made when its panels are there.
+  const bool int8 = format == WeightFormat::kInt8;
+  const TileKind kind = int8 ? kTileFloat : KindOf(isa_, format);
+  const size_t hidden_bytes = LeftRowBytes(kind, width);
   std::byte* hidden = ctx.scratch.Get<std::byte>(1, x.rows() * hidden_bytes);
   const std::span<const Slice> slices =
       SliceRows(ctx, 2, offsets, experts, std::min(gate_up.count(), down.count()));
 
   const size_t multiplications = x.rows() * hidden_width * width;
   ForEachBlock(ctx, slices.size() * gate_up.count(), 2 * multiplications, [&](size_t b, int) {
-    GateUpBlock(isa_, slices[b / gate_up.count()], gate_up, b % gate_up.count(), left, hidden,
+    GateUpBlock(isa_, slices[b / gate_up.count()], gate_up, b % gate_up.count(), left, kind, hidden,
                 hidden_bytes);
   });
+  LeftRows activation{hidden, hidden_bytes};
+  if (int8) {
+    const Matrix<const float> floats(reinterpret_cast<const float*>(hidden), {x.rows(), width},
+                                     hidden_bytes / sizeof(float));
+    activation = PrepareLeft(
+        isa_, ctx, ctx.scratch.Get<std::byte>(3, LeftBytes(isa_, format, floats)), format, floats);
+  }
   ForEachBlock(ctx, slices.size() * down.count(), multiplications, [&](size_t b, int) {
-    DownBlock(isa_, slices[b / down.count()], down, b % down.count(), {hidden, hidden_bytes}, out);
+    DownBlock(isa_, slices[b / down.count()], down, b % down.count(), activation, out);
   });
 }
 

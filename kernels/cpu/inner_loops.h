@@ -45,6 +45,31 @@ void Widen(const uint16_t* in, size_t n, float* out) {
       n, [&](size_t i, int m) { StoreFirst(out + i, LowHalf(LoadHalvesFirst(in + i, m)), m); });
 }
 
+// ---- 8-bit integers ----
+
+// The bits of floats without their sign order as they do, and NaNs come last.
+uint32_t Greatest(const float* x, size_t n) {
+  I most = SetUnit(0);
+  ForEachVector(n, [&](size_t i, int m) {
+    most = MaxI(most, AndI(AsInt(LoadFirst(x + i, m)), SetUnit(0x7fffffffu)));
+  });
+  uint32_t lanes[kLanes], greatest = 0;
+  __builtin_memcpy(lanes, &most, sizeof(lanes));
+  for (const uint32_t bits : lanes) greatest = bits > greatest ? bits : greatest;
+  return greatest;
+}
+
+void Quantize(const float* x, size_t n, float factor, void* out) {
+  ForEachVector(n, [&](size_t i, int m) {
+    const I q = ToInt(Mul(LoadFirst(x + i, m), Set(factor)));
+#ifdef __AVX512VNNI__
+    StoreBytesFirst(static_cast<uint8_t*>(out) + i, AddI(q, SetUnit(128)), m);
+#else
+    StoreHalvesFirst(static_cast<uint16_t*>(out) + i, AndI(q, SetUnit(0xffff)), m);
+#endif
+  });
+}
+
 // ---- Elementwise ----
 
 // e^x to about 1 ulp: x = n·ln 2 + r (ln 2 in two parts, Cody & Waite), a Taylor polynomial for
@@ -162,9 +187,10 @@ float SoftmaxStep(float* s, int n, float scale, float* max, float* sum) {
 }  // namespace
 }  // namespace switchyard::cpu
 
-// The members of Isa after `dot`, in order.
-#define SY_INNER_LOOPS(dot_tile, dot_peak)                                                    \
-  {Tile<kTileFloat>, Tile<kTileWiden>, dot_tile}, ToBf16, RoundToBf16, Widen, SiluMul, Scale, \
-      Merge, ExpOne, SumSquares, Norm, Transpose, Pair, SoftmaxStep, {                        \
-    {Peak<kTileFloat>, Peak<kTileFloat>, dot_peak}, Read, CopyPastCache                       \
+// The members of Isa after `vnni`, in order.
+#define SY_INNER_LOOPS(dot_tile, dot_peak, int8_tile, int8_peak)                               \
+  {Tile<kTileFloat>, Tile<kTileWiden>, dot_tile, int8_tile, Tile<kTileInt8Widen>}, ToBf16,     \
+      RoundToBf16, Widen, Greatest, Quantize, SiluMul, Scale, Merge, ExpOne, SumSquares, Norm, \
+      Transpose, Pair, SoftmaxStep, {                                                          \
+    {Peak<kTileFloat>, Peak<kTileFloat>, dot_peak, int8_peak, nullptr}, Read, CopyPastCache    \
   }

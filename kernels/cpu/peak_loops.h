@@ -24,7 +24,11 @@ void Peak(size_t rounds, float* out) {
   for (size_t round = 0; round < rounds; ++round) {
 #pragma GCC unroll 24
     for (int i = 0; i < kPeakChains; ++i) {
-      if constexpr (kind == kTileDot) {
+      if constexpr (kind == kTileInt8) {
+#ifdef __AVX512VNNI__
+        chains[i] = AsFloat(_mm512_dpbusd_epi32(AsInt(chains[i]), AsInt(one), AsInt(other)));
+#endif
+      } else if constexpr (kind == kTileDot) {
 #ifdef __AVX512BF16__
         chains[i] = _mm512_dpbf16_ps(chains[i], (__m512bh)AsInt(one), (__m512bh)AsInt(other));
 #endif

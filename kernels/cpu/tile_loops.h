@@ -67,8 +67,82 @@ inline __attribute__((always_inline)) void Chain(const GemmTile& t,
   }
 }
 
+// c += the sum of one group's products · both scales. The integers' sums stay in registers for a
+// group, c in the cache.
+template <TileKind kind, int kRows, int kVectors>
+inline __attribute__((always_inline)) void Group(const unsigned char* a, size_t stride,
+                                                 const uint32_t* b, size_t b_stride, size_t units,
+                                                 float* c, size_t c_stride, bool accumulate) {
+  constexpr size_t kUnit = kind == kTileInt8 ? 4 : 8;  // bytes of a's
+  I sums[kRows][kVectors];
+#pragma GCC unroll 4
+  for (int j = 0; j < kVectors; ++j) {
+    I start = SetUnit(0);
+    if constexpr (kind == kTileInt8) {  // takes back the 128 of each of a's integers
+      const I of_b = ShiftRightSigned<16>(ShiftLeft<16>(LoadUnits(b + j * kLanes)));
+      start = SubI(start, ShiftLeft<7>(of_b));
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) sums[r][j] = start;
+  }
+  const unsigned char* left = a + kUnit;
+  const uint32_t* right = b + b_stride;
+  for (size_t u = 0; u < units; ++u, left += kUnit, right += b_stride) {
+    if constexpr (kind == kTileInt8) {
+#ifdef __AVX512VNNI__
+      I of_b[kVectors];
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) of_b[j] = LoadUnits(right + j * kLanes);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) {
+        const I of_a = SetUnit(*reinterpret_cast<const uint32_t*>(left + r * stride));
+#pragma GCC unroll 4
+        for (int j = 0; j < kVectors; ++j) {
+          sums[r][j] = _mm512_dpbusd_epi32(sums[r][j], of_a, of_b[j]);
+        }
+      }
+#endif
+    } else {
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) {
+        const I of_b = LoadUnits(right + j * kLanes);
+        const I even = ShiftHalvesRightSigned<8>(ShiftHalvesLeft<8>(of_b));
+        const I odd = ShiftHalvesRightSigned<8>(of_b);
+#pragma GCC unroll 6
+        for (int r = 0; r < kRows; ++r) {
+          const auto* pairs = reinterpret_cast<const uint32_t*>(left + r * stride);
+          const I first = MultiplyHalves(SetUnit(pairs[0]), even);
+          sums[r][j] = AddI(sums[r][j], AddI(first, MultiplyHalves(SetUnit(pairs[1]), odd)));
+        }
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < kVectors; ++j) {
+    const F scale = HighHalf(LoadUnits(b + j * kLanes));
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      float* to = c + r * c_stride + j * kLanes;
+      const F before = accumulate ? Load(to) : Set(0.0f);
+      const F both = Mul(Set(*reinterpret_cast<const float*>(a + r * stride)), scale);
+      Store(to, Fma(FromInt(sums[r][j]), both, before));
+    }
+  }
+}
+
 template <TileKind kind, int kRows, int kVectors>
 void RunTile(const GemmTile& t) {
+  if constexpr (kind == kTileInt8 || kind == kTileInt8Widen) {
+    constexpr size_t kStep = kind == kTileInt8 ? 4 : 8;
+    for (size_t s = 0; s < t.steps; s += kInt8Units + 1) {
+      const size_t rest = t.steps - s - 1;
+      Group<kind, kRows, kVectors>(static_cast<const unsigned char*>(t.a) + s * kStep, t.a_stride,
+                                   t.b + s * t.b_stride, t.b_stride,
+                                   rest < kInt8Units ? rest : kInt8Units, t.c, t.c_stride,
+                                   t.accumulate || s > 0);
+    }
+    return;
+  }
   Accumulators<kRows, kVectors> acc;
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {

@@ -8,10 +8,13 @@ namespace {
 // Rows of a chunk at most: at 240 a panel is read once for 240 multiply-adds per element, far above
 // what memory needs to keep up.
 constexpr size_t kChunkRowsMax = 40 * kTileRows;
-// Multiply-adds of a task at least: some microseconds, what it takes to wake a thread.
-constexpr size_t kTaskMultiplications = size_t{1} << 18;
+// Multiply-adds that are worth a second thread, and of a task at least: fine enough that no thread
+// waits long for another's last, and one whose core is taken from it delays little.
+constexpr size_t kParallelMultiplications = size_t{1} << 17;
+constexpr size_t kTaskMultiplications = size_t{1} << 15;
 
-constexpr size_t kPackSteps = 64;
+// Steps of all columns of a panel that are packed before the next; of integers, a group.
+constexpr size_t kPackSteps = 64, kPackInt8 = kInt8Units + 1;
 
 float Element(const WeightView& w, size_t row, size_t k) {
   const size_t i = row * w.k + k;
@@ -19,33 +22,79 @@ float Element(const WeightView& w, size_t row, size_t k) {
                                     : ToFloat(static_cast<const Bf16*>(w.data)[i]);
 }
 
-uint32_t Unit(const SourceRow& s, DType dtype, size_t step) {
-  if (s.weight == nullptr) return 0;
-  if (dtype == DType::kFloat32) return std::bit_cast<uint32_t>(Element(*s.weight, s.row, step));
+uint32_t Unit(const SourceRow& s, WeightFormat format, size_t step) {
+  if (format == WeightFormat::kFloat32) {
+    return std::bit_cast<uint32_t>(Element(*s.weight, s.row, step));
+  }
   const size_t k = 2 * step;
   const uint32_t low = ToBf16(Element(*s.weight, s.row, k)).bits;
   const uint32_t high = k + 1 < s.weight->k ? ToBf16(Element(*s.weight, s.row, k + 1)).bits : 0;
   return low | (high << 16);
 }
 
+// The units of one group, `stride` apart: isa.h says what is in them.
+void PackInt8(const SourceRow& s, TileKind kind, size_t group, size_t units, uint32_t* to,
+              size_t stride) {
+  const size_t first = group * kInt8Group, count = std::min(kInt8Group, s.weight->k - first);
+  float x[kInt8Group];
+  int8_t q[kInt8Group] = {};
+  for (size_t i = 0; i < count; ++i) x[i] = Element(*s.weight, s.row, first + i);
+  const float scale = QuantizeInt8(x, count, q);
+  int32_t sum = 0;  // at most 127 · 128: 16 bits hold it
+  for (const int8_t v : q) sum += v;
+  to[0] = std::bit_cast<uint32_t>(scale) | static_cast<uint16_t>(sum);
+  for (size_t u = 1; u < units; ++u) {
+    const int8_t* v = q + 4 * (u - 1);
+    const auto byte = [&](int i) { return uint32_t{static_cast<uint8_t>(v[i])}; };
+    to[u * stride] = kind == kTileInt8 ? byte(0) | byte(1) << 8 | byte(2) << 16 | byte(3) << 24
+                                       : byte(0) | byte(2) << 8 | byte(1) << 16 | byte(3) << 24;
+  }
+}
+
+void StoreInt8(const Isa& isa, TileKind kind, const float* x, size_t n, std::byte* row) {
+  const size_t unit = kind == kTileInt8 ? 4 : 8, element = unit / 4;
+  for (size_t begin = 0; begin < n; begin += kInt8Group) {
+    const size_t count = std::min(kInt8Group, n - begin);
+    const float scale = Int8Scale(std::bit_cast<float>(isa.greatest(x + begin, count)));
+    const float factor = Int8Factor(scale);
+    std::memcpy(row, &scale, sizeof(scale));
+    row += unit;
+    if (factor > 0) {
+      isa.quantize(x + begin, count, factor, row);
+    } else {
+      // Integers that are 0 are stored as 128 where they are unsigned.
+      std::memset(row, kind == kTileInt8 ? 128 : 0, count * element);
+    }
+    std::memset(row + count * element, 0, (RoundUp(count, 4) - count) * element);
+    row += RoundUp(count, 4) * element;
+  }
+}
+
 }  // namespace
 
-PackedWeight PackPanels(const Isa& isa, DType dtype, size_t n, size_t k,
+PackedWeight PackPanels(const Isa& isa, WeightFormat format, size_t n, size_t k,
                         FunctionRef<SourceRow(size_t)> source) {
   SY_CHECK_MSG(n >= 1 && k >= 1, "n ", n, " k ", k);
-  const Panels panels(isa, dtype, n, k);
-  PackedWeight packed{AlignedBuffer(panels.units() * sizeof(uint32_t)), dtype, n, k};
+  const Panels panels(isa, format, n, k);
+  const bool int8 = format == WeightFormat::kInt8;
+  const size_t stretch = int8 ? kPackInt8 : kPackSteps;
+  PackedWeight packed{AlignedBuffer(panels.units() * sizeof(uint32_t)), format, n, k};
   for (size_t panel = 0; panel < panels.count(); ++panel) {
     const size_t width = panels.width_of(panel);
     uint32_t* units = reinterpret_cast<uint32_t*>(packed.bytes.data()) + panels.begin(panel);
     // By stretches of k, so that the lines that are written stay in the cache for all columns.
-    for (size_t begin = 0; begin < panels.steps; begin += kPackSteps) {
-      const size_t end = std::min(panels.steps, begin + kPackSteps);
+    for (size_t begin = 0; begin < panels.steps; begin += stretch) {
+      const size_t end = std::min(panels.steps, begin + stretch);
       for (size_t column = 0; column < width; ++column) {
         const size_t output = panel * panels.width + column;
         const SourceRow s = output < n ? source(output) : SourceRow{};
-        for (size_t step = begin; step < end; ++step) {
-          units[step * width + column] = Unit(s, dtype, step);
+        uint32_t* to = units + begin * width + column;
+        if (s.weight == nullptr) {
+          for (size_t step = begin; step < end; ++step, to += width) *to = 0;
+        } else if (int8) {
+          PackInt8(s, KindOf(isa, format), begin / stretch, end - begin, to, width);
+        } else {
+          for (size_t step = begin; step < end; ++step, to += width) *to = Unit(s, format, step);
         }
       }
     }
@@ -61,26 +110,35 @@ void StoreLeft(const Isa& isa, TileKind kind, const float* x, size_t n, std::byt
     case kTileWiden:
       isa.round_to_bf16(x, n, reinterpret_cast<float*>(row));
       return;
+    case kTileInt8:
+    case kTileInt8Widen:
+      StoreInt8(isa, kind, x, n, row);
+      return;
     default:
       isa.to_bf16(x, n, reinterpret_cast<uint16_t*>(row));
   }
 }
 
-LeftRows PrepareLeft(const Isa& isa, KernelContext& ctx, int slot, DType dtype,
+size_t LeftBytes(const Isa& isa, WeightFormat format, Matrix<const float> x) {
+  const TileKind kind = KindOf(isa, format);
+  return kind == kTileFloat ? 0 : x.rows() * LeftRowBytes(kind, x.cols());
+}
+
+LeftRows PrepareLeft(const Isa& isa, KernelContext& ctx, std::byte* to, WeightFormat format,
                      Matrix<const float> x) {
-  const TileKind kind = KindOf(isa, dtype);
+  const TileKind kind = KindOf(isa, format);
   if (kind == kTileFloat) {
     return {reinterpret_cast<const std::byte*>(x.data()), x.row_stride() * sizeof(float)};
   }
   const size_t row_bytes = LeftRowBytes(kind, x.cols());
-  const size_t element = kind == kTileDot ? sizeof(Bf16) : sizeof(float);
-  std::byte* data = ctx.scratch.Get<std::byte>(slot, x.rows() * row_bytes);
   ForEachBlock(ctx, x.rows(), x.rows() * x.cols(), [&](size_t r, int) {
-    std::byte* row = data + r * row_bytes;
+    std::byte* row = to + r * row_bytes;
     StoreLeft(isa, kind, x.row(r), x.cols(), row);
+    if (format == WeightFormat::kInt8) return;
+    const size_t element = kind == kTileDot ? sizeof(Bf16) : sizeof(float);
     std::memset(row + x.cols() * element, 0, element);  // the half past an odd end
   });
-  return {data, row_bytes};
+  return {to, row_bytes};
 }
 
 size_t ChunkRows(size_t rows, size_t panels, int threads) {
@@ -90,7 +148,8 @@ size_t ChunkRows(size_t rows, size_t panels, int threads) {
 
 void ForEachBlock(KernelContext& ctx, size_t blocks, size_t multiplications,
                   FunctionRef<void(size_t, int)> body) {
-  const size_t tasks = std::min(blocks, multiplications / kTaskMultiplications + 1);
+  const bool parallel = multiplications >= kParallelMultiplications;
+  const size_t tasks = parallel ? std::min(blocks, multiplications / kTaskMultiplications) : 1;
   ctx.pool.ParallelFor(tasks, [&](size_t task, int thread) {
     for (size_t b = task * blocks / tasks; b < (task + 1) * blocks / tasks; ++b) body(b, thread);
   });

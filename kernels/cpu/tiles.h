@@ -9,6 +9,7 @@
 
 #include "kernels/cpu/isa.h"
 #include "kernels/gemm.h"
+#include "kernels/int8.h"
 
 namespace switchyard::cpu {
 
@@ -19,19 +20,24 @@ inline size_t RoundUp(size_t n, size_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-inline TileKind KindOf(const Isa& isa, DType dtype) {
-  if (dtype == DType::kFloat32) return kTileFloat;
+inline TileKind KindOf(const Isa& isa, WeightFormat format) {
+  if (format == WeightFormat::kFloat32) return kTileFloat;
+  if (format == WeightFormat::kInt8) return isa.vnni ? kTileInt8 : kTileInt8Widen;
   return isa.dot ? kTileDot : kTileWiden;
 }
 
 // Units of k.
-inline size_t StepsOf(DType dtype, size_t k) { return dtype == DType::kFloat32 ? k : (k + 1) / 2; }
+inline size_t StepsOf(WeightFormat format, size_t k) {
+  if (format == WeightFormat::kInt8) return (k + 3) / 4 + (k + kInt8Group - 1) / kInt8Group;
+  return format == WeightFormat::kFloat32 ? k : (k + 1) / 2;
+}
+static_assert(kInt8Group == 4 * kInt8Units);
 
 // The right side's geometry.
 struct Panels {
-  Panels(const Isa& isa, DType dtype, size_t n, size_t k)
+  Panels(const Isa& isa, WeightFormat format, size_t n, size_t k)
       : n(n),
-        steps(StepsOf(dtype, k)),
+        steps(StepsOf(format, k)),
         width(static_cast<size_t>(isa.lanes) * isa.tile_vectors),
         columns(RoundUp(n, isa.lanes)) {}
 
@@ -52,10 +58,10 @@ struct SourceRow {
   const WeightView* weight = nullptr;
   size_t row = 0;
 };
-PackedWeight PackPanels(const Isa& isa, DType dtype, size_t n, size_t k,
+PackedWeight PackPanels(const Isa& isa, WeightFormat format, size_t n, size_t k,
                         FunctionRef<SourceRow(size_t n)> source);
 
-// The left side: rows of floats or of BF16 pairs, `row_bytes` apart.
+// The left side: rows of floats, of BF16 pairs or of 8-bit integers in groups, `row_bytes` apart.
 struct LeftRows {
   const std::byte* data = nullptr;
   size_t row_bytes = 0;
@@ -65,20 +71,25 @@ struct LeftRows {
 // Bytes of a row of k elements; never a power of two, so that the rows of a tile lie in different
 // cache sets.
 inline size_t LeftRowBytes(TileKind kind, size_t k) {
-  return RoundUp(k * (kind == kTileDot ? sizeof(Bf16) : sizeof(float)), 64) + 64;
+  const size_t bytes = kind == kTileInt8        ? 4 * StepsOf(WeightFormat::kInt8, k)
+                       : kind == kTileInt8Widen ? 8 * StepsOf(WeightFormat::kInt8, k)
+                       : kind == kTileDot       ? k * sizeof(Bf16)
+                                                : k * sizeof(float);
+  return RoundUp(bytes, 64) + 64;
 }
-// Converts n elements to `row`, rounding unless kind is kTileFloat.
+// Converts n elements to `row`, rounding unless kind is kTileFloat. Integers: n is all of k.
 void StoreLeft(const Isa& isa, TileKind kind, const float* x, size_t n, std::byte* row);
-// The rows of x as a left side for weights of `dtype`: x itself, or converted into `slot` of
-// ctx.scratch.
-LeftRows PrepareLeft(const Isa& isa, KernelContext& ctx, int slot, DType dtype,
+// The rows of x as a left side for weights of `format`: x itself, or converted into `to`, which has
+// LeftBytes.
+size_t LeftBytes(const Isa& isa, WeightFormat format, Matrix<const float> x);
+LeftRows PrepareLeft(const Isa& isa, KernelContext& ctx, std::byte* to, WeightFormat format,
                      Matrix<const float> x);
 
 // The product of up to kTileRows rows with one panel: c [rows, width_of(panel)].
 inline void MultiplyTile(const Isa& isa, const Panels& panels, const PackedWeight& w, size_t panel,
                          LeftRows left, size_t first_row, size_t rows, float* c, size_t c_stride) {
   const size_t width = panels.width_of(panel);
-  isa.tile[KindOf(isa, w.dtype)](
+  isa.tile[KindOf(isa, w.format)](
       {.a = left.row(first_row),
        .a_stride = left.row_bytes,
        .b = reinterpret_cast<const uint32_t*>(w.bytes.data()) + panels.begin(panel),

@@ -71,6 +71,18 @@ template <int n>
 inline I ShiftRightSigned(I a) {
   return _mm256_srai_epi32(a, n);
 }
+inline I MaxI(I a, I b) { return _mm256_max_epi32(a, b); }
+// Of 16-bit halves; MultiplyHalves adds the two products of a lane.
+template <int n>
+inline I ShiftHalvesLeft(I a) {
+  return _mm256_slli_epi16(a, n);
+}
+template <int n>
+inline I ShiftHalvesRightSigned(I a) {
+  return _mm256_srai_epi16(a, n);
+}
+inline I MultiplyHalves(I a, I b) { return _mm256_madd_epi16(a, b); }
+inline F FromInt(I a) { return _mm256_cvtepi32_ps(a); }
 inline F AsFloat(I a) { return _mm256_castsi256_ps(a); }
 inline I AsInt(F a) { return _mm256_castps_si256(a); }
 // nan where f is NaN, else a.

@@ -31,6 +31,11 @@ inline I LoadHalvesFirst(const uint16_t* p, int n) {
 inline void StoreHalvesFirst(uint16_t* p, I v, int n) {
   _mm256_mask_storeu_epi16(p, First(n), _mm512_cvtepi32_epi16(v));
 }
+#ifdef __AVX512VNNI__
+inline void StoreBytesFirst(uint8_t* p, I v, int n) {
+  _mm_mask_storeu_epi8(p, First(n), _mm512_cvtepi32_epi8(v));
+}
+#endif
 // Lanes from n on become `fill`.
 inline F KeepFirst(F v, int n, F fill) { return _mm512_mask_mov_ps(fill, First(n), v); }
 
@@ -60,6 +65,18 @@ template <int n>
 inline I ShiftRightSigned(I a) {
   return _mm512_srai_epi32(a, n);
 }
+inline I MaxI(I a, I b) { return _mm512_max_epi32(a, b); }
+// Of 16-bit halves; MultiplyHalves adds the two products of a lane.
+template <int n>
+inline I ShiftHalvesLeft(I a) {
+  return _mm512_slli_epi16(a, n);
+}
+template <int n>
+inline I ShiftHalvesRightSigned(I a) {
+  return _mm512_srai_epi16(a, n);
+}
+inline I MultiplyHalves(I a, I b) { return _mm512_madd_epi16(a, b); }
+inline F FromInt(I a) { return _mm512_cvtepi32_ps(a); }
 inline F AsFloat(I a) { return _mm512_castsi512_ps(a); }
 inline I AsInt(F a) { return _mm512_castps_si512(a); }
 // nan where f is NaN, else a.

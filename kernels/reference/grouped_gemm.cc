@@ -18,15 +18,15 @@ float Silu(float x) { return x / (1.0f + std::exp(-x)); }
 }  // namespace
 
 PackedExpert ReferenceGroupedGemm::PackExpert(const WeightView& gate, const WeightView& up,
-                                              const WeightView& down, DType dtype) const {
+                                              const WeightView& down, WeightFormat format) const {
   SY_CHECK_MSG(up.n == gate.n && up.k == gate.k && down.n == gate.k && down.k == gate.n, "gate is ",
                gate.n, " by ", gate.k);
   const ReferenceGemm gemm;
-  const PackedWeight g = gemm.Pack(gate, dtype), u = gemm.Pack(up, dtype);
-  PackedWeight both{AlignedBuffer(g.bytes.size() + u.bytes.size()), dtype, 2 * gate.n, gate.k};
+  const PackedWeight g = gemm.Pack(gate, format), u = gemm.Pack(up, format);
+  PackedWeight both{AlignedBuffer(g.bytes.size() + u.bytes.size()), format, 2 * gate.n, gate.k};
   std::memcpy(both.bytes.data(), g.bytes.data(), g.bytes.size());
   std::memcpy(both.bytes.data() + g.bytes.size(), u.bytes.data(), u.bytes.size());
-  return {std::move(both), gemm.Pack(down, dtype), gate.k, gate.n};
+  return {std::move(both), gemm.Pack(down, format), gate.k, gate.n};
 }
 
 void ReferenceGroupedGemm::ExpertFfn(KernelContext& ctx, Matrix<const float> x,
@@ -41,7 +41,6 @@ void ReferenceGroupedGemm::ExpertFfn(KernelContext& ctx, Matrix<const float> x,
     const size_t first = offsets[e], rows = offsets[e + 1] - offsets[e];
     if (rows == 0) continue;
     const PackedExpert& w = *experts[e];
-    const bool bf16 = w.down.dtype == DType::kBfloat16;
     const size_t width = w.intermediate;
     Matrix<float> gate_up(ctx.scratch.Get<float>(0, rows * 2 * width), {rows, 2 * width});
     gemm.Gemm(ctx, x.Slice(first, rows), w.gate_up, gate_up);
@@ -51,8 +50,9 @@ void ReferenceGroupedGemm::ExpertFfn(KernelContext& ctx, Matrix<const float> x,
         hidden(r, i) = Silu(gate_up(r, i)) * gate_up(r, width + i);
       }
     }
-    gemm.Gemm(ctx, hidden, w.down, out.Slice(first, rows));  // rounds `hidden` in BF16 mode
-    if (bf16) RoundAll(out.Slice(first, rows));
+    gemm.Gemm(ctx, hidden, w.down,
+              out.Slice(first, rows));  // makes of `hidden` what the format says
+    if (w.down.format != WeightFormat::kFloat32) RoundAll(out.Slice(first, rows));
   }
 }
 

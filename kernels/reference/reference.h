@@ -8,15 +8,14 @@ namespace switchyard {
 
 class ReferenceGemm final : public GemmOps {
  public:
-  PackedWeight Pack(const WeightView& w, DType dtype) const override;
-  void Gemm(KernelContext& ctx, Matrix<const float> x, const PackedWeight& w,
-            Matrix<float> y) const override;
+  PackedWeight Pack(const WeightView& w, WeightFormat format) const override;
+  void GemmAll(KernelContext& ctx, std::span<const GemmCall> calls) const override;
 };
 
 class ReferenceGroupedGemm final : public GroupedGemmOps {
  public:
   PackedExpert PackExpert(const WeightView& gate, const WeightView& up, const WeightView& down,
-                          DType dtype) const override;
+                          WeightFormat format) const override;
   void ExpertFfn(KernelContext& ctx, Matrix<const float> x, std::span<const int32_t> offsets,
                  std::span<const PackedExpert* const> experts, Matrix<float> out) const override;
 };
