@@ -31,6 +31,12 @@ class WorkerCommand final : public Command {
                    "HTTP: /metrics, /health, /readyz; 0: any; -1: none")
         ->check(CLI::Range(-1, 65535))
         ->capture_default_str();
+    app.add_option("--peak-gflops", peak_gflops_,
+                   "what the rank's threads can do, as `bench kernels` measures it; for mfu")
+        ->check(CLI::NonNegativeNumber);
+    app.add_option("--peak-read-gbps", peak_read_gbps_,
+                   "GB/s that they can read; for memory_bandwidth_share")
+        ->check(CLI::NonNegativeNumber);
     app.add_option("--advertise-host", options_.advertise_host,
                    "where other ranks reach this one, if not at --host");
     app.add_option("--kv-net-devices", options_.kv_net_devices, "interfaces of the KV's tcp lane")
@@ -60,6 +66,7 @@ class WorkerCommand final : public Command {
     options_.model.progress = LoadProgress(options_.name);
     options_.engine = engine_.engine;
     options_.ep = ep_.Options();
+    options_.peak = {.flops = peak_gflops_ * 1e9, .read_bytes = peak_read_gbps_ * 1e9};
     options_.listen = HostPort(host_, port_);
     options_.kv_lanes = KvLanes(lane_);
     options_.log = log.get();
@@ -80,6 +87,7 @@ class WorkerCommand final : public Command {
   const std::string name_, help_;
   std::string model_, host_ = "127.0.0.1", lane_ = "auto";
   int port_ = 0;
+  double peak_gflops_ = 0, peak_read_gbps_ = 0;
   WorkerOptions options_;
   EngineFlags engine_;
   EpFlags ep_;

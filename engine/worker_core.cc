@@ -1,5 +1,6 @@
 #include "engine/worker_core.h"
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <future>
@@ -35,6 +36,9 @@ absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(const WorkerOptio
   const std::filesystem::path dir = std::filesystem::path(options.model_dir).lexically_normal();
   core->metrics_ = std::make_unique<WorkerMetrics>(
       (dir.has_filename() ? dir : dir.parent_path()).filename().string(), role);
+  core->metrics_->SetWork(
+      EstimateWork(core->model_->config(), options.model.dtype, std::max(1, options.ep.world())),
+      options.peak);
   {
     MutexLock lock(core->mu_);
     core->stats_ = core->engine_->stats();
@@ -204,7 +208,8 @@ WorkerSnapshot WorkerCore::Snapshot() {
           .routers = server_->sessions(),
           .attempts = active_.load(std::memory_order_relaxed),
           .ep = ep_ != nullptr ? ep_->Snapshot() : EpSnapshot{},
-          .health = health()};
+          .health = health(),
+          .at = clock_.Now()};
 }
 
 pb::Heartbeat WorkerCore::MakeHeartbeat() {

@@ -38,6 +38,14 @@ struct WorkerMetrics::Series {
   prometheus::Counter& prefix_hits = registry.Counter(
       "prefix_cache_hits_total", "Prompt tokens that were found in the prefix cache");
   prometheus::Counter& steps = registry.Counter("engine_steps_total", "Steps of the engine");
+  prometheus::Counter& flops = registry.Counter(
+      "estimated_flops_total", "Floating-point operations of weights, attention left out");
+  prometheus::Counter& read_bytes = registry.Counter(
+      "estimated_read_bytes_total", "Bytes of weights that steps read, the KV cache left out");
+  prometheus::Gauge& mfu = registry.Gauge(
+      "mfu", "Share of the machine's floating-point peak since the last scrape, 0 to 1");
+  prometheus::Gauge& bandwidth = registry.Gauge(
+      "memory_bandwidth_share", "Share of the machine's read bandwidth since the last scrape");
   prometheus::Gauge& busy = registry.Gauge("engine_busy", "1: the engine has something to compute");
   prometheus::Gauge& draining = registry.Gauge("worker_draining", "1: takes nothing new");
   prometheus::Gauge& healthy = registry.Gauge("worker_healthy", "0: the rank has failed");
@@ -59,6 +67,28 @@ WorkerMetrics::WorkerMetrics(const std::string& model_name, const std::string& r
     : registry_({{"model_name", model_name}, {"role", role}}),
       series_(std::make_unique<Series>(registry_)) {}
 WorkerMetrics::~WorkerMetrics() { Stop(); }
+
+void WorkerMetrics::SetWork(const WorkEstimate& work, const MachinePeak& peak) {
+  work_ = work;
+  peak_ = peak;
+}
+
+// Shares over less than a second would say what a step or two did.
+void WorkerMetrics::ShowWork(const WorkerSnapshot& now) {
+  const EngineStats &e = now.engine, &b = before_;
+  const double seconds = absl::ToDoubleSeconds(now.at - before_at_);
+  if (seconds < 1 || e.steps < b.steps) return;
+  const auto tokens = static_cast<double>(e.prompt_tokens + e.generated_tokens - b.prompt_tokens -
+                                          b.generated_tokens);
+  const double flops = tokens * work_.token_flops;
+  const double bytes = work_.ReadBytes(tokens, static_cast<double>(e.steps - b.steps));
+  series_->flops.Increment(flops);
+  series_->read_bytes.Increment(bytes);
+  if (peak_.flops > 0) series_->mfu.Set(flops / seconds / peak_.flops);
+  if (peak_.read_bytes > 0) series_->bandwidth.Set(bytes / seconds / peak_.read_bytes);
+  before_ = e;
+  before_at_ = now.at;
+}
 
 std::string WorkerMetrics::Text(const WorkerSnapshot& now) {
   MutexLock lock(mu_);
@@ -91,6 +121,7 @@ std::string WorkerMetrics::Text(const WorkerSnapshot& now) {
       s.EpRows(now.ep.moe_layers[i], r).Set(now.ep.rank_loads[i][r]);
     }
   }
+  ShowWork(now);
   update_();
   return registry_.Text();
 }

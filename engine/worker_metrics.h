@@ -14,6 +14,8 @@
 #include "common/telemetry/metrics.h"
 #include "engine/engine.h"
 #include "engine/ep_rank.h"
+#include "engine/machine_peak.h"
+#include "engine/work_estimate.h"
 
 namespace switchyard {
 
@@ -26,6 +28,7 @@ struct WorkerSnapshot {
   size_t attempts = 0;  // that have not ended
   EpSnapshot ep = {};
   absl::Status health;
+  absl::Time at;  // of a monotonic clock
 };
 
 // Thread-safe.
@@ -37,6 +40,8 @@ class WorkerMetrics {
 
   // For the series of one role; they begin to exist when they are made.
   MetricRegistry& registry() { return registry_; }
+  // What tokens and steps of this rank cost. Set before Serve.
+  void SetWork(const WorkEstimate& work, const MachinePeak& peak);
   // Called before each scrape, one at a time: to bring gauges up to date. Set before Serve.
   void OnScrape(std::function<void()> update) { update_ = std::move(update); }
   std::string Text(const WorkerSnapshot& now);
@@ -50,9 +55,16 @@ class WorkerMetrics {
 
  private:
   struct Series;
+  void ShowWork(const WorkerSnapshot& now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   MetricRegistry registry_;
   const std::unique_ptr<Series> series_;
+  WorkEstimate work_;
+  MachinePeak peak_;
   Mutex mu_;  // one scrape at a time
+  // Of the last scrape that showed shares.
+  EngineStats before_ ABSL_GUARDED_BY(mu_);
+  absl::Time before_at_ ABSL_GUARDED_BY(mu_);
   std::function<void()> update_ = [] {};
   std::unique_ptr<HttpServer> server_;
 };

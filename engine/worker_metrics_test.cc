@@ -32,5 +32,31 @@ TEST(WorkerMetricsTest, ShowsTheSnapshotAndNeverCountsDown) {
   }
 }
 
+TEST(WorkerMetricsTest, SharesAreOfTheTimeBetweenScrapes) {
+  WorkerMetrics m("m", "decode");
+  WorkEstimate work;
+  work.token_flops = 1000;
+  work.step_bytes = 500;
+  m.SetWork(work, {.flops = 1e6, .read_bytes = 1e5});
+  WorkerSnapshot s;
+  s.at = absl::UnixEpoch() + absl::Seconds(10);
+  m.Text(s);
+  s.at += absl::Seconds(2);
+  s.engine.prompt_tokens = 300;
+  s.engine.generated_tokens = 100;
+  s.engine.steps = 40;
+  m.Text(s);
+  s.at += absl::Milliseconds(10);  // too soon for another one
+  s.engine.steps = 41;
+  const std::string text = m.Text(s);
+  const std::string labels = "{model_name=\"m\",role=\"decode\"} ";
+  for (const std::string& line :
+       {"switchyard_mfu" + labels + "0.2", "switchyard_memory_bandwidth_share" + labels + "0.1",
+        "switchyard_estimated_flops_total" + labels + "400000",
+        "switchyard_estimated_read_bytes_total" + labels + "20000"}) {
+    EXPECT_NE(text.find(line + "\n"), std::string::npos) << line << "\n" << text;
+  }
+}
+
 }  // namespace
 }  // namespace switchyard

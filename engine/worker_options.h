@@ -7,6 +7,7 @@
 #include "common/telemetry/log.h"
 #include "engine/engine.h"
 #include "engine/ep_rank.h"
+#include "engine/machine_peak.h"
 #include "model/model.h"
 
 namespace switchyard {
@@ -23,7 +24,8 @@ struct WorkerOptions {
   std::vector<std::string> kv_lanes = {"shm", "tcp"};  // allowed lanes, best first
   std::string kv_net_devices = "lo";                   // network interfaces of the KV lanes
   EpOptions ep;                                        // alone unless it names peers
-  Logger* log = nullptr;                               // must outlive the worker
+  MachinePeak peak;
+  Logger* log = nullptr;  // must outlive the worker
 };
 
 }  // namespace switchyard

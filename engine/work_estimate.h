@@ -1,0 +1,26 @@
+// engine/work_estimate.h: what tokens and steps cost by config.json alone: floating-point
+// operations, and bytes of weights that are read. Left out: attention over the context and reads of
+// the KV cache, which depend on every sequence's length; both figures are lower bounds.
+#pragma once
+
+#include "common/bf16.h"
+#include "model/config.h"
+
+namespace switchyard {
+
+struct WorkEstimate {
+  double token_flops = 0;  // 2 per weight of the layers that one token meets
+  double step_bytes = 0;   // weights that each step reads, whatever it computes
+  // Routed experts, in each of `moe_layers`: `experts` of `expert_bytes`, `top_k` for a token.
+  double expert_bytes = 0;
+  int moe_layers = 0, experts = 0, top_k = 0;
+  int ranks = 1;  // that share them
+
+  // Of `tokens` in `steps` equal steps. An expert is read once in a step, if a token of any rank
+  // chose it; choices count as even and independent.
+  double ReadBytes(double tokens, double steps) const;
+};
+
+WorkEstimate EstimateWork(const ModelConfig& config, DType dtype, int ranks);
+
+}  // namespace switchyard
