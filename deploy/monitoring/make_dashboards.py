@@ -61,6 +61,12 @@ CLUSTER = [
     ("Prefix cache", "percentunit",
      [(hits('role=""'), "requests"), (hits('role!=""', "role"), "{{role}}")],
      "Share of prompt tokens whose KV was there."),
+    ("Arithmetic", "flops", [(rate("estimated_flops_total", "role, instance"), "{{role}} {{instance}}")],
+     "Of weights, by config.json; attention over the context left out."),
+    ("Share of the machine", "percentunit",
+     [("max by (role, instance) (switchyard_mfu)", "arithmetic {{role}} {{instance}}"),
+      ("max by (role, instance) (switchyard_memory_bandwidth_share)", "memory reads {{role}} {{instance}}")],
+     "Of peak-gflops and peak-read-gbps; 0 if they are not configured."),
     ("Trouble", "short",
      [(rate("num_preemptions_total", where='role!=""'), "preemptions per second"),
       (rate("request_retries_total"), "retries per second")], ""),
@@ -93,6 +99,26 @@ HANDOFF = [
      "Cancelled attempts that are remembered for a minute."),
 ]
 
+ROWS = "sum by (role, layer, to_rank) (switchyard_ep_rows)"
+
+EXPERTS = [
+    ("Ranks of a group", "short", [("max by (role, instance) (switchyard_ep_ranks)", "{{role}} {{instance}}")],
+     "In this epoch; 0: a rank that has all experts."),
+    ("Epoch", "short", [("max by (role, instance) (switchyard_ep_epoch)", "{{role}} {{instance}}")],
+     "Grows when a rank is lost or comes back."),
+    ("Rows of each rank", "short",
+     [("sum by (role, to_rank) (switchyard_ep_rows)", "{{role}} to rank {{to_rank}}")],
+     "Of all layers: where the tokens of the last 256 steps were computed."),
+    ("How evenly rows are spread", "percentunit",
+     [(f"min by (role) (avg by (role, layer) ({ROWS}) / max by (role, layer) ({ROWS}))", "worst layer, {{role}}"),
+      (f"avg by (role) (avg by (role, layer) ({ROWS}) / max by (role, layer) ({ROWS}))", "mean of layers, {{role}}")],
+     "Mean over busiest rank of a layer: 1 is perfect, 1 / ranks the worst. `switchyard balance` makes a better placement."),
+    ("Between ranks", "Bps", [(rate("ep_sent_bytes_total", "role, instance"), "{{role}} {{instance}}")],
+     "Rows to the experts of other ranks, and back."),
+    ("Steps", "short", [(rate("engine_steps_total", "role, instance"), "{{role}} {{instance}}")],
+     "Per second; the ranks of a group make theirs together."),
+]
+
 SLO = [
     (title, "percentunit", [(f"switchyard:{name}:ratio_rate5m", "5 minutes"), (f"switchyard:{name}:ratio_rate1h", "1 hour")],
      what)
@@ -109,7 +135,7 @@ SLO = [
 ]
 
 DASHBOARDS = {"cluster": ("Switchyard: cluster", CLUSTER), "handoff": ("Switchyard: KV hand-off", HANDOFF),
-              "slo": ("Switchyard: promises", SLO)}
+              "experts": ("Switchyard: experts", EXPERTS), "slo": ("Switchyard: promises", SLO)}
 
 
 def panel(index, title, unit, targets, what):

@@ -115,7 +115,8 @@ def expressions(folder):
 def main():
     binary, model, folder = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
     test_files(folder)
-    with Cluster(binary, model, "--prefill", "1", "--decode", "2", "--disaggregate", "always", "--threads", "1") as cluster, \
+    with Cluster(binary, model, "--prefill", "1", "--decode", "1", "--decode-ep", "2", "--disaggregate", "always",
+                 "--threads", "1") as cluster, \
             tempfile.TemporaryDirectory() as work:
         for process in cluster.processes:
             if process["role"] == "router":
