@@ -44,18 +44,19 @@ int Main(char** argv) {
   options.workload.output_len = std::atoi(argv[7]);
   options.report.percentiles = {50, 99};
   const MonotonicClock clock;
+  options.backend.address = worker;
+  const auto direct_backend = MakeWorkerBackend(options.backend, &clock);
+  options.backend.address = router;
+  const auto routed_backend = MakeBackend(options, &clock);
   const std::vector<std::string> figures = {"median_ttft_ms", "p99_ttft_ms", "median_itl_ms",
                                             "p99_itl_ms"};
   std::vector<std::vector<double>> added(figures.size());
   std::vector<double> per_core;
   for (int round = 0; round < std::atoi(argv[8]); ++round) {
     options.workload.seed = static_cast<uint64_t>(round);
-    options.backend.address = worker;
-    const auto direct_backend = MakeWorkerBackend(options.backend, &clock);
     const auto direct = RunBenchServe(options, *direct_backend, &clock);
-    options.backend.address = router;
     const double cpu = CpuSeconds(router_pid);
-    const auto routed = RunBenchServe(options);
+    const auto routed = RunBenchServe(options, *routed_backend, &clock);
     const double used = CpuSeconds(router_pid) - cpu;
     for (const auto* report : {&direct, &routed}) {
       if (!report->ok()) {

@@ -176,12 +176,14 @@ absl::Status CheckOptions(const BenchServeOptions& o) {
 
 }  // namespace
 
+std::unique_ptr<LoadBackend> MakeBackend(const BenchServeOptions& options, const Clock* clock) {
+  return options.openai ? MakeHttpBackend(options.backend, clock)
+                        : MakeGrpcBackend(options.backend, clock);
+}
+
 absl::StatusOr<nlohmann::ordered_json> RunBenchServe(const BenchServeOptions& options) {
   const MonotonicClock clock;
-  const std::unique_ptr<LoadBackend> backend = options.openai
-                                                   ? MakeHttpBackend(options.backend, &clock)
-                                                   : MakeGrpcBackend(options.backend, &clock);
-  return RunBenchServe(options, *backend, &clock);
+  return RunBenchServe(options, *MakeBackend(options, &clock), &clock);
 }
 
 absl::StatusOr<nlohmann::ordered_json> RunBenchServe(const BenchServeOptions& given,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -36,6 +37,9 @@ struct BenchServeOptions {
   // Asked often; true ends the test early: what is under way is cancelled, the report has the rest.
   std::function<bool()> stop;
 };
+
+// The backend that the options ask for. `clock` must outlive it.
+std::unique_ptr<LoadBackend> MakeBackend(const BenchServeOptions& options, const Clock* clock);
 
 // Runs the test to its end. Errors: the server does not answer; an option is out of range. Failed
 // requests are counted in the report, not an error.

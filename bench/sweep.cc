@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/clock.h"
 #include "common/status_macros.h"
 
 namespace switchyard {
@@ -58,6 +59,9 @@ bool Met(const nlohmann::ordered_json& report, double attainment) {
 absl::StatusOr<nlohmann::ordered_json> RunSweep(const BenchServeOptions& given,
                                                 const SweepOptions& sweep) {
   RETURN_IF_ERROR(Check(given, sweep));
+  // One for all trials: gRPC 1.51 may abort when its last user goes while the next one comes.
+  const MonotonicClock clock;
+  const std::unique_ptr<LoadBackend> backend = MakeBackend(given, &clock);
   RateSearch search(sweep.start_rate, sweep.rate_max, sweep.resolution);
   nlohmann::ordered_json trials = nlohmann::ordered_json::array();
   while (const std::optional<double> rate = search.Next()) {
@@ -67,7 +71,7 @@ absl::StatusOr<nlohmann::ordered_json> RunSweep(const BenchServeOptions& given,
     options.workload.seed += trials.size();  // the next trial's prompts are new to a cache
     options.workload.prompts =
         static_cast<int>(std::clamp(*rate * sweep.seconds, double{1} * sweep.prompts_min, 1e7));
-    ASSIGN_OR_RETURN(nlohmann::ordered_json report, RunBenchServe(options));
+    ASSIGN_OR_RETURN(nlohmann::ordered_json report, RunBenchServe(options, *backend, &clock));
     if (given.stop && given.stop()) break;  // an unfinished trial says nothing
     const bool met = Met(report, sweep.attainment);
     trials.push_back({{"rate", *rate}, {"met", met}, {"report", std::move(report)}});
