@@ -43,6 +43,7 @@ std::unique_ptr<Command> MakeBenchEngine();
 std::unique_ptr<Command> MakeBenchKernels();
 std::unique_ptr<Command> MakeBenchEp();
 std::unique_ptr<Command> MakeBenchServe();
+std::unique_ptr<Command> MakeBenchTokenizer();
 
 // Parses `arguments` (without program and command name) and runs. --config FILE gives flags that
 // the command line does not. Exit codes: 0; 1 it failed; 2 wrong usage.

@@ -143,7 +143,7 @@ absl::Status Launcher::Announce() {
       m.child->set_arguments(WorkerArguments(m));
     }
   }
-  const std::string url = absl::StrCat("http://", HostPort(options_.host, http_port_));
+  const std::string url = HttpUrl();
   const auto pool = [](int groups, int ranks, const char* role) {
     return absl::StrCat(groups, " ", role, ranks > 1 ? absl::StrCat(" of EP ", ranks) : "");
   };
@@ -161,10 +161,14 @@ absl::Status Launcher::Announce() {
   return WriteReadyFile();
 }
 
+std::string Launcher::HttpUrl() const {
+  return absl::StrCat(options_.tls ? "https://" : "http://", HostPort(options_.host, http_port_));
+}
+
 absl::Status Launcher::WriteReadyFile() const {
   if (options_.ready_file.empty()) return absl::OkStatus();
   nlohmann::ordered_json file;
-  file["http_url"] = absl::StrCat("http://", HostPort(options_.host, http_port_));
+  file["http_url"] = HttpUrl();
   file["grpc_address"] = HostPort(options_.host, grpc_port_);
   file["processes"] = nlohmann::ordered_json::array();
   for (const Member& m : members_) {

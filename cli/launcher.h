@@ -23,6 +23,7 @@ struct LauncherOptions {
   std::vector<std::string> worker_arguments, router_arguments;  // after MODEL, without ports
   std::vector<std::string> group_arguments;  // besides, of workers in groups of more than one
   bool threads_given = false;                // else the ranks of a group share the cores
+  bool tls = false;                          // of the router
   std::string kv_lane, ready_file;           // "" : none
   absl::Duration hang = absl::Seconds(3);    // zero: not watched
   absl::Duration drain = absl::Seconds(30);
@@ -52,6 +53,7 @@ class Launcher {
   // Until all members are ready. Unavailable if one ends before; kCancelled by a signal.
   absl::Status AwaitReady();
   absl::Status Announce();
+  std::string HttpUrl() const;
   absl::Status WriteReadyFile() const;
   absl::Status Watch();  // one turn
   void OnEnded(Member& member, const std::string& how, absl::Time now);

@@ -11,9 +11,9 @@ namespace switchyard {
 namespace {
 
 constexpr CommandFactory kCommands[] = {
-    MakeServe,   MakeRouter,       MakePrefill,    MakeDecode, MakeAsk,     MakeGenerate,
-    MakeVerify,  MakeTokenize,     MakeDetokenize, MakeCheck,  MakeBalance, MakeBenchEngine,
-    MakeBenchEp, MakeBenchKernels, MakeBenchServe, MakeTop};
+    MakeServe,   MakeRouter,       MakePrefill,    MakeDecode,         MakeAsk,     MakeGenerate,
+    MakeVerify,  MakeTokenize,     MakeDetokenize, MakeCheck,          MakeBalance, MakeBenchEngine,
+    MakeBenchEp, MakeBenchKernels, MakeBenchServe, MakeBenchTokenizer, MakeTop};
 
 void PrintHelp(FILE* out) {
   std::fputs(

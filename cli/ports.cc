@@ -55,10 +55,25 @@ void AddRouterFlags(CLI::App& app, FrontFlags* flags) {
   app.add_option("--trace-file", flags->trace_file,
                  "append the spans of requests, OpenTelemetry's JSON, a line each")
       ->check(IsWritableFile());
+  for (auto [name, file, what] :
+       {std::tuple("--ssl-certfile", &flags->ssl_certfile,
+                   "TLS for HTTP and gRPC: the server's certificate and its chain, PEM"),
+        std::tuple("--ssl-keyfile", &flags->ssl_keyfile, "its private key, PEM"),
+        std::tuple("--ssl-ca-certs", &flags->ssl_ca_certs,
+                   "mTLS: clients must show a certificate that one of these has signed, PEM")}) {
+    app.add_option(name, *file, what)->check(CLI::ExistingFile);
+  }
+  app.add_option("--max-queue-seconds", flags->max_queue_seconds,
+                 "a request that would wait longer for its first token is refused (429), unless it "
+                 "has a timeout of its own")
+      ->check(CLI::Range(0.0, 86400.0))
+      ->capture_default_str();
 }
 
 std::vector<std::string> RouterFlagNames() {
-  return {"served-model-name", "disaggregate", "api-key-file", "allowed-origins", "trace-file"};
+  return {"served-model-name", "disaggregate",      "api-key-file",
+          "allowed-origins",   "ssl-certfile",      "ssl-keyfile",
+          "ssl-ca-certs",      "max-queue-seconds", "trace-file"};
 }
 
 absl::Status ChoosePorts(const CLI::App& app, FrontFlags* flags) {

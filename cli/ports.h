@@ -18,6 +18,8 @@ struct FrontFlags {
   std::string api_key_file;
   std::vector<std::string> allowed_origins;
   std::string trace_file;
+  std::string ssl_certfile, ssl_keyfile, ssl_ca_certs;
+  double max_queue_seconds = 10;
 };
 
 void AddRouterFlags(CLI::App& app, FrontFlags* flags);

@@ -8,6 +8,7 @@
 #include "cli/flags.h"
 #include "cli/ports.h"
 #include "cli/role_process.h"
+#include "cli/tls_files.h"
 #include "common/clock.h"
 #include "common/status_macros.h"
 #include "common/telemetry/trace.h"
@@ -53,10 +54,10 @@ class RouterCommand final : public Command {
     options_.served_model_name = front_.served_model_name;
     ASSIGN_OR_RETURN(options_.api_keys, LoadApiKeys(front_.api_key_file));
     options_.allowed_origins = front_.allowed_origins;
-    if (options_.api_keys.empty() && !IsLoopback(options_.host)) {
-      log->Warning("whoever reaches this address may use the model: there is no API key",
-                   {{"host", options_.host}, {"flag", "--api-key-file"}});
-    }
+    ASSIGN_OR_RETURN(options_.tls,
+                     LoadTls(front_.ssl_certfile, front_.ssl_keyfile, front_.ssl_ca_certs));
+    options_.limits.queue_wait = absl::Seconds(front_.max_queue_seconds);
+    WarnIfOpen(*log);
     std::unique_ptr<SpanFile> spans;
     if (!front_.trace_file.empty()) {
       ASSIGN_OR_RETURN(spans, SpanFile::Open(front_.trace_file, "switchyard-router", &clock_));
@@ -76,6 +77,17 @@ class RouterCommand final : public Command {
   }
 
  private:
+  void WarnIfOpen(Logger& log) const {
+    if (IsLoopback(options_.host)) return;
+    if (options_.api_keys.empty() && options_.tls.client_ca.empty()) {
+      log.Warning("whoever reaches this address may use the model: there is no API key",
+                  {{"host", options_.host}, {"flag", "--api-key-file"}});
+    }
+    if (!options_.tls.enabled()) {
+      log.Warning("prompts, answers and keys can be read on their way: there is no TLS",
+                  {{"host", options_.host}, {"flag", "--ssl-certfile"}});
+    }
+  }
   // The launcher's users want to be answered as soon as it says "ready". Its workers are up, so
   // this takes milliseconds; if one has just died, the router still answers, with a reason.
   static void AwaitWorkers(const RouterCore& core) {

@@ -6,6 +6,7 @@
 #include "cli/flags.h"
 #include "cli/launcher.h"
 #include "cli/ports.h"
+#include "cli/tls_files.h"
 #include "common/status_macros.h"
 #include "model/config.h"
 
@@ -63,6 +64,10 @@ class ServeCommand final : public Command {
   absl::StatusOr<int> Run(const CLI::App& app) override {
     RETURN_IF_ERROR(ChoosePorts(app, &front_));
     options_.host = front_.host;
+    // Its mistakes are told here, once, and not by the router, again and again.
+    ASSIGN_OR_RETURN(const TlsOptions tls,
+                     LoadTls(front_.ssl_certfile, front_.ssl_keyfile, front_.ssl_ca_certs));
+    options_.tls = tls.enabled();
     options_.port = front_.port;
     options_.grpc_port = front_.grpc_port;
     options_.kv_lane = absl::StrJoin(KvLanes(lane_), ", else ");

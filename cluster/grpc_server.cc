@@ -27,6 +27,16 @@ void ForEachKeepaliveArgument(const SetInt& set) {
   set(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
 }
 
+std::shared_ptr<grpc::ServerCredentials> CredentialsFor(const TlsOptions& tls) {
+  if (!tls.enabled()) return grpc::InsecureServerCredentials();
+  grpc::SslServerCredentialsOptions options(
+      tls.client_ca.empty() ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
+                            : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  options.pem_root_certs = tls.client_ca;
+  options.pem_key_cert_pairs.push_back({tls.key, tls.certificate});
+  return grpc::SslServerCredentials(options);
+}
+
 absl::StatusOr<std::unique_ptr<grpc::Server>> StartAt(const GrpcServerOptions& options, int port,
                                                       const std::vector<grpc::Service*>& services,
                                                       int* bound) {
@@ -34,7 +44,7 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> StartAt(const GrpcServerOptions& o
   static std::once_flag health;
   std::call_once(health, [] { grpc::EnableDefaultHealthCheckService(true); });
   grpc::ServerBuilder builder;
-  builder.AddListeningPort(HostPort(options.host, port), grpc::InsecureServerCredentials(), bound);
+  builder.AddListeningPort(HostPort(options.host, port), CredentialsFor(options.tls), bound);
   // gRPC turns SO_REUSEPORT on: two processes would share one port, each answering some calls.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   ForEachKeepaliveArgument([&](const char* name, int v) { builder.AddChannelArgument(name, v); });
@@ -47,7 +57,9 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> StartAt(const GrpcServerOptions& o
   for (grpc::Service* service : services) builder.RegisterService(service);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr) {
-    return absl::UnavailableError(absl::StrCat("cannot serve gRPC at ", options.host, ":", port));
+    return absl::UnavailableError(
+        absl::StrCat("cannot serve gRPC at ", options.host, ":", port,
+                     options.tls.enabled() ? " with this certificate and key" : ""));
   }
   return server;
 }

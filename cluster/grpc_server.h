@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "cluster/host_port.h"
+#include "common/net/tls.h"
 
 namespace switchyard {
 
@@ -20,13 +21,14 @@ struct GrpcServerOptions {
   bool next_free_port = false;  // a taken port moves to one of the next 100
   int receive_bytes_max = 64 << 20;
   int metadata_bytes_max = 16 << 10;
+  TlsOptions tls = {};
 };
 
 // RAII: listens from Listen to Shutdown or destruction. Thread-safe.
 class GrpcServer {
  public:
   // `services` must outlive the server. kAlreadyExists names a taken port; kInvalidArgument a bad
-  // one; kUnavailable an address that cannot be bound.
+  // one; kUnavailable an address that cannot be bound, or a certificate and key that do not fit.
   static absl::StatusOr<std::unique_ptr<GrpcServer>> Listen(
       const GrpcServerOptions& options, const std::vector<grpc::Service*>& services);
   ~GrpcServer();

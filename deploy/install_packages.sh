@@ -6,7 +6,7 @@ set -euo pipefail
 build=(
   bazel-bootstrap bazel-platforms bazel-skylib bazel-rules-java bazel-rules-proto g++ git ca-certificates
   libucx-dev libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev
-  libboost-dev nlohmann-json3-dev libsimdjson-dev libpcre2-dev libutf8proc-dev libcli11-dev libyaml-cpp-dev
+  libboost-dev libssl-dev nlohmann-json3-dev libsimdjson-dev libpcre2-dev libutf8proc-dev libcli11-dev libyaml-cpp-dev
   libspdlog-dev prometheus-cpp-dev libxxhash-dev curl python3
 )
 test=(libgtest-dev libgmock-dev libbenchmark-dev clang-format clang libclang-rt-14-dev shellcheck prometheus)

@@ -120,12 +120,12 @@ void Conductor::OnTimer(Request& r, absl::Time now) {
   Settle(r);
 }
 
-// Requests go in order of priority and arrival; one that finds no room holds back those behind it,
-// so that a large one is not passed forever.
+// Requests go in order of priority, deadline and arrival; one that finds no room holds back those
+// behind it, so that a large one is not passed forever.
 void Conductor::Dispatch() {
   const absl::Time now = clock_->Now();
   for (auto it = waiting_.begin(); it != waiting_.end();) {
-    Request& r = *requests_.at(it->second);
+    Request& r = *requests_.at(std::get<2>(*it));
     if (r.attempts.wake() > now) {
       ++it;
       continue;

@@ -10,6 +10,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <tuple>
 
 #include "common/clock.h"
 #include "common/telemetry/log.h"
@@ -46,7 +47,8 @@ class Conductor {
     const Clock* clock = nullptr;
     Logger* log = nullptr;
     RouterMetrics* metrics = nullptr;
-    SpanSink* spans = nullptr;                         // may be null
+    SpanSink* spans = nullptr;  // may be null
+    std::function<void(const std::string& id)> first_token = [](const std::string&) {};
     std::function<void(const std::string& id)> ended;  // the request is over, its id free again
   };
 
@@ -109,7 +111,9 @@ class Conductor {
   bool workers_changed_ = true;
   std::map<uint64_t, std::unique_ptr<Request>> requests_;
   std::map<std::string, uint64_t> by_wire_id_;
-  std::set<std::pair<int, uint64_t>> waiting_;        // priority, arrival
+  // By priority, deadline (who has little time goes before who has much, and waiting makes it less)
+  // and arrival.
+  std::set<std::tuple<int, absl::Time, uint64_t>> waiting_;
   std::set<std::pair<absl::Time, uint64_t>> timers_;  // one per request
 };
 

@@ -91,6 +91,9 @@ void Conductor::OnWorkerEvents(WorkerId worker, const pb::StepEvents& events) {
         (e.handed_off() || e.finish() != pb::FINISH_NONE)) {
       workers_.PrefillDone(r.number, *r.assigned);
     }
+    if (r.assigned && r.assigned->decode == worker && e.has_token()) {
+      workers_.Served(r.number, worker);
+    }
     if (e.finish() != pb::FINISH_ERROR) workers_.Succeeded(worker);
     if (e.handed_off() && e.id().attempt() == r.attempts.attempt()) {
       r.trace.HandedOff(e.kv_bytes_moved(), e.kv_lane(), clock_->Now());
@@ -123,7 +126,7 @@ std::map<WorkerId, int> Conductor::PrefixesOf(Request& r) {
 }
 
 void Conductor::StartAttempt(Request& r, const Route& route) {
-  waiting_.erase({r.client.priority, r.number});
+  waiting_.erase({r.client.priority, r.deadline, r.number});
   r.waiting = false;
   if (r.attempts.Start(route) > 1) outside_.metrics->Retry();
   r.dispatched = std::min(r.dispatched, clock_->Now());
@@ -209,6 +212,7 @@ void Conductor::TakeTokens(Request& r, RequestAttempts::Effects* effects, Client
   const absl::Time now = clock_->Now();
   if (r.completion_tokens == 0) {
     r.first_token = now;
+    outside_.first_token(r.id);
     outside_.metrics->FirstToken(static_cast<int>(r.client.prompt_ids.size()), now - r.arrival);
   } else {
     outside_.metrics->LaterTokens(static_cast<int>(effects->tokens.size()), now - r.last_token);
@@ -297,7 +301,7 @@ void Conductor::Settle(Request& r) {
   if (waits && !r.waiting) {
     r.waiting = true;
     r.waiting_since = now;
-    waiting_.insert({r.client.priority, r.number});
+    waiting_.insert({r.client.priority, r.deadline, r.number});
   }
   absl::Time timer = r.deadline;
   if (waits) timer = std::min(timer, r.waiting_since + options_.outage_wait);
@@ -313,7 +317,7 @@ void Conductor::Erase(Request& r) {
   // The next turn of a conversation begins with this one and its answer.
   if (r.assigned && r.completion_tokens > 0) prefixes_.Add(ChainOf(r), r.assigned->decode);
   if (r.assigned) workers_.Release(r.number, *r.assigned, r.tokens());
-  waiting_.erase({r.client.priority, r.number});
+  waiting_.erase({r.client.priority, r.deadline, r.number});
   timers_.erase({r.timer, r.number});
   by_wire_id_.erase(r.wire_id);
   outside_.ended(r.id);

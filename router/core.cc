@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "cluster/convert.h"
 #include "cluster/worker_client.h"
 #include "common/status_macros.h"
 #include "router/validate.h"
@@ -14,9 +15,13 @@ namespace {
 
 namespace pb = cluster::v1;
 constexpr size_t kMailboxMax = 1 << 14;
+// Most answers end before max_tokens.
+constexpr int kAnswerCostMax = 256;
 constexpr absl::Duration kTick = absl::Milliseconds(50);  // leases are checked at least so often
 
 constexpr absl::Duration kLookupEvery = absl::Seconds(1);  // of names
+// What a refused client is told.
+constexpr absl::Duration kRetryAfterMin = absl::Seconds(1), kRetryAfterMax = absl::Seconds(60);
 
 // An address under both roles is refused like one that is listed twice.
 absl::Status CheckDistinct(const CoreOptions& options) {
@@ -118,17 +123,19 @@ Core::Core(CoreOptions options, Discovery prefill, Discovery decode, const Clock
     shared_.status.not_ready_because = "no decode worker has registered yet";
   }
   links_ = std::make_unique<Links>(this);
-  conductor_ =
-      std::make_unique<Conductor>(&options_, router_id_,
-                                  Conductor::Outside{.links = links_.get(),
-                                                     .clock = clock_,
-                                                     .log = log_,
-                                                     .metrics = &metrics_,
-                                                     .spans = options_.spans,
-                                                     .ended = [this](const std::string& id) {
-                                                       MutexLock lock(mu_);
-                                                       shared_.ids.erase(id);
-                                                     }});
+  conductor_ = std::make_unique<Conductor>(
+      &options_, router_id_,
+      Conductor::Outside{.links = links_.get(),
+                         .clock = clock_,
+                         .log = log_,
+                         .metrics = &metrics_,
+                         .spans = options_.spans,
+                         .first_token = [this](const std::string& id) { OnFirstToken(id); },
+                         .ended =
+                             [this](const std::string& id) {
+                               MutexLock lock(mu_);
+                               Forget(id);
+                             }});
   Discover();
   thread_ = std::thread([this] { Run(); });
   if (prefill_.changes() || decode_.changes()) {
@@ -163,6 +170,43 @@ void Core::Post(std::function<void()> work) {
   while (!stop_ && !mailbox_.Post(work)) std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
+absl::Status Core::Admit(const ClientRequest& request) const {
+  const auto refuse = [](const std::string& why, absl::Duration after) {
+    absl::Status status = absl::ResourceExhaustedError(absl::StrCat(why, "; retry later"));
+    SetRetryAfter(std::clamp(after, kRetryAfterMin, kRetryAfterMax), &status);
+    return status;
+  };
+  const absl::Duration wait = shared_.backlog.Wait(request.priority);
+  if (shared_.ids.size() >= static_cast<size_t>(options_.limits.requests_max)) {
+    return refuse(absl::StrCat("requests: ", shared_.ids.size(), " running and waiting, limit ",
+                               options_.limits.requests_max),
+                  wait);
+  }
+  // Half of a deadline is left for the answer.
+  const absl::Duration limit = request.deadline < absl::InfiniteDuration()
+                                   ? std::min(request.deadline, options_.limits.deadline) / 2
+                                   : options_.limits.queue_wait;
+  if (wait <= limit) return absl::OkStatus();
+  return refuse(absl::StrCat("the first token would come after ",
+                             absl::FormatDuration(absl::Trunc(wait, absl::Milliseconds(100))),
+                             ", limit ", absl::FormatDuration(limit)),
+                wait - limit);
+}
+
+void Core::Forget(const std::string& id) {
+  const auto it = shared_.ids.find(id);
+  if (it == shared_.ids.end()) return;
+  if (it->second.waits) shared_.backlog.Drop(it->second.priority, it->second.cost);
+  shared_.ids.erase(it);
+}
+
+void Core::OnFirstToken(const std::string& id) {
+  MutexLock lock(mu_);
+  const auto it = shared_.ids.find(id);
+  if (it == shared_.ids.end() || !std::exchange(it->second.waits, false)) return;
+  shared_.backlog.Served(it->second.priority, it->second.cost, clock_->Now());
+}
+
 absl::StatusOr<std::string> Core::Submit(ClientRequest request, Sink sink) {
   RETURN_IF_ERROR(
       ValidateRequest(model(), options_.limits, options_.tokenizer != nullptr, &request));
@@ -173,16 +217,15 @@ absl::StatusOr<std::string> Core::Submit(ClientRequest request, Sink sink) {
     if (shared_.draining) return absl::UnavailableError("the router is draining");
     // A cluster that was up waits for workers to come back; one that never was has no time to give.
     if (!shared_.was_ready) return absl::UnavailableError(shared_.status.not_ready_because);
-    if (shared_.ids.size() >= static_cast<size_t>(options_.limits.requests_max)) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("requests: ", shared_.ids.size(), " running and waiting, limit ",
-                       options_.limits.requests_max, "; retry later"));
-    }
+    const int64_t cost = static_cast<int64_t>(request.prompt_ids.size()) +
+                         std::min(request.max_tokens, kAnswerCostMax);
+    RETURN_IF_ERROR(Admit(request));
     number = shared_.next_number++;
     if (id.empty()) id = absl::StrCat(router_id_, "-", number);
-    if (!shared_.ids.emplace(id, number).second) {
+    if (!shared_.ids.emplace(id, Entry{number, request.priority, cost}).second) {
       return absl::AlreadyExistsError(absl::StrCat("request_id ", id, " is in use"));
     }
+    shared_.backlog.Add(request.priority, cost, clock_->Now());
     if (!request.seed_given) request.sampling.seed = shared_.rng();
   }
   // Shared, because the mailbox copies what it may have to refuse.
@@ -193,7 +236,7 @@ absl::StatusOr<std::string> Core::Submit(ClientRequest request, Sink sink) {
   });
   if (posted) return id;
   MutexLock lock(mu_);
-  shared_.ids.erase(id);
+  Forget(id);
   return absl::ResourceExhaustedError("the router's mailbox is full; retry later");
 }
 
@@ -203,7 +246,7 @@ bool Core::Abort(const std::string& request_id) {
     MutexLock lock(mu_);
     auto it = shared_.ids.find(request_id);
     if (it == shared_.ids.end()) return false;
-    number = it->second;
+    number = it->second.number;
   }
   if (std::this_thread::get_id() == thread_.get_id()) {
     aborts_.push_back(number);  // by a sink: the request may be in the middle of a step

@@ -19,6 +19,7 @@
 #include "common/mailbox.h"
 #include "common/mutex.h"
 #include "common/telemetry/log.h"
+#include "router/backlog.h"
 #include "router/conductor.h"
 #include "router/metrics.h"
 #include "router/router.h"
@@ -51,8 +52,15 @@ class Core final : public RouterCore {
 
  private:
   class Links;
+  struct Entry {
+    uint64_t number = 0;
+    int priority = 0;
+    int64_t cost = 0;
+    bool waits = true;  // for its first token
+  };
   struct Shared {
-    std::unordered_map<std::string, uint64_t> ids;  // of requests that have not ended
+    std::unordered_map<std::string, Entry> ids;  // of requests that have not ended
+    Backlog backlog;                             // of those without a token
     uint64_t next_number = 1;
     std::mt19937_64 rng;  // seeds of requests
     bool draining = false, was_ready = false;
@@ -61,6 +69,10 @@ class Core final : public RouterCore {
   };
 
   Core(CoreOptions options, Discovery prefill, Discovery decode, const Clock* clock, Logger* log);
+  // kResourceExhausted, with advice, for who would wait too long.
+  absl::Status Admit(const ClientRequest& request) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Forget(const std::string& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void OnFirstToken(const std::string& id);
   void Discover();                        // tells the thread what the addresses are now
   void Post(std::function<void()> work);  // blocks while the mailbox is full
   void Run();

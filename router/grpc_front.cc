@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "cluster/convert.h"
 #include "cluster/grpc_server.h"
 #include "common/mutex.h"
 #include "proto/inference.grpc.pb.h"
@@ -23,8 +24,9 @@ namespace {
 class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateResponse>,
                              public std::enable_shared_from_this<GenerateStream> {
  public:
-  GenerateStream(RouterCore* core, const v1::GenerateRequest* request, size_t queued_max)
-      : core_(core), request_(*request), queued_max_(queued_max) {}
+  GenerateStream(RouterCore* core, grpc::CallbackServerContext* context,
+                 const v1::GenerateRequest* request, size_t queued_max)
+      : core_(core), context_(context), request_(*request), queued_max_(queued_max) {}
 
   // `allowed`: whether the client may ask at all.
   void Begin(const absl::Status& allowed, std::optional<absl::Duration> deadline,
@@ -50,7 +52,13 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
           core_->Submit(std::move(client), [stream = shared_from_this(), i](ClientUpdate update) {
             stream->Push(i, std::move(update));
           });
-      if (!id.ok()) return Refuse(id.status());
+      if (!id.ok()) {
+        if (const absl::Duration after = RetryAfter(id.status()); after > absl::ZeroDuration()) {
+          context_->AddTrailingMetadata(kRetryAfterKey,
+                                        absl::StrCat(absl::ToInt64Milliseconds(after)));
+        }
+        return Refuse(id.status());
+      }
       MutexLock lock(mu_);
       answers_[i].id = *std::move(id);
       if (cancelled_) break;
@@ -160,6 +168,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
   }
 
   RouterCore* const core_;
+  grpc::CallbackServerContext* const context_;  // lives until OnDone
   v1::GenerateRequest request_;
   const size_t queued_max_;
   std::vector<TokenId> prompt_ids_;  // if they are part of the answer
@@ -184,7 +193,7 @@ class RouterService final : public v1::Router::CallbackService {
 
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
       grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override {
-    auto stream = std::make_shared<GenerateStream>(core_, request, queued_max_);
+    auto stream = std::make_shared<GenerateStream>(core_, context, request, queued_max_);
     std::optional<absl::Duration> deadline;
     if (context->deadline() != std::chrono::system_clock::time_point::max()) {
       deadline = absl::FromChrono(context->deadline() - std::chrono::system_clock::now());
@@ -271,7 +280,8 @@ absl::StatusOr<std::unique_ptr<GrpcFront>> GrpcFront::Create(RouterCore* core,
       GrpcServer::Listen({.host = options.host,
                           .port = options.port,
                           .next_free_port = options.next_free_port,
-                          .receive_bytes_max = options.receive_bytes_max},
+                          .receive_bytes_max = options.receive_bytes_max,
+                          .tls = options.tls},
                          {&impl->service});
   if (!server.ok()) return server.status();
   impl->server = *std::move(server);

@@ -17,6 +17,7 @@ struct GrpcFrontOptions {
   bool next_free_port = false;
   int receive_bytes_max = 16 << 20;
   std::vector<std::string> api_keys = {};  // if any, all but health and reflection needs one
+  TlsOptions tls = {};
   size_t queued_updates_max = 4096;  // of one stream whose client does not read; then it is aborted
 };
 

@@ -31,7 +31,7 @@ const DecodeView* ChooseDecode(const std::vector<DecodeView>& views, const Route
   const DecodeView* best = nullptr;
   std::tuple<bool, double, int, WorkerId> best_cost;
   for (const DecodeView& v : views) {
-    if (v.draining || !v.trusted) continue;
+    if (v.draining || !v.trusted || v.unserved >= kUnservedMax) continue;
     const int64_t free = v.kv_blocks_available - v.kv_blocks_promised;
     if (free < BlocksFor(request.tokens, v.block_tokens) && v.running > 0) continue;
     const double used = 1.0 - static_cast<double>(free) / std::max<int64_t>(1, v.kv_blocks_total);

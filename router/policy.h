@@ -32,6 +32,7 @@ struct DecodeView {
   bool trusted = true;
   bool takes_handoffs = true;  // has a Handoff service
   int running = 0;             // attempts that the router has there
+  int unserved = 0;            // of these, such as have no token from there yet
   int64_t kv_blocks_total = 0;
   int64_t kv_blocks_available = 0;  // of the last heartbeat
   int64_t kv_blocks_promised = 0;   // to attempts that have no token from there yet
@@ -56,6 +57,11 @@ std::optional<WorkerId> ChoosePrefill(const std::vector<PrefillView>& views,
 // A worker that has the whole prompt is as good as one whose KV blocks are by this share less used:
 // prompts that begin alike meet, but do not crowd one worker while others are idle.
 inline constexpr double kPrefixPull = 0.25;
+
+// So many attempts of a decode worker may be without a token from it, in its queue or in a prefill
+// worker's; more wait in the router, where who comes later with a higher priority can still go
+// before them.
+inline constexpr int kUnservedMax = 64;
 
 // The decode worker with the most KV headroom per its size, after the pull of a prefix that it
 // has; then the one with fewer attempts. One

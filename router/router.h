@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/ids.h"
+#include "common/net/tls.h"
 #include "common/telemetry/log.h"
 #include "common/telemetry/trace.h"
 #include "kernels/sample.h"
@@ -31,6 +32,9 @@ struct RouterLimits {
   int logprobs_max = 20;
   int requests_max = 4096;                      // running and waiting in the router
   absl::Duration deadline = absl::Minutes(10);  // of a request, unless it names a shorter one
+  // Who would wait longer for a first token is refused; who names a deadline, if it is more than
+  // half of that.
+  absl::Duration queue_wait = absl::Seconds(10);
 };
 
 // A request that a front has checked for form; the core checks it against the model.
@@ -111,7 +115,8 @@ class RouterCore {
   // Called on the core's thread, in order, until an update with a finish; must not block.
   using Sink = std::function<void(ClientUpdate)>;
 
-  // Takes the request or says at once why not: kInvalidArgument, kResourceExhausted (retry later),
+  // Takes the request or says at once why not: kInvalidArgument, kResourceExhausted (RetryAfter of
+  // cluster/convert.h tells when it has a chance),
   // kUnavailable (no worker, draining), kAlreadyExists (request_id in use). Returns the request id.
   virtual absl::StatusOr<std::string> Submit(ClientRequest request, Sink sink) = 0;
   // Ends a request: a last update (kAbort) follows if it was running. False if unknown. Its KV is
@@ -139,6 +144,7 @@ struct RouterOptions {
   Disaggregate disaggregate = Disaggregate::kAuto;
   std::vector<std::string> api_keys;         // any of them is wanted from clients; none: no key is
   std::vector<std::string> allowed_origins;  // of web pages that may use the HTTP front (CORS)
+  TlsOptions tls;                            // of both fronts
   RouterLimits limits;
   Logger* log = nullptr;      // must outlive the process; null: its own, text to stderr
   SpanSink* spans = nullptr;  // the same; null: nothing is traced

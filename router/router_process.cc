@@ -34,18 +34,20 @@ class RouterProcessImpl final : public RouterProcess {
     std::random_device random;
     core.seed = uint64_t{random()} << 32 | random();
     ASSIGN_OR_RETURN(core_, Core::Create(std::move(core), &clock_, &log_));
-    ASSIGN_OR_RETURN(grpc_,
-                     GrpcFront::Create(core_.get(), {.host = options.host,
-                                                     .port = options.grpc_port,
-                                                     .next_free_port = options.next_free_port,
-                                                     .api_keys = options.api_keys}));
     ASSIGN_OR_RETURN(http_,
                      HttpFront::Create(core_.get(), {.model_dir = options.model_dir,
                                                      .host = options.host,
                                                      .port = options.http_port,
                                                      .next_free_port = options.next_free_port,
                                                      .api_keys = options.api_keys,
-                                                     .allowed_origins = options.allowed_origins}));
+                                                     .allowed_origins = options.allowed_origins,
+                                                     .tls = options.tls}));
+    ASSIGN_OR_RETURN(grpc_,
+                     GrpcFront::Create(core_.get(), {.host = options.host,
+                                                     .port = options.grpc_port,
+                                                     .next_free_port = options.next_free_port,
+                                                     .api_keys = options.api_keys,
+                                                     .tls = options.tls}));
     core_->WatchReady([this](bool ready) { grpc_->SetServing(ready); });
     return absl::OkStatus();
   }
@@ -67,8 +69,8 @@ class RouterProcessImpl final : public RouterProcess {
     ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model_dir));
     if (options.max_model_len < 0 || options.max_model_len > config.max_position_embeddings) {
       return absl::InvalidArgumentError(
-          absl::StrCat("max_model_len is ", options.max_model_len, ", must be in [0, ",
-                       config.max_position_embeddings, "] (max_position_embeddings)"));
+          absl::StrCat("max_model_len is ", options.max_model_len, ", must be 0 or from 2 to ",
+                       config.max_position_embeddings, ", the model's max_position_embeddings"));
     }
     absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Load(options.model_dir);
     if (tokenizer.ok()) {

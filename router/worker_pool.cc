@@ -200,6 +200,7 @@ std::vector<DecodeView> WorkerPool::DecodeViews() const {
                    .trusted = Trusted(m),
                    .takes_handoffs = !m.registration.handoff_address().empty(),
                    .running = load.running,
+                   .unserved = static_cast<int>(load.unserved.size()),
                    .kv_blocks_total = m.registration.kv_blocks_total(),
                    .kv_blocks_available = m.kv_blocks_available(),
                    .kv_blocks_promised = promised,
@@ -233,6 +234,7 @@ void WorkerPool::Assign(uint64_t request, const Route& route, int64_t tokens) {
   if (Load* load = LoadOf(route.decode)) {
     slots_.at(load->slot).breaker.OnStart(clock_->Now());
     ++load->running;
+    load->unserved.insert(request);
     load->promised[request] = {BlocksFor(tokens, load->block_tokens), false};
   }
   if (!route.prefill) return;
@@ -249,6 +251,10 @@ void WorkerPool::FirstToken(uint64_t request, const Route& route) {
   if (auto it = load->promised.find(request); it != load->promised.end()) it->second.settled = true;
 }
 
+void WorkerPool::Served(uint64_t request, WorkerId decode) {
+  if (Load* load = LoadOf(decode)) load->unserved.erase(request);
+}
+
 void WorkerPool::PrefillDone(uint64_t request, const Route& route) {
   Load* load = route.prefill ? LoadOf(*route.prefill) : nullptr;
   if (load == nullptr) return;
@@ -263,6 +269,7 @@ void WorkerPool::Release(uint64_t request, const Route& route, int64_t tokens) {
   Load* load = LoadOf(route.decode);
   if (load == nullptr) return;
   --load->running;
+  load->unserved.erase(request);
   // A promise that no heartbeat has counted is simply withdrawn.
   if (load->promised.erase(request) > 0) return;
   load->freed_blocks += BlocksFor(tokens, load->block_tokens);

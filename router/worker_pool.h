@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -86,6 +87,7 @@ class WorkerPool {
   std::optional<Route> Choose(Disaggregate mode, const RouteRequest& request) const;
   void Assign(uint64_t request, const Route& route, int64_t tokens);
   void FirstToken(uint64_t request, const Route& route);   // its blocks show in the next heartbeat
+  void Served(uint64_t request, WorkerId decode);          // a token came from there
   void PrefillDone(uint64_t request, const Route& route);  // P has handed off
   // `tokens`: prompt and generated ones, whose blocks are free now.
   void Release(uint64_t request, const Route& route, int64_t tokens);
@@ -109,6 +111,7 @@ class WorkerPool {
     size_t slot = 0;
     int block_tokens = 1;
     int running = 0;
+    std::set<uint64_t> unserved;  // requests without a token from there
     int64_t queued_tokens = 0;
     std::map<uint64_t, int64_t> queued;    // by request
     std::map<uint64_t, Promise> promised;  // by request

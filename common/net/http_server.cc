@@ -62,7 +62,7 @@ class Server final : public HttpServer {
  private:
   absl::StatusOr<tcp::endpoint> Resolve();
   void Accept();
-  void Adopt(Connection::Socket socket);
+  void Adopt(http_internal::Stream::Socket socket);
   std::vector<std::shared_ptr<Connection>> Connections();
 
   const std::shared_ptr<Shared> shared_;
@@ -89,6 +89,9 @@ absl::StatusOr<tcp::endpoint> Server::Resolve() {
 
 absl::Status Server::Listen() {
   const HttpServerOptions& options = shared_->options;
+  if (options.tls.enabled()) {
+    ASSIGN_OR_RETURN(shared_->tls, http_internal::MakeTlsContext(options.tls));
+  }
   ASSIGN_OR_RETURN(tcp::endpoint endpoint, Resolve());
   const int tries = options.next_free_port && options.port != 0 ? kPortsTried : 1;
   error_code error;
@@ -114,7 +117,7 @@ absl::Status Server::Listen() {
 void Server::Accept() {
   if (!acceptor_.is_open()) return;
   acceptor_.async_accept(asio::make_strand(shared_->io),
-                         [this](error_code error, Connection::Socket socket) {
+                         [this](error_code error, http_internal::Stream::Socket socket) {
                            if (error == asio::error::operation_aborted) return;
                            if (!error) {
                              Adopt(std::move(socket));
@@ -127,7 +130,7 @@ void Server::Accept() {
                          });
 }
 
-void Server::Adopt(Connection::Socket socket) {
+void Server::Adopt(http_internal::Stream::Socket socket) {
   error_code ignored;
   socket.set_option(tcp::no_delay(true), ignored);
   std::shared_ptr<Connection> connection;

@@ -13,6 +13,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/net/tls.h"
 
 namespace switchyard {
 
@@ -88,12 +89,13 @@ struct HttpServerOptions {
   // Origins whose pages may read the answers (CORS); "*" is all. Empty: no other site's.
   std::vector<std::string> allowed_origins = {};
   absl::Duration write_timeout = absl::Seconds(30);  // without the client taking a byte
+  TlsOptions tls = {};
 };
 
 class HttpServer {
  public:
   // Listens and serves at once. Errors: kAlreadyExists for a taken port, kInvalidArgument for a bad
-  // option or host, both with the value.
+  // option, host, certificate or key, with the value.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Create(const HttpServerOptions& options,
                                                             std::vector<HttpRoute> routes);
   // Stop with no grace.

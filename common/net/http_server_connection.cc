@@ -72,10 +72,10 @@ std::string CorsHeaders(const HttpRequest& request, bool preflight,
 
 }  // namespace
 
-Connection::Connection(std::shared_ptr<Shared> shared, Socket socket, bool refuse)
+Connection::Connection(std::shared_ptr<Shared> shared, Stream::Socket socket, bool refuse)
     : shared_(std::move(shared)),
       refuse_(refuse),
-      socket_(std::move(socket)),
+      socket_(std::move(socket), shared_->tls.get()),
       read_timer_(socket_.get_executor()),
       write_timer_(socket_.get_executor()) {}
 
@@ -87,12 +87,17 @@ Connection::~Connection() {
 
 void Connection::Start() {
   asio::post(socket_.get_executor(), [self = shared_from_this()] {
-    if (!self->refuse_) return self->ExpectRequest();
-    self->Reject(HttpError(
-        503,
-        absl::StrCat("more than ", self->shared_->options.connections_max, " connections are open"),
-        "server_error"));
+    if (!self->socket_.has_tls()) return self->Begun();
+    self->Arm(&self->read_timer_, self->shared_->options.read_timeout);
+    self->socket_.Handshake([self](error_code error) { error ? self->Close() : self->Begun(); });
   });
+}
+
+void Connection::Begun() {
+  if (!refuse_) return ExpectRequest();
+  Reject(HttpError(
+      503, absl::StrCat("more than ", shared_->options.connections_max, " connections are open"),
+      "server_error"));
 }
 
 void Connection::Drain() {
@@ -128,7 +133,7 @@ void Connection::ExpectRequest() {
 void Connection::Read() {
   if (reading_ || closed_ || (!awaits_request_ && buffer_.size() >= kReadAheadBytes)) return;
   reading_ = true;
-  socket_.async_read_some(
+  socket_.ReadSome(
       asio::buffer(read_bytes_),
       [self = shared_from_this()](error_code error, size_t bytes) { self->OnRead(error, bytes); });
 }
@@ -273,16 +278,16 @@ void Connection::Flush() {
 
 void Connection::SendSome() {
   Arm(&write_timer_, shared_->options.write_timeout);
-  socket_.async_write_some(asio::buffer(writing_.data() + written_, writing_.size() - written_),
-                           [self = shared_from_this()](error_code error, size_t bytes) {
-                             if (self->closed_) return;
-                             if (error) return self->Close();
-                             self->written_ += bytes;
-                             if (self->written_ < self->writing_.size()) return self->SendSome();
-                             Disarm(&self->write_timer_);
-                             self->writing_.clear();
-                             self->Flush();
-                           });
+  socket_.WriteSome(asio::buffer(writing_.data() + written_, writing_.size() - written_),
+                    [self = shared_from_this()](error_code error, size_t bytes) {
+                      if (self->closed_) return;
+                      if (error) return self->Close();
+                      self->written_ += bytes;
+                      if (self->written_ < self->writing_.size()) return self->SendSome();
+                      Disarm(&self->write_timer_);
+                      self->writing_.clear();
+                      self->Flush();
+                    });
 }
 
 void Connection::AnswerComplete() {
@@ -301,8 +306,7 @@ void Connection::AnswerComplete() {
 
 void Connection::Linger() {
   lingering_ = true;
-  error_code ignored;
-  socket_.shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
+  socket_.EndWriting(shared_from_this());
   buffer_.consume(buffer_.size());
   Arm(&read_timer_, kLinger);
   Read();
@@ -311,8 +315,7 @@ void Connection::Linger() {
 void Connection::Close() {
   if (closed_) return;
   closed_ = true;
-  error_code ignored;
-  socket_.close(ignored);
+  socket_.Close();
   Disarm(&read_timer_);
   Disarm(&write_timer_);
   std::function<void()> on_disconnect;
@@ -332,8 +335,16 @@ void Connection::Arm(asio::steady_timer* timer, absl::Duration timeout) {
   timer->expires_after(absl::ToChronoNanoseconds(timeout));
   timer->async_wait([self = shared_from_this(), timer](error_code error) {
     // A wait that had ended before the timer was moved still arrives here.
-    if (!error && timer->expiry() <= std::chrono::steady_clock::now()) self->Close();
+    if (!error && timer->expiry() <= std::chrono::steady_clock::now()) self->OnTimeout(timer);
   });
+}
+
+void Connection::OnTimeout(const asio::steady_timer* timer) {
+  const bool amid_request =
+      timer == &read_timer_ && awaits_request_ && parser_.has_value() && parser_->got_some();
+  if (closed_ || !amid_request) return Close();
+  Reject(HttpError(408, absl::StrCat("the request was not whole within ",
+                                     absl::FormatDuration(shared_->options.read_timeout))));
 }
 
 void Connection::Disarm(asio::steady_timer* timer) {

@@ -5,9 +5,8 @@
 #include <array>
 #include <atomic>
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/ssl/context.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <boost/asio/strand.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
@@ -19,6 +18,7 @@
 
 #include "common/mutex.h"
 #include "common/net/http_server.h"
+#include "common/net/http_server_stream.h"
 
 namespace switchyard::http_internal {
 
@@ -29,6 +29,7 @@ struct Shared {
   HttpServerOptions options;
   std::vector<HttpRoute> routes;
   boost::asio::io_context io;
+  std::unique_ptr<boost::asio::ssl::context> tls;  // null: in clear
   std::atomic<bool> draining = false;
   Mutex mu;
   bool stopping ABSL_GUARDED_BY(mu) = false;
@@ -40,11 +41,8 @@ struct Shared {
 // share with it is under mu_.
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
-  using Strand = boost::asio::strand<boost::asio::io_context::executor_type>;
-  using Socket = boost::asio::basic_stream_socket<boost::asio::ip::tcp, Strand>;
-
   // `refuse`: too many connections; answers 503 and closes.
-  Connection(std::shared_ptr<Shared> shared, Socket socket, bool refuse);
+  Connection(std::shared_ptr<Shared> shared, Stream::Socket socket, bool refuse);
   ~Connection();
 
   // Any thread.
@@ -66,6 +64,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   enum class Answer { kNone, kAwaited, kStreaming, kComplete };
 
   // Strand.
+  void Begun();  // the first request may come
   void ExpectRequest();
   void Read();
   void OnRead(boost::system::error_code error, size_t bytes);
@@ -79,6 +78,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void AnswerComplete();
   void Linger();
   void Close();
+  void OnTimeout(const boost::asio::steady_timer* timer);
   void Arm(boost::asio::steady_timer* timer, absl::Duration timeout);
   static void Disarm(boost::asio::steady_timer* timer);
 
@@ -90,7 +90,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   const bool refuse_;
 
   // Strand. A read fills read_bytes_, never buffer_, so parsing need not wait for a read to end.
-  Socket socket_;
+  Stream socket_;
   boost::asio::steady_timer read_timer_, write_timer_;
   std::array<char, 16 << 10> read_bytes_;
   boost::beast::flat_buffer buffer_;

@@ -221,6 +221,7 @@ absl::StatusOr<std::unique_ptr<HttpFront>> HttpFront::Create(RouterCore* core,
   server.port = options.port;
   server.next_free_port = options.next_free_port;
   server.allowed_origins = options.allowed_origins;
+  server.tls = options.tls;
   server.io_threads = kIoThreads;
   server.body_bytes_max = core->limits().body_bytes_max;
   ASSIGN_OR_RETURN(impl->server, HttpServer::Create(server, impl->Routes()));

@@ -18,6 +18,7 @@ struct HttpFrontOptions {
   bool next_free_port = false;             // a taken port moves to the next free one
   std::vector<std::string> api_keys = {};  // if any, all but health, metrics and version need one
   std::vector<std::string> allowed_origins = {};  // CORS: HttpServerOptions
+  TlsOptions tls = {};
 };
 
 // Serves /v1/models, /v1/completions, /v1/chat/completions, /tokenize, /detokenize, /health,

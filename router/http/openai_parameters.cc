@@ -91,6 +91,7 @@ absl::Status ReadStreamOptions(const Json& body, ApiRequest* out) {
   if (!options->is_object()) {
     return FieldError("stream_options", absl::StrCat(Shown(*options), " is not an object"));
   }
+  if (!out->stream) return FieldError("stream_options", "needs stream true");
   FieldReader inner(*options, "stream_options.");
   out->include_usage = inner.Bool("include_usage", false);
   out->continuous_usage = inner.Bool("continuous_usage_stats", false);

@@ -177,8 +177,9 @@ TEST_F(OpenAiRequestTest, ValuesOutsideTheirRangeNameFieldValueAndLimit) {
   Refused(With(R"("seed":-2)"), "seed", "-2 is not an integer from 0");
   Refused(With(R"("seed":1.5)"), "seed", "1.5");
   Refused(With(R"("stream":1)"), "stream", "1 is not true or false");
-  Refused(With(R"("stream_options":{"include_usage":"yes"})"), "stream_options.include_usage",
-          "\"yes\"");
+  Refused(With(R"("stream":true,"stream_options":{"include_usage":"yes"})"),
+          "stream_options.include_usage", "\"yes\"");
+  Refused(With(R"("stream_options":{"include_usage":true})"), "stream_options", "stream true");
   Refused(With(R"("stream_options":5)"), "stream_options", "5 is not an object");
   Refused(With(R"("stop":[""])"), "stop", "1 to 1024 bytes");
   Refused(With(R"("stop":[1])"), "stop", "1 is not a string");

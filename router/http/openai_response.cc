@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "cluster/convert.h"
 #include "common/check.h"
 #include "router/http/openai_fields.h"
 
@@ -112,7 +113,10 @@ HttpResponse ErrorResponse(const absl::Status& status) {
   }
   HttpResponse response =
       HttpError(http, std::string(status.message()), type, FieldOf(status), code);
-  if (http == 429) response.headers.emplace_back("Retry-After", "1");
+  if (http == 429) {  // whole seconds
+    const int64_t after = absl::ToInt64Seconds(absl::Ceil(RetryAfter(status), absl::Seconds(1)));
+    response.headers.emplace_back("Retry-After", absl::StrCat(std::max<int64_t>(1, after)));
+  }
   return response;
 }
 

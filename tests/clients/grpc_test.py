@@ -20,8 +20,8 @@ KEY = "a-secret"
 class Client:
     """Calls methods by name; requests are dictionaries of fields."""
 
-    def __init__(self, address, key):
-        self.channel = grpc.insecure_channel(address)
+    def __init__(self, address, key, channel=None):
+        self.channel = channel or grpc.insecure_channel(address)
         self.metadata = [("authorization", f"Bearer {key}")] if key else []
         database = ProtoReflectionDescriptorDatabase(self.channel)
         self.services = database.get_services()

@@ -34,7 +34,7 @@ class Cluster:
             time.sleep(0.05)
         info = json.loads(ready.read_text())
         self.http_url = info["http_url"]
-        self.host, self.port = self.http_url.removeprefix("http://").rstrip("/").rsplit(":", 1)
+        self.host, self.port = self.http_url.split("://")[1].rstrip("/").rsplit(":", 1)
         self.grpc_address = info["grpc_address"]
         self.processes = info["processes"]
 

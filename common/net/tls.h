@@ -1,0 +1,18 @@
+// common/net/tls.h: what a server proves its name with, and whom it lets in.
+#pragma once
+
+#include <string>
+
+namespace switchyard {
+
+// PEM texts, not file names. Without a certificate a server speaks in clear.
+struct TlsOptions {
+  std::string certificate = {};  // the chain, the server's own first
+  std::string key = {};          // its private key, without a password
+  std::string client_ca =
+      {};  // mTLS: clients must show a certificate that one of these has signed; empty: need not
+
+  bool enabled() const { return !certificate.empty(); }
+};
+
+}  // namespace switchyard
