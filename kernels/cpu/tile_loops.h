@@ -98,7 +98,8 @@ inline __attribute__((always_inline)) void Group(const unsigned char* a, size_t 
         const I of_a = SetUnit(*reinterpret_cast<const uint32_t*>(left + r * stride));
 #pragma GCC unroll 4
         for (int j = 0; j < kVectors; ++j) {
-          sums[r][j] = _mm512_dpbusd_epi32(sums[r][j], of_a, of_b[j]);
+          // GCC 12 copies each sum before the intrinsic and spills: 1.5 times slower.
+          asm("vpdpbusd %2, %1, %0" : "+v"(sums[r][j]) : "v"(of_a), "v"(of_b[j]));
         }
       }
 #endif
