@@ -19,7 +19,7 @@ struct FrontFlags {
   std::vector<std::string> allowed_origins;
   std::string trace_file;
   std::string ssl_certfile, ssl_keyfile, ssl_ca_certs;
-  double max_queue_seconds = 10;
+  double max_queue_seconds = 60;
 };
 
 void AddRouterFlags(CLI::App& app, FrontFlags* flags);

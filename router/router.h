@@ -34,7 +34,7 @@ struct RouterLimits {
   absl::Duration deadline = absl::Minutes(10);  // of a request, unless it names a shorter one
   // Who would wait longer for a first token is refused; who names a deadline, if it is more than
   // half of that.
-  absl::Duration queue_wait = absl::Seconds(10);
+  absl::Duration queue_wait = absl::Seconds(60);
 };
 
 // A request that a front has checked for form; the core checks it against the model.
