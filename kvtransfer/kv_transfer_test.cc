@@ -280,6 +280,31 @@ TEST_P(KvTransferTest, DoneComesOnceWhateverEndsIt) {
   EXPECT_EQ(Await(std::move(waiting)).status().code(), absl::StatusCode::kCancelled);
 }
 
+// What a partition does: the sender has lost the lane, the receiver knows nothing of it.
+TEST_P(KvTransferTest, PeerThatIntroducesItselfAnewStartsWithAnEmptyLane) {
+  Ends ends(GetParam(), testing::TinyLayout(2), 40);
+  uint64_t last_token = 0;
+  for (const std::string request : {"a", "b", "c"}) {
+    auto answer = ends.Meet();
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    EXPECT_NE(answer->peer_token, last_token);
+    last_token = answer->peer_token;
+    const KvTarget target = ends.Target(request, 40);
+    auto done = Prepare(ends.sender.get(), target.key, 40);
+    auto session = Open(ends.receiver.get(), answer->peer_token, target);
+    ASSERT_TRUE(session.ok()) << session.status();
+    ends.sender->Begin(target.key, answer->peer_token, *session, target.generations);
+    PushAll(ends.sender.get(), target.key, 2, ShuffledBlocks(40, 1), 7, 1);
+    auto result = Await(std::move(done));
+    ASSERT_TRUE(result.ok()) << result.status();
+    auto committed = Commit(ends.receiver.get(), answer->peer_token, *session, result->digest);
+    EXPECT_TRUE(committed.ok()) << committed.status();
+    ends.sender->Disconnect(answer->peer_token);
+  }
+  EXPECT_EQ(ends.receiver->stats().stale_frames, 0u);
+  EXPECT_EQ(ends.receiver->stats().peers, 1);
+}
+
 TEST_P(KvTransferTest, HelloIsIdempotentAndRefusesMismatchesByName) {
   Ends ends(GetParam(), testing::TinyLayout(2), 8);
   auto first = ends.Meet(), second = ends.Meet();

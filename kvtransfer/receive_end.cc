@@ -45,6 +45,7 @@ void ReceiveEnd::Open(uint64_t peer_token, const KvTarget& target,
     return done(absl::UnauthenticatedError("peer_token is not known: say Hello first"));
   }
   peer->second.last_used = clock_->Now();
+  peer->second.used = true;
   Step(ReceiveSessions::Open{Ask([done = std::move(done)](ReceiveSessions::Effect& e) {
                                done(std::get<ReceiveSessions::Opened>(e).session);
                              }),
@@ -96,14 +97,18 @@ void ReceiveEnd::Step(const ReceiveSessions::Event& event) {
 
 absl::StatusOr<KvHelloAnswer> ReceiveEnd::Hello(const KvHello& hello) {
   RETURN_IF_ERROR(CheckHello(hello));
+  uint64_t given_up = 0;
   for (auto& [token, peer] : peers_) {
     const KvHello& known = peer.hello;
-    if (!peer.lost && known.ucx_address == hello.ucx_address &&
-        known.incarnation == hello.incarnation && known.host_id == hello.host_id &&
-        known.lanes == hello.lanes) {
+    if (peer.lost || known.ucx_address != hello.ucx_address ||
+        known.incarnation != hello.incarnation) {
+      continue;
+    }
+    if (!peer.used && known.host_id == hello.host_id && known.lanes == hello.lanes) {
       peer.last_used = clock_->Now();
       return peer.answer;
     }
+    given_up = token;
   }
   RETURN_IF_ERROR(MakeRoom());
   KvHelloAnswer answer;
@@ -115,6 +120,9 @@ absl::StatusOr<KvHelloAnswer> ReceiveEnd::Hello(const KvHello& hello) {
   auto lane =
       connect_(hello, &answer, [this, token](const absl::Status& why) { Lose(token, why); });
   RETURN_IF_ERROR(lane.status());
+  // It has given up the lane that it had, whatever we know of it: it counts its ring from the start
+  // again, and what is still under way of the old one must not be taken for the new one's.
+  Lose(given_up, absl::UnavailableError("it introduces itself anew"));
   if (options_.log != nullptr) {
     options_.log->Info("KV peer introduced", {{"peer", hello.peer_name},
                                               {"lane", answer.lane},
@@ -163,7 +171,7 @@ absl::Status ReceiveEnd::MakeRoom() {
 // The peer died. Its sessions stay until their leases end: what has arrived may be all there was.
 void ReceiveEnd::Lose(uint64_t token, const absl::Status& why) {
   auto it = peers_.find(token);
-  if (it == peers_.end()) return;
+  if (it == peers_.end() || it->second.lost) return;
   it->second.lost = true;
   some_lost_ = true;
   if (options_.log != nullptr) {
@@ -184,7 +192,7 @@ void ReceiveEnd::OnFrame(std::span<const std::byte> header, std::span<const std:
   }
   auto peer = peers_.find(frame->header.peer_token);
   const size_t block_bytes = kv_->layout().BlockBytes();
-  if (peer == peers_.end() || frame->header.block_bytes != block_bytes) {
+  if (peer == peers_.end() || peer->second.lost || frame->header.block_bytes != block_bytes) {
     ++stats_.stale_frames;
     return;
   }

@@ -55,7 +55,7 @@ class ReceiveEnd {
     KvHelloAnswer answer;
     std::unique_ptr<ReceiveLane> lane;
     absl::Time last_used;
-    bool lost = false, closed = false;
+    bool used = false, lost = false, closed = false;
   };
 
   uint64_t Ask(std::function<void(ReceiveSessions::Effect&)> answer);

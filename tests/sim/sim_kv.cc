@@ -256,6 +256,7 @@ void Receiver::Open(uint64_t peer_token, const KvTarget& target,
         std::vector<HeldBlock>& held = held_[target.key];
         for (size_t i = 0; i < target.blocks.size(); ++i) {
           held.push_back({target.blocks[i], target.generations[i]});
+          home_.world->blocks_shared += target.generations[i] == 0;
         }
       }
       done(session);

@@ -36,6 +36,7 @@ int Main(uint64_t first, uint64_t count) {
     sum.tokens += run.tokens;
     sum.frames_spoilt += run.frames_spoilt;
     sum.stale_frames += run.stale_frames;
+    sum.blocks_shared += run.blocks_shared;
     sum.requests += run.requests;
     sum.completed += run.completed;
     sum.retried += run.retried;
@@ -45,13 +46,15 @@ int Main(uint64_t first, uint64_t count) {
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   std::printf(
       "%llu seeds in %.1f s (%.0f/s): %llu events, %d requests, %d completed, %d failed, "
-      "%d retried, %llu tokens, %llu frames lost, doubled or flipped, %llu stale ones refused; "
+      "%d retried, %llu tokens, %llu frames lost, doubled or flipped, %llu stale ones refused, "
+      "%llu blocks not sent because they were there; "
       "all promises kept\n",
       static_cast<unsigned long long>(count), seconds, static_cast<double>(count) / seconds,
       static_cast<unsigned long long>(sum.events), sum.requests, sum.completed, sum.failed,
       sum.retried, static_cast<unsigned long long>(sum.tokens),
       static_cast<unsigned long long>(sum.frames_spoilt),
-      static_cast<unsigned long long>(sum.stale_frames));
+      static_cast<unsigned long long>(sum.stale_frames),
+      static_cast<unsigned long long>(sum.blocks_shared));
   return 0;
 }
 

@@ -26,7 +26,7 @@ struct RunResult {
   std::string violation;  // empty: all promises were kept
   std::vector<Fault> faults;
   std::string log;
-  uint64_t events = 0, tokens = 0, frames_spoilt = 0, stale_frames = 0;
+  uint64_t events = 0, tokens = 0, frames_spoilt = 0, stale_frames = 0, blocks_shared = 0;
   int requests = 0, completed = 0, retried = 0, failed = 0;
 };
 

@@ -70,6 +70,7 @@ struct World {
   int kv_blocks = 0;                    // of each worker
   std::string violation;
   uint64_t frames_spoilt = 0, stale_frames = 0;      // sent; refused by receivers
+  uint64_t blocks_shared = 0;                        // of prefixes that were there: not sent
   std::map<uint64_t, std::weak_ptr<void>> segments;  // ring segments, by address
 };
 
