@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "bench/peer_text.h"
 #include "bench/raw_lane.h"
 #include "common/clock.h"
 #include "common/status_macros.h"
@@ -26,21 +27,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int kTimesMin = 5, kTimesMax = 2000;
-constexpr size_t kTextMax = 1 << 20;
-
-// ---- strings between this process and a rank's, over a socket
-bool SendText(int fd, const std::string& text) {
-  const uint64_t size = text.size();
-  return send(fd, &size, sizeof size, MSG_NOSIGNAL) == sizeof size &&
-         send(fd, text.data(), size, MSG_NOSIGNAL) == static_cast<ssize_t>(size);
-}
-std::string ReceiveText(int fd) {
-  uint64_t size = 0;
-  if (recv(fd, &size, sizeof size, MSG_WAITALL) != sizeof size || size > kTextMax) return "";
-  std::string text(size, '\0');
-  if (size > 0 && recv(fd, text.data(), size, MSG_WAITALL) != static_cast<ssize_t>(size)) return "";
-  return text;
-}
 
 // ---- one rank
 struct Tokens {

@@ -1,11 +1,7 @@
 #include "bench/raw_lane.h"
 
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <poll.h>
 #include <sched.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,6 +14,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "bench/raw_pipe.h"
+#include "common/status_macros.h"
 
 namespace switchyard {
 namespace {
@@ -30,14 +28,6 @@ constexpr size_t kExchangeBytes = size_t{64} << 20;
 double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
-
-// A connection that moves what it can without blocking; 0 if it cannot now.
-class Pipe {
- public:
-  virtual ~Pipe() = default;
-  virtual size_t Write(const std::byte* from, size_t bytes) = 0;
-  virtual size_t Read(std::byte* to, size_t bytes) = 0;
-};
 
 struct Ring {
   alignas(64) std::atomic<uint64_t> written{0};
@@ -70,32 +60,6 @@ class RingPipe final : public Pipe {
  private:
   Ring &out_, &in_;
 };
-
-class SocketPipe final : public Pipe {
- public:
-  explicit SocketPipe(int fd) : fd_(fd) {}
-  ~SocketPipe() override { close(fd_); }
-  size_t Write(const std::byte* from, size_t bytes) override {
-    return Count(send(fd_, from, bytes, MSG_DONTWAIT | MSG_NOSIGNAL));
-  }
-  size_t Read(std::byte* to, size_t bytes) override {
-    return Count(recv(fd_, to, bytes, MSG_DONTWAIT));
-  }
-
- private:
-  static size_t Count(ssize_t n) { return n > 0 ? static_cast<size_t>(n) : 0; }
-  const int fd_;
-};
-
-// All of `bytes`, in this direction alone.
-template <typename Move>
-void Whole(size_t bytes, Move move) {
-  for (size_t done = 0; done < bytes;) {
-    const size_t n = move(done);
-    if (n == 0) sched_yield();
-    done += n;
-  }
-}
 
 // Seconds of one way, half of the median of kRoundTrips round trips. Both ends call it.
 double PingPong(Pipe& pipe, bool first) {
@@ -170,37 +134,10 @@ absl::StatusOr<RawLane> MeasureShm() {
   return lane;
 }
 
-std::unique_ptr<Pipe> SocketOf(int fd) {
-  if (fd < 0) return nullptr;
-  const int one = 1;
-  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-  return std::make_unique<SocketPipe>(fd);
-}
-
 absl::StatusOr<RawLane> MeasureTcp() {
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  auto* const any = reinterpret_cast<sockaddr*>(&address);
-  const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (listener < 0 || bind(listener, any, size) != 0 || listen(listener, 1) != 0 ||
-      getsockname(listener, any, &size) != 0) {
-    const absl::Status status = absl::ErrnoToStatus(errno, "loopback socket");
-    if (listener >= 0) close(listener);
-    return status;
-  }
-  auto lane = WithOther(
-      [&] {
-        const int fd = socket(AF_INET, SOCK_STREAM, 0);
-        return connect(fd, any, size) == 0 ? SocketOf(fd) : nullptr;
-      },
-      [&] {
-        pollfd wait = {listener, POLLIN, 0};
-        return poll(&wait, 1, 10'000) == 1 ? SocketOf(accept(listener, nullptr, nullptr)) : nullptr;
-      });
-  close(listener);
-  return lane;
+  ASSIGN_OR_RETURN(const LoopbackListener listener, LoopbackListener::Create());
+  return WithOther([&] { return ConnectLoopback(listener.port()); },
+                   [&] { return listener.Accept(); });
 }
 
 }  // namespace

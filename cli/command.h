@@ -41,6 +41,7 @@ std::unique_ptr<Command> MakeCheck();
 std::unique_ptr<Command> MakeBalance();
 std::unique_ptr<Command> MakeBenchEngine();
 std::unique_ptr<Command> MakeBenchKernels();
+std::unique_ptr<Command> MakeBenchKv();
 std::unique_ptr<Command> MakeBenchEp();
 std::unique_ptr<Command> MakeBenchServe();
 std::unique_ptr<Command> MakeBenchTokenizer();

@@ -11,9 +11,10 @@ namespace switchyard {
 namespace {
 
 constexpr CommandFactory kCommands[] = {
-    MakeServe,   MakeRouter,       MakePrefill,    MakeDecode,         MakeAsk,     MakeGenerate,
-    MakeVerify,  MakeTokenize,     MakeDetokenize, MakeCheck,          MakeBalance, MakeBenchEngine,
-    MakeBenchEp, MakeBenchKernels, MakeBenchServe, MakeBenchTokenizer, MakeTop};
+    MakeServe,      MakeRouter,         MakePrefill,  MakeDecode,       MakeAsk,
+    MakeGenerate,   MakeVerify,         MakeTokenize, MakeDetokenize,   MakeCheck,
+    MakeBalance,    MakeBenchEngine,    MakeBenchEp,  MakeBenchKernels, MakeBenchKv,
+    MakeBenchServe, MakeBenchTokenizer, MakeTop};
 
 void PrintHelp(FILE* out) {
   std::fputs(

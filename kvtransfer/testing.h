@@ -1,4 +1,4 @@
-// kvtransfer/testing.h: what the tests and the benchmark of the KV transfer share: blocking calls
+// kvtransfer/testing.h: what the tests of the KV transfer share: blocking calls
 // and recognisable blocks.
 #pragma once
 
