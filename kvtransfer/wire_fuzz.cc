@@ -20,7 +20,7 @@ void TryWholeFrame(std::span<const std::byte> input) {
   FrameHeader header;
   std::memcpy(static_cast<void*>(&header), input.data(), sizeof(header));
   const auto byte = [&](size_t i) { return std::to_integer<size_t>(input[sizeof(header) + i]); };
-  std::vector<FrameEntry> entries(byte(0) % 8);
+  std::vector<FrameEntry> entries(1 + byte(0) % 7);
   input = input.subspan(sizeof(header) + 2);
   for (FrameEntry& e : entries) {
     if (input.size() < sizeof(e)) return;

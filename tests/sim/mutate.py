@@ -83,10 +83,10 @@ MUTATIONS = {
         ("router/attempt.cc", "effects->aborts.push_back({route_.decode, attempt_});  // it waits",
          "if (!ON) effects->aborts.push_back({route_.decode, attempt_});  // it waits"),
     ],
-    "a preempted sequence believes that it still has its KV": [
-        ("engine/scheduler.cc", "  FreeBlocks(s);\n  Move(s, Sequence::State::kWaiting);",
-         "  const int computed = s.computed;\n  FreeBlocks(s);\n  if (ON) s.computed = computed - 1;\n"
-         "  Move(s, Sequence::State::kWaiting);"),
+    "a prefix hit is taken for one row more than it has": [
+        ("engine/scheduler.cc", "  s.computed = s.cached = blocks * options_.block_tokens;\n",
+         "  s.computed = s.cached = blocks * options_.block_tokens;\n"
+         "  if (ON && blocks > 0) s.computed = std::min(s.computed + 1, s.length() - 1);\n"),
     ],
 }
 
