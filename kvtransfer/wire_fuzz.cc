@@ -19,8 +19,8 @@ void TryWholeFrame(std::span<const std::byte> input) {
   if (input.size() < sizeof(FrameHeader) + 2) return;
   FrameHeader header;
   std::memcpy(static_cast<void*>(&header), input.data(), sizeof(header));
-  const auto byte = [&](size_t i) { return std::to_integer<size_t>(input[sizeof(header) + i]); };
-  std::vector<FrameEntry> entries(1 + byte(0) % 7);
+  const auto some_cut = std::to_integer<size_t>(input[sizeof(header)]);
+  std::vector<FrameEntry> entries(1 + std::to_integer<size_t>(input[sizeof(header) + 1]) % 7);
   input = input.subspan(sizeof(header) + 2);
   for (FrameEntry& e : entries) {
     if (input.size() < sizeof(e)) return;
@@ -29,7 +29,7 @@ void TryWholeFrame(std::span<const std::byte> input) {
   }
   std::vector<std::byte> payload(entries.size() * kFrameEntryBytes + input.size());
   const auto encoded = EncodeFrame(header, entries, payload);
-  for (const size_t cut : {size_t{0}, byte(1)}) {
+  for (const size_t cut : {size_t{0}, some_cut}) {
     const auto whole = std::span(payload).first(payload.size() - std::min(cut, payload.size()));
     const auto frame = ParseFrame(encoded, whole);
     if (!frame.ok()) continue;
