@@ -81,7 +81,7 @@ inline Matrix<const float> View(const std::vector<float>& v, size_t cols) {
 }
 
 inline bool SameBits(const float* a, const float* b, size_t n) {
-  return std::memcmp(a, b, n * sizeof(float)) == 0;
+  return n == 0 || std::memcmp(a, b, n * sizeof(float)) == 0;
 }
 
 // |a − b| <= relative · the greatest |b| everywhere; NaN is no match.
