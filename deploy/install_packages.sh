@@ -9,7 +9,7 @@ build=(
   libboost-dev libssl-dev nlohmann-json3-dev libsimdjson-dev libpcre2-dev libutf8proc-dev libcli11-dev libyaml-cpp-dev
   libspdlog-dev prometheus-cpp-dev libxxhash-dev curl python3
 )
-test=(libgtest-dev libgmock-dev libbenchmark-dev clang-format clang libclang-rt-14-dev shellcheck prometheus)
+test=(libgtest-dev libgmock-dev libbenchmark-dev clang-format clang libclang-rt-14-dev shellcheck prometheus python3-venv openssl iproute2)
 
 packages=("${build[@]}")
 [[ "${1:-}" == "--test" ]] && packages+=("${test[@]}")
