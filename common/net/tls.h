@@ -9,8 +9,8 @@ namespace switchyard {
 struct TlsOptions {
   std::string certificate = {};  // the chain, the server's own first
   std::string key = {};          // its private key, without a password
-  std::string client_ca =
-      {};  // mTLS: clients must show a certificate that one of these has signed; empty: need not
+  // mTLS: clients must show a certificate that one of these has signed. Empty: they need none.
+  std::string client_ca = {};
 
   bool enabled() const { return !certificate.empty(); }
 };
