@@ -2,6 +2,7 @@
 #include <iostream>
 
 #include "bench/ep_bench.h"
+#include "bench/ep_skew.h"
 #include "cli/command.h"
 
 namespace switchyard {
@@ -38,21 +39,46 @@ class BenchEp final : public Command {
     app.add_option("--seconds", o_.seconds, "of each measurement")
         ->check(CLI::Range(0.01, 60.0))
         ->capture_default_str();
+    app.add_option("--zipf", skew_.zipf,
+                   "time experts instead, the n-th of them chosen in proportion to n^-zipf: even "
+                   "and balanced placements, in an account of each rank's CPU time; of --hidden "
+                   "the first")
+        ->check(CLI::Range(0.0, 10.0));
+    app.add_option("--redundant", skew_.redundant, "with --zipf: replicas")
+        ->check(CLI::Range(0, 1 << 16))
+        ->capture_default_str();
+    app.add_option("--intermediate", skew_.intermediate, "with --zipf: width of an expert")
+        ->check(CLI::Range(1, 1 << 16))
+        ->capture_default_str();
+    app.add_option("--layers", skew_.layers, "with --zipf: each with an order of its own")
+        ->check(CLI::Range(1, 1024))
+        ->capture_default_str();
     app.add_flag("--json", json_, "print JSON");
   }
 
-  absl::StatusOr<int> Run(const CLI::App&) override {
+  absl::StatusOr<int> Run(const CLI::App& app) override {
     if (!json_) {
       o_.progress = [](const std::string& line) { std::cout << line << std::endl; };
     }
-    auto report = RunBenchEp(o_);
+    auto report = app.count("--zipf") > 0 ? RunSkew() : RunBenchEp(o_);
     if (!report.ok()) return report.status();
     if (json_) std::cout << report->dump(2) << "\n";
     return 0;
   }
 
  private:
+  absl::StatusOr<nlohmann::ordered_json> RunSkew() {
+    skew_.ranks = o_.ranks;
+    skew_.experts = o_.experts;
+    skew_.top_k = o_.top_k;
+    skew_.hidden = o_.hidden.front();
+    skew_.tokens = o_.tokens;
+    skew_.progress = o_.progress;
+    return RunBenchEpSkew(skew_);
+  }
+
   BenchEpOptions o_;
+  BenchEpSkewOptions skew_;
   bool json_ = false;
 };
 

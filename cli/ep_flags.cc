@@ -31,6 +31,32 @@ void EpFlags::AddTo(CLI::App& app) {
       ->check(CLI::Range(0.1, 3600.0))
       ->capture_default_str()
       ->group(kGroup);
+  AddRebalanceTo(app);
+}
+
+void EpFlags::AddRebalanceTo(CLI::App& app) {
+  app.add_option("--ep-rebalance-interval-seconds", rebalance_seconds,
+                 "look so often whether measured loads call for another placement of experts, and "
+                 "change to it while serving; 0: never")
+      ->check(CLI::Range(0.0, 86400.0))
+      ->capture_default_str()
+      ->group(kGroup);
+  app.add_option("--ep-rebalance-threshold", ep.rebalance.threshold,
+                 "by how much balancedness (mean / max of the ranks' loads) must grow")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str()
+      ->group(kGroup);
+  app.add_option("--ep-rebalance-bandwidth", rebalance_mb_per_second,
+                 "MB/s of expert weights that a rank reads for it")
+      ->check(CLI::Range(0.001, 1e6))
+      ->capture_default_str()
+      ->group(kGroup);
+  app.add_option("--ep-spare-experts", ep.rebalance.fetched_experts_max,
+                 "experts that a rank holds beside its own for it, until all change; at least "
+                 "those of one layer")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str()
+      ->group(kGroup);
 }
 
 void EpFlags::AddRankTo(CLI::App& app) {
@@ -51,12 +77,15 @@ EpOptions EpFlags::Options() const {
   EpOptions options = ep;
   options.lanes = KvLanes(lane);
   options.wait_max = absl::Seconds(timeout_seconds);
+  options.rebalance_interval = absl::Seconds(rebalance_seconds);
+  options.rebalance_bytes_per_second = rebalance_mb_per_second * 1e6;
   return options;
 }
 
 std::vector<std::string> EpFlags::Names() {
-  return {"redundant-experts", "expert-placement", "ep-lane", "ep-low-latency-tokens",
-          "ep-timeout-seconds"};
+  return {"redundant-experts",      "expert-placement",       "ep-lane",
+          "ep-low-latency-tokens",  "ep-timeout-seconds",     "ep-rebalance-interval-seconds",
+          "ep-rebalance-threshold", "ep-rebalance-bandwidth", "ep-spare-experts"};
 }
 
 }  // namespace switchyard

@@ -14,12 +14,16 @@ struct EpFlags {
   EpOptions ep;
   std::string lane = "auto";
   double timeout_seconds = 30;
+  double rebalance_seconds = 0, rebalance_mb_per_second = 200;
 
   void AddTo(CLI::App& app);      // what all ranks of a group share
   void AddRankTo(CLI::App& app);  // --ep-rank, --ep-peers, --ep-net-devices
   EpOptions Options() const;
   // Names of the shared flags, without dashes.
   static std::vector<std::string> Names();
+
+ private:
+  void AddRebalanceTo(CLI::App& app);
 };
 
 }  // namespace switchyard

@@ -3,15 +3,15 @@
 #include <poll.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
+#include <bit>
+#include <cstring>
 #include <random>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/file.h"
+#include "common/check.h"
 #include "common/status_macros.h"
-#include "moe/balancer.h"
 
 namespace switchyard {
 namespace {
@@ -22,45 +22,12 @@ constexpr absl::Duration kKnockLook = absl::Milliseconds(100);
 constexpr size_t kRingBytes = 4 << 20;
 constexpr int kLoadWindowSteps = 256;
 constexpr absl::Duration kShowEvery = absl::Seconds(1);
-constexpr size_t kPlacementFileBytesMax = 64 << 20;
-
-// phy2log [MoE layers][E + R], or the same rows for every layer of an even placement.
-using Tables = std::vector<std::vector<int32_t>>;
-
-absl::StatusOr<Tables> ReadTables(const std::string& path) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kPlacementFileBytesMax));
-  const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  const auto refuse = [&](const char* what) {
-    return absl::InvalidArgumentError(absl::StrCat("expert-placement ", path, ": ", what));
-  };
-  if (!json.is_object() || !json.contains("phy2log") || !json["phy2log"].is_array()) {
-    return refuse("an object with a list \"phy2log\" is wanted, as `switchyard balance` prints it");
-  }
-  Tables tables;
-  for (const auto& row : json["phy2log"]) {
-    if (!row.is_array() || row.size() > kBalancedReplicasMax) return refuse("phy2log: not rows");
-    std::vector<int32_t>& table = tables.emplace_back();
-    for (const auto& id : row) {
-      if (!id.is_number_integer()) return refuse("phy2log: not integers");
-      const auto value = id.get<int64_t>();
-      if (value < 0 || value > INT32_MAX) return refuse("phy2log: an id is out of range");
-      table.push_back(static_cast<int32_t>(value));
-    }
-  }
-  return tables;
-}
-
-absl::StatusOr<Tables> EvenTables(int experts, int replicas, int ranks, size_t layers) {
-  if (replicas % ranks != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("redundant-experts: ", experts, " experts and ", replicas - experts,
-                     " redundant ones cannot be split evenly over ", ranks, " ranks"));
-  }
-  const std::vector<double> loads(experts, 1.0);
-  ASSIGN_OR_RETURN(
-      const std::vector<BalancedLayer> balanced,
-      BalanceExperts({loads.data(), {1, loads.size()}}, {.replicas = replicas, .ranks = ranks}));
-  return Tables(layers, balanced[0].physical_to_logical);
+// What ranks tell each other at once: tables, or loads.
+size_t GatherBytes(const Placement& p) {
+  const size_t slots = static_cast<size_t>(p.slots_per_rank()) * p.ranks();
+  return static_cast<size_t>(p.layers()) *
+             std::max(slots * sizeof(int32_t), p.experts() * sizeof(int64_t)) +
+         sizeof(uint64_t);
 }
 
 uint64_t RandomWord() {
@@ -70,47 +37,23 @@ uint64_t RandomWord() {
 
 }  // namespace
 
-absl::StatusOr<Placement> MakePlacement(const ModelConfig& config, const EpOptions& options) {
-  const int experts = config.gate.experts;
-  const auto moe_layers =
-      static_cast<size_t>(std::count(config.layer_is_moe.begin(), config.layer_is_moe.end(), true));
-  if (options.redundant_experts < 0 || options.redundant_experts > kBalancedReplicasMax - experts) {
-    return absl::InvalidArgumentError(absl::StrCat("redundant-experts is ",
-                                                   options.redundant_experts, "; allowed are 0 to ",
-                                                   kBalancedReplicasMax - experts));
-  }
-  Tables tables;
-  if (options.placement_file.empty()) {
-    ASSIGN_OR_RETURN(tables, EvenTables(experts, experts + options.redundant_experts,
-                                        options.world(), moe_layers));
-  } else {
-    ASSIGN_OR_RETURN(tables, ReadTables(options.placement_file));
-  }
-  const size_t slots = tables.empty() ? 0 : tables[0].size();
-  const bool rectangular = std::all_of(tables.begin(), tables.end(),
-                                       [&](const auto& row) { return row.size() == slots; });
-  if (tables.size() != moe_layers || !rectangular) {
-    return absl::InvalidArgumentError(absl::StrCat("expert-placement: ", tables.size(),
-                                                   " rows, wanted ", moe_layers,
-                                                   " of the same length, one for each MoE layer"));
-  }
-  std::vector<int32_t> all;
-  size_t next = 0;
-  for (int l = 0; l < config.layers; ++l) {
-    // A dense layer has no experts to place: any row will do.
-    const auto& row = tables[config.layer_is_moe[l] ? next++ : 0];
-    all.insert(all.end(), row.begin(), row.end());
-  }
-  return Placement::Create(1, experts, options.world(),
-                           {all.data(), {static_cast<size_t>(config.layers), slots}});
-}
-
 absl::StatusOr<std::unique_ptr<EpRank>> EpRank::Create(const EpOptions& options, Model* model,
                                                        std::shared_ptr<const Placement> placement,
                                                        const Clock* clock, Logger* log) {
   if (options.rank < 0 || options.rank >= options.world()) {
     return absl::InvalidArgumentError(
         absl::StrCat("ep-rank is ", options.rank, "; ep-peers names ", options.world(), " ranks"));
+  }
+  const int64_t slots = int64_t{placement->slots_per_rank()} * placement->ranks();
+  if (options.rebalance_interval > absl::ZeroDuration() &&
+      slots > int64_t{placement->experts()} * placement->ranks()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "ep-rebalance-interval-seconds: ", slots, " replicas of ", placement->experts(),
+        " experts: more than one of each on each of ", placement->ranks(), " ranks"));
+  }
+  if (GatherBytes(*placement) > kEpRingBytesMax / 8) {
+    return absl::InvalidArgumentError(absl::StrCat("a placement of ", GatherBytes(*placement),
+                                                   " bytes, at most ", kEpRingBytesMax / 8));
   }
   ASSIGN_OR_RETURN(LoadStatistics loads,
                    LoadStatistics::Create({.layers = placement->layers(),
@@ -126,6 +69,7 @@ EpRank::EpRank(const EpOptions& options, Model* model, std::shared_ptr<const Pla
       model_(*model),
       whole_(std::move(placement)),
       placement_(whole_),
+      first_digest_(TableDigest(*whole_)),
       dispatch_{.top_k = model->config().gate.top_k,
                 .hidden = model->config().hidden_size,
                 .max_tokens = model->options().max_batch_tokens,
@@ -140,36 +84,22 @@ EpRank::EpRank(const EpOptions& options, Model* model, std::shared_ptr<const Pla
                    .grace = options.grace,
                    .on_wait = [this] { ++waits_; }}),
       knocks_(options.peers.size()),
-      loads_(std::move(loads)) {}
+      loads_(std::move(loads)),
+      rebalancer_(options.rebalance_interval, whole_->layers(), whole_->experts()),
+      fetcher_(model, RankId(options.rank), options.rebalance_bytes_per_second, clock) {}
 
-// Whatever makes two ranks call or compute differently.
+// Whatever makes two ranks call, compute or plan differently.
 std::string EpRank::Config() const {
-  uint64_t tables = 14695981039346656037u;  // FNV-1a
-  for (int l = 0; l < whole_->layers(); ++l) {
-    for (int r = 0; r < whole_->ranks(); ++r) {
-      for (const int32_t e : whole_->Hosted(l, RankId(r))) {
-        tables = (tables ^ static_cast<uint32_t>(e)) * 1099511628211u;
-      }
-    }
-  }
   return absl::StrCat(model_.numerics_id(), " tokens:", dispatch_.max_tokens,
-                      " low-latency:", dispatch_.low_latency_tokens, " placement:", tables);
-}
-
-absl::Status EpRank::Place(uint64_t epoch, const std::vector<bool>& present) {
-  std::shared_ptr<const Placement> placement = whole_;
-  if (std::find(present.begin(), present.end(), false) != present.end()) {
-    ASSIGN_OR_RETURN(Placement rest, whole_->Without(whole_->version() + epoch, present));
-    placement = std::make_shared<const Placement>(std::move(rest));
-  }
-  if (placement != placement_) RETURN_IF_ERROR(model_.Rehost(placement));
-  placement_ = std::move(placement);
-  return absl::OkStatus();
+                      " low-latency:", dispatch_.low_latency_tokens, " placement:", first_digest_,
+                      " rebalance:", options_.rebalance.threshold, ",",
+                      options_.rebalance.fetched_experts_max);
 }
 
 absl::Status EpRank::FormOnce(absl::Duration timeout) {
   if (dispatcher_ != nullptr) bytes_of_epochs_ += dispatcher_->bytes_sent();
   computes_ = false;  // what a broken step counted is not a step's load
+  fetcher_.Cancel();
   dispatcher_.reset();
   group_.reset();
   EpGroupOptions o;
@@ -180,7 +110,8 @@ absl::Status EpRank::FormOnce(absl::Duration timeout) {
   o.config = Config();
   o.lanes = options_.lanes;
   o.net_devices = options_.net_devices;
-  o.ring_bytes = EpDispatcher::RingBytes(dispatch_, kRingBytes);
+  o.ring_bytes = EpDispatcher::RingBytes(
+      dispatch_, std::max(kRingBytes, std::bit_ceil(8 * GatherBytes(*whole_))));
   o.wait_max = options_.wait_max;
   o.on_wait = [this] { ++waits_; };
   o.alive = [this](int peer, uint64_t incarnation) {
@@ -203,15 +134,13 @@ absl::Status EpRank::FormOnce(absl::Duration timeout) {
   std::vector<std::optional<EpHello>> hellos(o.world);
   std::vector<bool> present(o.world);
   present[o.rank] = true;
-  uint64_t last_epoch = epoch_;
   for (int p = 0; p < o.world; ++p) {
     if (theirs[p].empty()) continue;
     ASSIGN_OR_RETURN(hellos[p], DecodeEpHello(theirs[p]));
     present[p] = true;
-    last_epoch = std::max(last_epoch, hellos[p]->last_epoch);
   }
-  RETURN_IF_ERROR(Place(last_epoch + 1, present));
   RETURN_IF_ERROR(group->Connect(hellos));
+  RETURN_IF_ERROR(Place(*group, present));
   ASSIGN_OR_RETURN(dispatcher_, EpDispatcher::Create(group.get(), placement_, dispatch_));
   group_ = std::move(group);
   epoch_ = group_->epoch();
@@ -222,7 +151,10 @@ absl::Status EpRank::FormOnce(absl::Duration timeout) {
 }
 
 void EpRank::CountStep() {
-  if (std::exchange(computes_, false)) (void)loads_.AddStep(dispatcher_->step_counts());
+  if (std::exchange(computes_, false)) {
+    (void)loads_.AddStep(dispatcher_->step_counts());
+    rebalancer_.Count(dispatcher_->step_counts());
+  }
   if (clock_.Now() - shown_ >= kShowEvery) Show();
 }
 
@@ -230,7 +162,9 @@ void EpRank::Show() {
   shown_ = clock_.Now();
   EpSnapshot s{.epoch = epoch_,
                .ranks = group_->present_ranks(),
-               .bytes_sent = bytes_of_epochs_ + dispatcher_->bytes_sent()};
+               .bytes_sent = bytes_of_epochs_ + dispatcher_->bytes_sent(),
+               .rebalance = rebalance_};
+  s.rebalance.placement = whole_->version();
   const auto experts = static_cast<size_t>(placement_->experts());
   for (int l = 0; l < placement_->layers(); ++l) {
     if (!model_.config().layer_is_moe[l]) continue;
@@ -281,7 +215,8 @@ bool EpRank::Knocked() const {
 
 bool EpRank::StepWanted() {
   if (group_ == nullptr || left()) return false;
-  return (leaving_ && !told_) || group_->StepOpened() || Knocked();
+  TakeFetched();
+  return (leaving_ && !told_) || rebalancer_.untold() || group_->StepOpened() || Knocked();
 }
 
 absl::StatusOr<bool> EpRank::Open(int rows) {
@@ -291,11 +226,13 @@ absl::StatusOr<bool> EpRank::Open(int rows) {
   for (;;) {
     if (left()) return absl::CancelledError("the expert-parallel group has ended");
     CountStep();
+    TakeFetched();
     StepHeader mine;
     mine.rows = static_cast<uint32_t>(rows);
     mine.placement = placement_->version();
     mine.wants = (leaving_ ? kWantsToLeave : 0) | (Knocked() ? kWantsToMeet : 0);
     told_ = leaving_;
+    rebalancer_.Fill(options_.rank, clock_.Now(), &mine);
     ASSIGN_OR_RETURN(const std::span<const StepHeader> headers, group_->OpenStep(mine));
     if (std::any_of(headers.begin(), headers.end(), wants(kWantsToMeet))) {
       RETURN_IF_ERROR(Form());
@@ -306,14 +243,17 @@ absl::StatusOr<bool> EpRank::Open(int rows) {
       return absl::InternalError(absl::StrCat("expert-parallel rank ", p, " has placement ",
                                               headers[p].placement, ", this one ", mine.placement));
     }
+    const bool computes =
+        std::any_of(headers.begin(), headers.end(), [](const StepHeader& h) { return h.rows > 0; });
+    const bool all_leave = std::count_if(headers.begin(), headers.end(), wants(kWantsToLeave)) ==
+                           group_->present_ranks();
+    RETURN_IF_ERROR(Rebalance(headers));
     dispatcher_->BeginStep(headers);
-    if (std::any_of(headers.begin(), headers.end(),
-                    [](const StepHeader& h) { return h.rows > 0; })) {
+    if (computes) {
       computes_ = rows > 0;
       return true;
     }
-    if (std::count_if(headers.begin(), headers.end(), wants(kWantsToLeave)) ==
-        group_->present_ranks()) {
+    if (all_leave) {
       Show();
       left_ = true;
     }

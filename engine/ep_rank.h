@@ -5,10 +5,16 @@
 // When a rank is lost the epoch ends. Those that are left meet again (cluster/rendezvous.h), host
 // the experts that only it had (Placement::Without) and run the step again; what the lost rank had
 // to do the router sends to others. A rank that comes back knocks, and all meet at the next step.
+//
+// While all ranks are there, measured loads may call for another placement (moe/rebalancer.h): its
+// experts are fetched beside the steps (engine/expert_fetcher.h), and all ranks switch before the
+// same step.
 #pragma once
 
 #include <atomic>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -17,11 +23,14 @@
 #include "common/clock.h"
 #include "common/mutex.h"
 #include "common/telemetry/log.h"
+#include "engine/expert_fetcher.h"
 #include "engine/step_group.h"
 #include "model/model.h"
 #include "moe/ep_dispatcher.h"
 #include "moe/ep_group.h"
 #include "moe/load_statistics.h"
+#include "moe/rebalance_plan.h"
+#include "moe/rebalancer.h"
 
 namespace switchyard {
 
@@ -32,12 +41,24 @@ struct EpOptions {
   std::string net_devices = "lo";
   int redundant_experts = 0;   // R: replicas beyond one of each expert, per layer
   std::string placement_file;  // what `switchyard balance` printed; empty: an even placement
-  absl::Duration wait_max = absl::Seconds(30);     // EpGroupOptions
-  int low_latency_tokens = 128;                    // EpDispatcher::Options
-  absl::Duration grace = absl::Milliseconds(500);  // RendezvousOptions
+  absl::Duration wait_max = absl::Seconds(30);               // EpGroupOptions
+  int low_latency_tokens = 128;                              // EpDispatcher::Options
+  absl::Duration grace = absl::Milliseconds(500);            // RendezvousOptions
+  absl::Duration rebalance_interval = absl::ZeroDuration();  // at least; 0: never
+  RebalanceLimits rebalance = {};
+  double rebalance_bytes_per_second = 200e6;  // of the experts that a rank fetches
 
   int world() const { return static_cast<int>(peers.size()); }
   bool alone() const { return peers.empty(); }
+};
+
+// What live rebalancing did, on this rank.
+struct EpRebalanceStats {
+  uint64_t placement = 0;                    // version in use; the first is 1
+  uint64_t done = 0, kept = 0, aborted = 0;  // rounds: switched; nothing to gain; dropped
+  uint64_t fetched_experts = 0, fetched_bytes = 0;
+  double fetch_seconds = 0;
+  double before = 1, after = 1;  // balancedness that the last plan found and promised
 };
 
 // A moment of a rank of a group. Loads are of its own tokens, in the last steps that it computed.
@@ -45,6 +66,7 @@ struct EpSnapshot {
   uint64_t epoch = 0;  // 0: no group
   int ranks = 0;       // that are in the epoch
   uint64_t bytes_sent = 0;
+  EpRebalanceStats rebalance = {};
   std::vector<int> moe_layers = {};                     // the layer of each row below
   std::vector<std::vector<int64_t>> expert_loads = {};  // [MoE layers][E] tokens
   std::vector<std::vector<double>> rank_loads = {};     // [MoE layers][N] the same by where they go
@@ -87,8 +109,15 @@ class EpRank final : public StepGroup {
          const Clock* clock, Logger* log, LoadStatistics loads);
   std::string Config() const;
   absl::Status FormOnce(absl::Duration timeout);
-  // The placement of an epoch of those ranks; makes the model host it.
-  absl::Status Place(uint64_t epoch, const std::vector<bool>& present);
+  // Agrees with all ranks of `group`, which are those, on a placement; makes the model host it.
+  absl::Status Place(EpGroup& group, const std::vector<bool>& present);
+  // Rebalancing: what the headers of a step that begins call for.
+  absl::Status Rebalance(std::span<const StepHeader> headers);
+  absl::Status GatherLoads();
+  absl::Status Switch();
+  void TakeFetched();
+  void CountSwitch();
+  void EndRound(SpareExperts unused);
   // Takes in the loads of the step that has ended, and shows them from time to time.
   void CountStep();
   void Show();
@@ -97,8 +126,9 @@ class EpRank final : public StepGroup {
 
   const EpOptions options_;
   Model& model_;
-  const std::shared_ptr<const Placement> whole_;  // when all ranks are there
-  std::shared_ptr<const Placement> placement_;    // in this epoch
+  std::shared_ptr<const Placement> whole_;      // when all ranks are there
+  std::shared_ptr<const Placement> placement_;  // in this step
+  const uint64_t first_digest_;                 // of what the rank began with
   const EpDispatcher::Options dispatch_;
   const Clock& clock_;
   Logger* const log_;
@@ -112,11 +142,15 @@ class EpRank final : public StepGroup {
   bool leaving_ = false, told_ = false;  // told_: a step has carried it
   std::atomic<bool> left_{false};
   LoadStatistics loads_;
+  Rebalancer rebalancer_;
+  std::optional<ExpertFetcher::Fetched> pending_;  // this rank is ready for it
+  EpRebalanceStats rebalance_;
   bool computes_ = false;         // the step that is open
   uint64_t bytes_of_epochs_ = 0;  // that have ended
   absl::Time shown_ = absl::InfinitePast();
   mutable Mutex mu_;
   EpSnapshot snapshot_ ABSL_GUARDED_BY(mu_);
+  ExpertFetcher fetcher_;  // last: its thread ends first
 };
 
 }  // namespace switchyard

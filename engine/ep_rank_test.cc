@@ -110,6 +110,7 @@ struct Layout {
   int world, redundant = 0;
   std::string lane = "shm", placement_file = "";
   int low_latency_tokens = 128;
+  absl::Duration rebalance_interval = absl::ZeroDuration();
 };
 
 // Every row of every request has chosen its experts in each MoE layer, on the rank that had it.
@@ -152,6 +153,8 @@ void ExpectBitsOf(const Layout& layout, const std::vector<EngineRequest>& reques
     ep.redundant_experts = layout.redundant;
     ep.placement_file = layout.placement_file;
     ep.low_latency_tokens = layout.low_latency_tokens;
+    ep.rebalance_interval = layout.rebalance_interval;
+    ep.rebalance = {.threshold = 0};
     workers.push_back(std::make_unique<Worker>(ep, PortOf(peers[r])));
   }
   for (int r = 0; r < layout.world; ++r) {
@@ -181,7 +184,18 @@ void ExpectBitsOf(const Layout& layout, const std::vector<EngineRequest>& reques
     got.insert(w->answers.begin(), w->answers.end());
   }
   EXPECT_EQ(got, wanted);
-  ExpectLoads(workers, requests);
+  if (layout.rebalance_interval == absl::ZeroDuration()) return ExpectLoads(workers, requests);
+  const EpRebalanceStats first = workers[0]->rank->Snapshot().rebalance;
+  EXPECT_GT(first.done, 1u);
+  EXPECT_EQ(first.aborted, 0u);
+  EXPECT_EQ(first.placement, first.done + 1);
+  uint64_t fetched = 0;
+  for (const auto& w : workers) {
+    const EpRebalanceStats s = w->rank->Snapshot().rebalance;
+    EXPECT_EQ(s.placement, first.placement);  // all at the same step
+    fetched += s.fetched_bytes;
+  }
+  EXPECT_GT(fetched, 0u);
 }
 
 TEST(EpRankTest, BitsAreThoseOfOneEngine) {
@@ -194,6 +208,20 @@ TEST(EpRankTest, BitsAreThoseOfOneEngine) {
   ExpectBitsOf({.world = 2, .redundant = 4, .low_latency_tokens = 0}, requests, wanted, true);
   ExpectBitsOf({.world = 4, .lane = "tcp", .low_latency_tokens = 8}, requests, wanted, false);
   ExpectBitsOf({.world = 4, .redundant = 4}, requests, wanted, true);
+}
+
+TEST(EpRankTest, BitsStayWhileExpertsMove) {
+  std::vector<EngineRequest> requests = Requests(16);
+  for (EngineRequest& r : requests) r.max_tokens = 60;
+  const Answers wanted = Alone(requests);
+  const absl::Duration often = absl::Milliseconds(10);
+  ExpectBitsOf({.world = 2, .redundant = 2, .rebalance_interval = often}, requests, wanted, false);
+  ExpectBitsOf({.world = 4,
+                .redundant = 4,
+                .lane = "tcp",
+                .low_latency_tokens = 0,
+                .rebalance_interval = often},
+               requests, wanted, true);
 }
 
 // Gives `requests` to the worker, which answers them from now on.
@@ -212,6 +240,8 @@ TEST(EpRankTest, ThoseWhoAreLeftFinishTheStepAndTheLostRankComesBack) {
   for (int r = 0; r < 2; ++r) {
     options[r].rank = r;
     options[r].wait_max = absl::Seconds(5);
+    options[r].rebalance_interval = absl::Milliseconds(10);  // in the midst of it
+    options[r].rebalance.threshold = 0;
   }
   options[0].peers = options[1].peers = Addresses(2);
   // Each rank is lost once, also the one that all meet at.

@@ -27,8 +27,11 @@ class FaultyModel final : public Model {
   const ModelOptions& options() const override { return model_.options(); }
   const std::string& numerics_id() const override { return model_.numerics_id(); }
   const std::vector<std::string>& notices() const override { return model_.notices(); }
-  absl::Status Rehost(std::shared_ptr<const Placement> placement) override {
-    return model_.Rehost(std::move(placement));
+  absl::Status Rehost(std::shared_ptr<const Placement> placement, SpareExperts* spare) override {
+    return model_.Rehost(std::move(placement), spare);
+  }
+  absl::StatusOr<std::unique_ptr<ExpertSource>> OpenExperts() const override {
+    return model_.OpenExperts();
   }
   void UseDispatcher(Dispatcher* dispatcher) override { model_.UseDispatcher(dispatcher); }
   absl::Status Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,

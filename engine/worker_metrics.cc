@@ -10,6 +10,7 @@ namespace switchyard {
 
 struct WorkerMetrics::Series {
   explicit Series(MetricRegistry& r) : registry(r) {}
+  void ShowRebalances(const EpRebalanceStats& now);
   prometheus::Gauge& Blocks(const std::string& state) {
     return registry.Gauge("worker_kv_blocks", "KV blocks of this worker by state",
                           {{"state", state}});
@@ -57,11 +58,44 @@ struct WorkerMetrics::Series {
   prometheus::Gauge& ep_ranks = registry.Gauge("ep_ranks", "Ranks in this epoch; 0: no group");
   prometheus::Counter& ep_sent = registry.Counter(
       "ep_sent_bytes_total", "Payload that went to the experts of other ranks, and back");
+  prometheus::Gauge& ep_placement = registry.Gauge(
+      "ep_placement_version", "Placement of experts in use; it grows when they are rebalanced");
+  prometheus::Counter& Rebalances(const std::string& outcome) {
+    return registry.Counter("ep_rebalances_total",
+                            "Looks at the loads: done, kept (nothing to gain) or aborted",
+                            {{"outcome", outcome}});
+  }
+  prometheus::Counter& rebalances_done = Rebalances("done");
+  prometheus::Counter& rebalances_kept = Rebalances("kept");
+  prometheus::Counter& rebalances_aborted = Rebalances("aborted");
+  prometheus::Counter& ep_fetched = registry.Counter(
+      "ep_rebalance_fetched_bytes_total", "Weights of experts that were loaded for a placement");
+  prometheus::Counter& ep_fetch_seconds = registry.Counter(
+      "ep_rebalance_fetch_seconds_total", "Time that it took to load them, beside the steps");
+  prometheus::Gauge& Balancedness(const std::string& when) {
+    return registry.Gauge("ep_balancedness",
+                          "Mean / max of the ranks' loads at the last look, as they were and as "
+                          "the placement that followed has them",
+                          {{"when", when}});
+  }
+  prometheus::Gauge& balanced_before = Balancedness("before");
+  prometheus::Gauge& balanced_after = Balancedness("after");
   prometheus::Gauge& EpRows(int layer, size_t rank) {
     return registry.Gauge("ep_rows", "Rows for the experts of a rank, in the last 256 steps",
                           {{"layer", std::to_string(layer)}, {"to_rank", std::to_string(rank)}});
   }
 };
+
+void WorkerMetrics::Series::ShowRebalances(const EpRebalanceStats& now) {
+  ep_placement.Set(static_cast<double>(now.placement));
+  RaiseTo(rebalances_done, static_cast<double>(now.done));
+  RaiseTo(rebalances_kept, static_cast<double>(now.kept));
+  RaiseTo(rebalances_aborted, static_cast<double>(now.aborted));
+  RaiseTo(ep_fetched, static_cast<double>(now.fetched_bytes));
+  RaiseTo(ep_fetch_seconds, now.fetch_seconds);
+  balanced_before.Set(now.before);
+  balanced_after.Set(now.after);
+}
 
 WorkerMetrics::WorkerMetrics(const std::string& model_name, const std::string& role)
     : registry_({{"model_name", model_name}, {"role", role}}),
@@ -116,6 +150,7 @@ std::string WorkerMetrics::Text(const WorkerSnapshot& now) {
   s.ep_epoch.Set(static_cast<double>(now.ep.epoch));
   s.ep_ranks.Set(now.ep.ranks);
   RaiseTo(s.ep_sent, static_cast<double>(now.ep.bytes_sent));
+  s.ShowRebalances(now.ep.rebalance);
   for (size_t i = 0; i < now.ep.rank_loads.size(); ++i) {
     for (size_t r = 0; r < now.ep.rank_loads[i].size(); ++r) {
       s.EpRows(now.ep.moe_layers[i], r).Set(now.ep.rank_loads[i][r]);

@@ -17,15 +17,14 @@ namespace {
 constexpr int kMaxBatchTokensDefault = 2048, kMaxBatchTokensMax = 1 << 20;
 constexpr int kThreadsMax = 1024;
 
-absl::Status CheckPlacement(const ModelConfig& config, const ModelOptions& options) {
-  const Placement& p = *options.placement;
-  if (p.layers() == config.layers && p.experts() == config.gate.experts &&
-      options.rank.value() >= 0 && options.rank.value() < p.ranks()) {
+absl::Status CheckPlacement(const ModelConfig& config, const Placement& p, RankId rank) {
+  if (p.layers() == config.layers && p.experts() == config.gate.experts && rank.value() >= 0 &&
+      rank.value() < p.ranks()) {
     return absl::OkStatus();
   }
   return absl::InvalidArgumentError(
       absl::StrCat("placement: ", p.layers(), " layers of ", p.experts(), " experts on ", p.ranks(),
-                   " ranks for rank ", options.rank.value(), "; the model has ", config.layers,
+                   " ranks for rank ", rank.value(), "; the model has ", config.layers,
                    " layers of ", config.gate.experts, " experts"));
 }
 
@@ -44,15 +43,26 @@ class LoadedModel final : public Model {
   const ModelOptions& options() const override { return options_; }
   const std::string& numerics_id() const override { return numerics_id_; }
   const std::vector<std::string>& notices() const override { return notices_; }
-  absl::Status Rehost(std::shared_ptr<const Placement> placement) override;
+  absl::Status Rehost(std::shared_ptr<const Placement> placement, SpareExperts* spare) override;
+  absl::StatusOr<std::unique_ptr<ExpertSource>> OpenExperts() const override;
   void UseDispatcher(Dispatcher* dispatcher) override { dispatcher_ = dispatcher; }
   absl::Status Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,
                        Matrix<float> logits) override;
 
  private:
+  class Experts;
+  LoadWeightsOptions WeightsOptions(HostedExperts hosted) const {
+    return {.dtype = options_.dtype,
+            .int8 = options_.int8_weights,
+            .local_experts = std::move(hosted),
+            .progress = {}};
+  }
   // `checkpoint` holds what the source reads from, if anything.
   absl::StatusOr<std::unique_ptr<WeightSource>> OpenSource(
       std::optional<Checkpoint>* checkpoint) const;
+  // The files as they are now.
+  absl::StatusOr<std::string> Digest(const std::optional<Checkpoint>& checkpoint) const;
+  absl::Status LoadMissing(const HostedExperts& hosted, SpareExperts* spare);
   absl::Status MakeLoopback();
   absl::Status Validate(const ForwardBatch& batch, const KvStorage& kv,
                         Matrix<const float> logits) const;
@@ -70,7 +80,7 @@ class LoadedModel final : public Model {
   Dispatcher* dispatcher_ = nullptr;
   ModelWeights weights_;
   std::string dir_;
-  std::string numerics_id_;
+  std::string digest_, numerics_id_;
   std::vector<std::string> notices_;
   MicroBatch batch_;
   GrowingArray<float> residual_, last_hidden_;
@@ -87,23 +97,25 @@ absl::Status LoadedModel::LoadFrom(const std::string& dir) {
     return options_.placement->Hosted(layer, options_.rank);
   };
   if (options_.placement == nullptr) RETURN_IF_ERROR(MakeLoopback());
-  ASSIGN_OR_RETURN(weights_, LoadWeights(*source, config_, kernels_, context_.pool,
-                                         {.dtype = options_.dtype,
-                                          .int8 = options_.int8_weights,
-                                          .local_experts = local,
-                                          .progress = options_.progress}));
+  LoadWeightsOptions load = WeightsOptions(local);
+  load.progress = options_.progress;
+  ASSIGN_OR_RETURN(weights_, LoadWeights(*source, config_, kernels_, context_.pool, load));
   notices_ = config_.notices;
   for (std::string& notice : source->notices()) notices_.push_back(std::move(notice));
 
-  ASSIGN_OR_RETURN(const MappedFile config_file, MappedFile::Open(dir + "/config.json"));
-  const auto text = config_file.bytes();
+  ASSIGN_OR_RETURN(digest_, Digest(checkpoint));
   const bool mla = config_.attention == ModelConfig::Attention::kMla;
   numerics_id_ = absl::StrCat(
-      ModelDigest({reinterpret_cast<const char*>(text.data()), text.size()},
-                  checkpoint ? &*checkpoint : nullptr),
-      options_.dummy_weights ? "-dummy:" : ":", std::string(Name(options_.dtype)),
+      digest_, options_.dummy_weights ? "-dummy:" : ":", std::string(Name(options_.dtype)),
       options_.int8_weights ? "-int8:" : ":", kernels_.name, mla ? ":absorbed" : ":gqa");
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> LoadedModel::Digest(const std::optional<Checkpoint>& checkpoint) const {
+  ASSIGN_OR_RETURN(const MappedFile config_file, MappedFile::Open(dir_ + "/config.json"));
+  const auto text = config_file.bytes();
+  return ModelDigest({reinterpret_cast<const char*>(text.data()), text.size()},
+                     checkpoint ? &*checkpoint : nullptr);
 }
 
 absl::StatusOr<std::unique_ptr<WeightSource>> LoadedModel::OpenSource(
@@ -113,23 +125,63 @@ absl::StatusOr<std::unique_ptr<WeightSource>> LoadedModel::OpenSource(
   return MakeCheckpointSource(**checkpoint, config_);
 }
 
-absl::Status LoadedModel::Rehost(std::shared_ptr<const Placement> placement) {
+class LoadedModel::Experts final : public ExpertSource {
+ public:
+  explicit Experts(const LoadedModel& model)
+      : model_(model), options_(model.WeightsOptions(nullptr)) {}
+  absl::Status Open() {
+    ASSIGN_OR_RETURN(source_, model_.OpenSource(&checkpoint_));
+    ASSIGN_OR_RETURN(const std::string digest, model_.Digest(checkpoint_));
+    if (digest == model_.digest_) return absl::OkStatus();
+    return absl::DataLossError(absl::StrCat(model_.dir_, ": the model has been replaced (", digest,
+                                            ") since it was loaded (", model_.digest_, ")"));
+  }
+  absl::StatusOr<PackedExpert> Load(const ExpertKey& key) const override {
+    try {
+      return LoadExpert(*source_, model_.config_, model_.kernels_, options_, key);
+    } catch (const std::bad_alloc&) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("not enough memory for expert ", key.expert, " of layer ", key.layer));
+    }
+  }
+
+ private:
+  const LoadedModel& model_;
+  const LoadWeightsOptions options_;
+  std::optional<Checkpoint> checkpoint_;
+  std::unique_ptr<WeightSource> source_;
+};
+
+absl::StatusOr<std::unique_ptr<ExpertSource>> LoadedModel::OpenExperts() const {
+  auto experts = std::make_unique<Experts>(*this);
+  RETURN_IF_ERROR(experts->Open());
+  return experts;
+}
+
+absl::Status LoadedModel::LoadMissing(const HostedExperts& hosted, SpareExperts* spare) {
+  const std::vector<ExpertKey> missing = MissingExperts(weights_, hosted, *spare);
+  if (missing.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const auto source, OpenExperts());
+  std::vector<absl::StatusOr<PackedExpert>> loaded(missing.size());
+  context_.pool.ParallelFor(missing.size(),
+                            [&](size_t i, int) { loaded[i] = source->Load(missing[i]); });
+  for (size_t i = 0; i < missing.size(); ++i) {
+    RETURN_IF_ERROR(loaded[i].status());
+    spare->emplace(missing[i], *std::move(loaded[i]));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LoadedModel::Rehost(std::shared_ptr<const Placement> placement, SpareExperts* spare) {
   if (options_.placement == nullptr) {
     return absl::FailedPreconditionError("a model without a placement hosts all experts");
   }
-  ModelOptions wanted = options_;
-  wanted.placement = std::move(placement);
-  RETURN_IF_ERROR(CheckPlacement(config_, wanted));
-  std::optional<Checkpoint> checkpoint;
-  ASSIGN_OR_RETURN(const auto source, OpenSource(&checkpoint));
-  const auto hosted = [&](int layer) { return wanted.placement->Hosted(layer, options_.rank); };
-  RETURN_IF_ERROR(RehostExperts(*source, config_, kernels_, context_.pool,
-                                {.dtype = options_.dtype,
-                                 .int8 = options_.int8_weights,
-                                 .local_experts = hosted,
-                                 .progress = {}},
-                                &weights_));
-  options_ = std::move(wanted);
+  RETURN_IF_ERROR(CheckPlacement(config_, *placement, options_.rank));
+  const HostedExperts hosted = [&](int layer) { return placement->Hosted(layer, options_.rank); };
+  RETURN_IF_ERROR(LoadMissing(hosted, spare));
+  RehostExperts(hosted, &weights_, spare);
+  // The rest of the options may be read by sources on other threads.
+  options_.placement = std::move(placement);
   dispatcher_ = nullptr;  // it speaks of the old placement
   return absl::OkStatus();
 }
@@ -272,7 +324,9 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir,
     return absl::InvalidArgumentError(
         "quantization: int8; supported with dtype bfloat16, not float32");
   }
-  if (options.placement != nullptr) RETURN_IF_ERROR(CheckPlacement(config, options));
+  if (options.placement != nullptr) {
+    RETURN_IF_ERROR(CheckPlacement(config, *options.placement, options.rank));
+  }
   try {
     auto model =
         std::make_unique<LoadedModel>(std::move(config), std::move(options), std::move(kernels));

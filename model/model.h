@@ -14,6 +14,7 @@
 #include "kernels/kernel_set.h"
 #include "kvcache/layout.h"
 #include "model/config.h"
+#include "model/experts.h"
 #include "moe/dispatch.h"
 #include "moe/placement.h"
 
@@ -74,10 +75,15 @@ class Model {
   // with a placement cannot compute; one without has all its experts and needs nobody.
   virtual void UseDispatcher(Dispatcher* dispatcher) = 0;
 
-  // Hosts what `placement` says from the next Forward on: loads experts that this rank lacks, lets
-  // go of those that it need not have. Only for a model with a placement, of the same ranks. Errors
-  // as Load's; then the model hosts what it did before.
-  virtual absl::Status Rehost(std::shared_ptr<const Placement> placement) = 0;
+  // Hosts what `placement` says from the next Forward on. Experts that this rank lacks are taken
+  // from `spare`, or loaded where they are not there; those that it need not have any more are left
+  // in `spare`, for whoever has the time to free them. Only for a model with a placement, of the
+  // same ranks. The dispatcher must be set anew. Errors as Load's; then the model hosts what it did
+  // before.
+  virtual absl::Status Rehost(std::shared_ptr<const Placement> placement, SpareExperts* spare) = 0;
+
+  // Where this model's experts come from. Thread-safe; the model must outlive the source.
+  virtual absl::StatusOr<std::unique_ptr<ExpertSource>> OpenExperts() const = 0;
 
   // Computes the batch: writes its KV, fills logits [logit_rows, V]. `kv` has this model's layout;
   // observer may be null. T in [0, max_batch_tokens]; with a placement all ranks call, those

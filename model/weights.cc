@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <map>
 
 #include "absl/strings/str_cat.h"
+#include "common/check.h"
 #include "common/status_macros.h"
 
 namespace switchyard {
@@ -52,6 +54,16 @@ LoadedTensor Transpose(const WeightView& w) {
   return out;
 }
 
+void MakeTable(LayerWeights& w) {
+  const auto there = [](const PackedExpert& e) { return e.hidden > 0; };
+  const auto any = std::find_if(w.experts.begin(), w.experts.end(), there);
+  w.expert_table.clear();
+  for (const PackedExpert& e : w.experts) {
+    // An empty slot never gets a row, but the kernel wants all experts of a call to be alike.
+    w.expert_table.push_back(there(e) || any == w.experts.end() ? &e : &*any);
+  }
+}
+
 class Loader {
  public:
   Loader(const WeightSource& source, const ModelConfig& config, const KernelSet& kernels,
@@ -85,43 +97,16 @@ class Loader {
     return w;
   }
 
-  absl::Status Rehost(ModelWeights* weights) {
-    std::vector<std::vector<PackedExpert>> loaded(c_.layers);
-    for (int l = 0; l < c_.layers; ++l) {
-      if (!c_.layer_is_moe[l]) continue;
-      ASSIGN_OR_RETURN(
-          loaded[l], LoadExperts(l, options_.local_experts(l), weights->layers[l].logical_experts));
-    }
-    for (int l = 0; l < c_.layers; ++l) {
-      if (!c_.layer_is_moe[l]) continue;
-      LayerWeights& w = weights->layers[l];
-      const std::span<const int32_t> wanted = options_.local_experts(l);
-      for (size_t i = 0; i < std::min(wanted.size(), w.experts.size()); ++i) {
-        if (wanted[i] >= 0 && wanted[i] == w.logical_experts[i]) {
-          loaded[l][i] = std::move(w.experts[i]);
-        }
-      }
-      w.experts = std::move(loaded[l]);
-      w.logical_experts.assign(wanted.begin(), wanted.end());
-      MakeTable(w);
-    }
-    return absl::OkStatus();
+  absl::StatusOr<PackedExpert> RoutedExpert(int layer, int32_t id) {
+    return Expert(absl::StrCat("model.layers.", layer, ".", std::string(c_.moe_names.block),
+                               ".experts.", id, "."),
+                  c_.moe_intermediate_size, c_.moe_names);
   }
 
  private:
   // Of projections and experts.
   WeightFormat format() const {
     return options_.int8 ? WeightFormat::kInt8 : FormatOf(options_.dtype);
-  }
-
-  static void MakeTable(LayerWeights& w) {
-    const auto there = [](const PackedExpert& e) { return e.hidden > 0; };
-    const auto any = std::find_if(w.experts.begin(), w.experts.end(), there);
-    w.expert_table.clear();
-    for (const PackedExpert& e : w.experts) {
-      // An empty slot never gets a row, but the kernel wants all experts of a call to be alike.
-      w.expert_table.push_back(there(e) || any == w.experts.end() ? &e : &*any);
-    }
   }
 
   absl::StatusOr<LoadedTensor> Get(const std::string& name, std::initializer_list<uint64_t> shape) {
@@ -236,17 +221,12 @@ class Loader {
     return absl::OkStatus();
   }
 
-  // The experts `wanted`, but for those that are in the same slot of `there`: these stay empty.
-  absl::StatusOr<std::vector<PackedExpert>> LoadExperts(int l, std::span<const int32_t> wanted,
-                                                        std::span<const int32_t> there) {
-    const std::string prefix =
-        absl::StrCat("model.layers.", l, ".", std::string(c_.moe_names.block), ".experts.");
+  absl::StatusOr<std::vector<PackedExpert>> LoadExperts(int l, std::span<const int32_t> wanted) {
     std::vector<PackedExpert> experts(wanted.size());
     std::vector<absl::Status> statuses(wanted.size());
     pool_.ParallelFor(wanted.size(), [&](size_t i, int) {
-      if (wanted[i] < 0 || (i < there.size() && there[i] == wanted[i])) return;
-      auto expert =
-          Expert(absl::StrCat(prefix, wanted[i], "."), c_.moe_intermediate_size, c_.moe_names);
+      if (wanted[i] < 0) return;
+      auto expert = RoutedExpert(l, wanted[i]);
       statuses[i] = expert.status();
       if (expert.ok()) experts[i] = *std::move(expert);
     });
@@ -273,7 +253,7 @@ class Loader {
     }
     const std::span<const int32_t> local = options_.local_experts(l);
     w.logical_experts.assign(local.begin(), local.end());
-    ASSIGN_OR_RETURN(w.experts, LoadExperts(l, local, {}));
+    ASSIGN_OR_RETURN(w.experts, LoadExperts(l, local));
     if (c_.shared_experts > 0) {
       ASSIGN_OR_RETURN(w.shared, Expert(prefix + "shared_experts.", width * c_.shared_experts));
     }
@@ -296,10 +276,60 @@ absl::StatusOr<ModelWeights> LoadWeights(const WeightSource& source, const Model
   return Loader(source, config, kernels, pool, options).Load();
 }
 
-absl::Status RehostExperts(const WeightSource& source, const ModelConfig& config,
-                           const KernelSet& kernels, ComputePool& pool,
-                           const LoadWeightsOptions& options, ModelWeights* weights) {
-  return Loader(source, config, kernels, pool, options).Rehost(weights);
+absl::StatusOr<PackedExpert> LoadExpert(const WeightSource& source, const ModelConfig& config,
+                                        const KernelSet& kernels, const LoadWeightsOptions& options,
+                                        const ExpertKey& key) {
+  if (key.layer < 0 || key.layer >= config.layers || !config.layer_is_moe[key.layer] ||
+      key.expert < 0 || key.expert >= config.gate.experts) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("expert ", key.expert, " of layer ", key.layer, ": there is none"));
+  }
+  ComputePool none(1);
+  return Loader(source, config, kernels, none, options).RoutedExpert(key.layer, key.expert);
+}
+
+std::vector<ExpertKey> MissingExperts(const ModelWeights& weights, const HostedExperts& hosted,
+                                      const SpareExperts& spare) {
+  std::vector<ExpertKey> missing;
+  for (int l = 0; l < static_cast<int>(weights.layers.size()); ++l) {
+    const std::vector<int32_t>& there = weights.layers[l].logical_experts;
+    const std::span<const int32_t> wanted = hosted(l);
+    if (there.empty() || std::equal(there.begin(), there.end(), wanted.begin(), wanted.end())) {
+      continue;
+    }
+    std::map<int32_t, size_t> had;
+    for (const int32_t e : there) ++had[e];
+    std::map<int32_t, size_t> needed;
+    for (const int32_t e : wanted) {
+      if (e >= 0 && ++needed[e] > had[e] + spare.count({l, e})) missing.push_back({l, e});
+    }
+  }
+  return missing;
+}
+
+void RehostExperts(const HostedExperts& hosted, ModelWeights* weights, SpareExperts* spare) {
+  for (int l = 0; l < static_cast<int>(weights->layers.size()); ++l) {
+    LayerWeights& w = weights->layers[l];
+    const std::span<const int32_t> wanted = hosted(l);
+    const std::vector<int32_t>& there = w.logical_experts;
+    if (there.empty() || std::equal(there.begin(), there.end(), wanted.begin(), wanted.end())) {
+      continue;
+    }
+    for (size_t i = 0; i < w.experts.size(); ++i) {
+      if (there[i] >= 0) spare->emplace(ExpertKey{l, there[i]}, std::move(w.experts[i]));
+    }
+    w.experts.clear();
+    for (const int32_t e : wanted) {
+      PackedExpert& slot = w.experts.emplace_back();
+      if (e < 0) continue;
+      const auto it = spare->find({l, e});
+      SY_CHECK(it != spare->end());
+      slot = std::move(it->second);
+      spare->erase(it);
+    }
+    w.logical_experts.assign(wanted.begin(), wanted.end());
+    MakeTable(w);
+  }
 }
 
 }  // namespace switchyard

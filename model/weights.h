@@ -12,6 +12,7 @@
 
 #include "kernels/kernel_set.h"
 #include "model/config.h"
+#include "model/experts.h"
 #include "model/weight_source.h"
 
 namespace switchyard {
@@ -57,19 +58,27 @@ struct ModelWeights {
 // Heads of one group of the output projection: 8, or all where 8 does not divide them.
 inline int OutputGroupHeads(int heads) { return heads % 8 == 0 ? 8 : heads; }
 
+// [expert slots of this rank]: the logical experts of a layer; negative: the slot is empty.
+using HostedExperts = std::function<std::span<const int32_t>(int layer)>;
+
 struct LoadWeightsOptions {
   DType dtype = DType::kBfloat16;
   bool int8 = false;  // projections and experts
-  // [expert slots of this rank]: the logical experts of a layer; negative: the slot is empty.
-  std::function<std::span<const int32_t>(int layer)> local_experts;
+  HostedExperts local_experts;
   std::function<void(size_t done, size_t total)> progress;  // may be empty
 };
 
-// Makes every MoE layer of `weights` host what options.local_experts says: experts that stay in
-// their slots are kept, others loaded, the rest freed. On error nothing has changed.
-absl::Status RehostExperts(const WeightSource& source, const ModelConfig& config,
-                           const KernelSet& kernels, ComputePool& pool,
-                           const LoadWeightsOptions& options, ModelWeights* weights);
+// One expert of an MoE layer, as LoadWeights would load it. Thread-safe.
+absl::StatusOr<PackedExpert> LoadExpert(const WeightSource& source, const ModelConfig& config,
+                                        const KernelSet& kernels, const LoadWeightsOptions& options,
+                                        const ExpertKey& key);
+
+// The experts that `hosted` names and that neither `weights` nor `spare` have.
+std::vector<ExpertKey> MissingExperts(const ModelWeights& weights, const HostedExperts& hosted,
+                                      const SpareExperts& spare);
+// Makes every MoE layer host what `hosted` says, from the layer's own experts and from `spare`.
+// None may be missing. Experts that no slot wants are left in `spare`.
+void RehostExperts(const HostedExperts& hosted, ModelWeights* weights, SpareExperts* spare);
 
 // Errors name the tensor that is missing or wrong.
 absl::StatusOr<ModelWeights> LoadWeights(const WeightSource& source, const ModelConfig& config,

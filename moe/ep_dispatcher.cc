@@ -104,6 +104,15 @@ void EpDispatcher::BeginStep(std::span<const StepHeader> headers) {
   std::fill(counts_.begin(), counts_.end(), 0);
 }
 
+void EpDispatcher::UsePlacement(std::shared_ptr<const Placement> placement) {
+  SY_CHECK(placement->layers() == placement_->layers() &&
+           placement->experts() == placement_->experts() &&
+           placement->ranks() == placement_->ranks() &&
+           placement->slots_per_rank() == placement_->slots_per_rank());
+  for (const auto& op : in_flight_) SY_CHECK(op->state == State::kIdle);
+  placement_ = std::move(placement);
+}
+
 absl::StatusOr<DispatchHandle> EpDispatcher::Send(int layer, Matrix<const float> hidden,
                                                   Matrix<const int32_t> experts,
                                                   std::span<const int32_t> positions) {

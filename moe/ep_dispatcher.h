@@ -51,6 +51,9 @@ class EpDispatcher final : public Dispatcher {
   static bool UsesLowLatency(const Options& options, std::span<const StepHeader> headers);
   // To be called once per step, before its first Send, with what OpenStep returned.
   void BeginStep(std::span<const StepHeader> headers);
+  // Between two steps, on all ranks between the same two: rows go by `placement` from now on. Its
+  // shape is that of the one before.
+  void UsePlacement(std::shared_ptr<const Placement> placement);
 
   int local_experts() const override { return placement_->slots_per_rank(); }
   int LogicalExpert(int layer, int local) const override {
@@ -106,7 +109,7 @@ class EpDispatcher final : public Dispatcher {
               size_t bytes);
 
   EpGroup& group_;
-  const std::shared_ptr<const Placement> placement_;
+  std::shared_ptr<const Placement> placement_;
   const Options options_;
   const RowCodec& wire_;
   const size_t row_bytes_;  // of a row on the wire

@@ -213,11 +213,8 @@ bool EpGroup::StepOpened() {
   return !CheckLinks();
 }
 
-absl::StatusOr<std::span<const StepHeader>> EpGroup::OpenStep(StepHeader mine) {
-  mine.epoch = epoch_;
-  mine.step = ++step_;
-  headers_.assign(world(), {});
-  headers_[rank()] = mine;
+absl::Status EpGroup::AllGather(EpFrameKind kind, std::span<const std::byte> mine,
+                                FunctionRef<bool(int, std::span<const std::byte>)> take) {
   std::vector<bool> sent(world()), got(world());
   for (int p = 0; p < world(); ++p) sent[p] = got[p] = link(p) == nullptr;
   const auto turn = [&] {
@@ -225,23 +222,20 @@ absl::StatusOr<std::span<const StepHeader>> EpGroup::OpenStep(StepHeader mine) {
       if (link(p) == nullptr) continue;
       EpLink& l = *link(p);
       if (!sent[p]) {
-        std::byte* to = l.Begin(sizeof mine);
+        std::byte* to = l.Begin(mine.size());
         if (to != nullptr) {
-          std::memcpy(to, &mine, sizeof mine);
-          l.Commit({.kind = EpFrameKind::kStep, .op = step_, .bytes = sizeof mine});
+          std::memcpy(to, mine.data(), mine.size());
+          l.Commit({.kind = kind, .op = step_, .bytes = mine.size()});
           sent[p] = true;
         }
       }
       const EpFrameHeader* f = got[p] ? nullptr : l.Peek();
       if (f == nullptr) continue;
-      StepHeader& header = headers_[p];
-      if (f->kind == EpFrameKind::kStep && f->bytes == sizeof header) {
-        std::memcpy(&header, l.payload(), sizeof header);
-      }
-      if (header.epoch != epoch_ || header.step != step_) {
-        l.Break(absl::InternalError(absl::StrCat("a frame of kind ", static_cast<int>(f->kind),
-                                                 ", number ", f->op, " where step ", step_,
-                                                 " of epoch ", epoch_, " should open")));
+      if (f->kind != kind || f->op != step_ || !take(p, {l.payload(), f->bytes})) {
+        l.Break(absl::InternalError(
+            absl::StrCat("a frame of kind ", static_cast<int>(f->kind), ", number ", f->op, ", ",
+                         f->bytes, " bytes, where one of kind ", static_cast<int>(kind),
+                         " of step ", step_, " of epoch ", epoch_, " should come")));
         return false;
       }
       l.Pop();
@@ -256,9 +250,36 @@ absl::StatusOr<std::span<const StepHeader>> EpGroup::OpenStep(StepHeader mine) {
     const auto it = std::find(got.begin(), got.end(), false);
     return absl::StrCat("step ", step_, ": rank ", it - got.begin(), " did not open it");
   };
-  RETURN_IF_ERROR(Wait(
-      turn, [&](int peer) { return !sent[peer]; }, missing));
+  return Wait(
+      turn, [&](int peer) { return !sent[peer]; }, missing);
+}
+
+absl::StatusOr<std::span<const StepHeader>> EpGroup::OpenStep(StepHeader mine) {
+  mine.epoch = epoch_;
+  mine.step = ++step_;
+  headers_.assign(world(), {});
+  headers_[rank()] = mine;
+  RETURN_IF_ERROR(AllGather(EpFrameKind::kStep, std::as_bytes(std::span(&mine, 1)),
+                            [&](int peer, std::span<const std::byte> payload) {
+                              StepHeader& header = headers_[peer];
+                              if (payload.size() != sizeof header) return false;
+                              std::memcpy(&header, payload.data(), sizeof header);
+                              return header.epoch == epoch_ && header.step == step_;
+                            }));
   return headers_;
+}
+
+absl::StatusOr<std::vector<std::string>> EpGroup::Gather(const std::string& mine) {
+  SY_CHECK(!mine.empty() && mine.size() <= gather_bytes_max());
+  std::vector<std::string> all(world());
+  all[rank()] = mine;
+  RETURN_IF_ERROR(AllGather(EpFrameKind::kGather, std::as_bytes(std::span(mine)),
+                            [&](int peer, std::span<const std::byte> payload) {
+                              all[peer].assign(reinterpret_cast<const char*>(payload.data()),
+                                               payload.size());
+                              return payload.size() == mine.size();
+                            }));
+  return all;
 }
 
 void EpGroup::Sleep(int wake_fd, absl::Duration timeout) {

@@ -83,6 +83,10 @@ class EpGroup {
   // Sends this rank's header (epoch and step are filled in) and waits for all others'. [N], valid
   // until the next call; an absent rank's is all zero.
   absl::StatusOr<std::span<const StepHeader>> OpenStep(StepHeader mine);
+  // Right after OpenStep, on all ranks: sends `mine` to all and waits for all others' [N]; an
+  // absent rank's is empty. All are of one size, from 1 to gather_bytes_max().
+  absl::StatusOr<std::vector<std::string>> Gather(const std::string& mine);
+  size_t gather_bytes_max() const { return options_.ring_bytes / 4 - sizeof(EpFrameHeader); }
   // Sleeps until a peer opens a step, the epoch is over, `wake_fd` is readable or `timeout` is
   // over.
   void Sleep(int wake_fd, absl::Duration timeout);
@@ -108,6 +112,9 @@ class EpGroup {
   // Runs UCX's callbacks. True if anything happened.
   bool Progress();
   bool CheckLinks();  // false if the epoch is over
+  // Sends `mine` to all and hands each peer's payload to take(), which says whether it can be.
+  absl::Status AllGather(EpFrameKind kind, std::span<const std::byte> mine,
+                         FunctionRef<bool(int peer, std::span<const std::byte> payload)> take);
   void AskWhoLives();
   void SleepOnce(FunctionRef<bool()> done, FunctionRef<bool(int)> wants_room, int wake_fd,
                  absl::Duration timeout);

@@ -13,7 +13,7 @@
 
 namespace switchyard {
 
-inline constexpr uint32_t kEpWireVersion = 1;
+inline constexpr uint32_t kEpWireVersion = 2;
 inline constexpr int kEpRanksMax = 256;
 inline constexpr size_t kEpHelloBytesMax = 16 << 10;
 
@@ -43,17 +43,23 @@ absl::StatusOr<EpHello> DecodeEpHello(std::string_view bytes);
 struct StepHeader {
   uint64_t epoch = 0;
   uint64_t step = 0;       // from 1 in each epoch
-  uint64_t placement = 0;  // version that the rank is ready to use
+  uint64_t placement = 0;  // version that the step uses: the same on all ranks
+  uint64_t ready = 0;      // digest of the next placement, once its experts are here; 0: none is
   uint32_t rows = 0;       // of this rank in this step
   uint32_t wants = 0;      // kWants…
   friend bool operator==(const StepHeader&, const StepHeader&) = default;
 };
 inline constexpr uint32_t kWantsToLeave = 1;  // the rank drains: it opens no step of its own
 inline constexpr uint32_t kWantsToMeet = 2;   // another rank is there: all form a new epoch with it
+// Rebalancing (moe/rebalancer.h).
+inline constexpr uint32_t kWantsToBalance = 4;  // tell each other your loads
+inline constexpr uint32_t kBalances = 8;        // the rank has not ended the last round
+inline constexpr uint32_t kGivesUp = 16;        // and will not be ready
 
 enum class EpFrameKind : uint32_t {
   kSkip = 1,  // the rest of the ring's memory: the next frame is at its start
   kStep,      // payload: StepHeader
+  kGather,    // payload: this rank's part of EpGroup::Gather
   kPlan,      // which tokens come, and for which experts (moe/ep_plan.h)
   kPlanRows,  // the same, and all the rows
   kRows,      // rows [first, first + count) of the plan

@@ -108,12 +108,15 @@ def main():
             for t in load.threads:
                 t.join(120)
         assert not load.failures, load.failures
+        moves = cluster.log_path.read_text().count("experts are rebalanced")
     for kind, pauses in seconds.items():
         if pauses:
             pauses.sort()
             print(f"{len(pauses)} x {kind}: seconds to the next step: median {statistics.median(pauses):.2f}, p95 "
                   f"{pauses[int(len(pauses) * 0.95)]:.2f}, longest {pauses[-1]:.2f}; promised {NEXT_STEP_MAX[kind]}")
     print(f"{load.done} requests, all with the tokens of the undisturbed run")
+    if moves:
+        print(f"{moves} times a rank changed its placement meanwhile")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def one_process(binary, model, requests, *flags):
             for i in range(len(requests))]
 
 
-def served(binary, model, requests, concurrency, expect_moved, *flags):
+def served(binary, model, requests, concurrency, expect_moved, *flags, check=None):
     with Cluster(binary, model, *flags) as cluster:
         def run(request):
             answer = cluster.complete(**request, return_token_ids=True)
@@ -89,6 +89,8 @@ def served(binary, model, requests, concurrency, expect_moved, *flags):
             preempted = sum(v for k, v in cluster.metrics().items() if "num_preemptions_total" in k)
             assert preempted > 0, "nothing was preempted: the pool is not small enough to test it"
             print(f"preempted {preempted:.0f} times:", end=" ")
+        if check is not None:
+            check(cluster)
         return answers
 
 

@@ -16,21 +16,23 @@ from supervision_test import children_of
 
 ALWAYS = ("--disaggregate", "always")
 NEVER = ("--prefill", "0", "--disaggregate", "never")
+# Experts move all the time.
+MOVE = ("--ep-rebalance-interval-seconds", "0.05", "--ep-rebalance-threshold", "0")
 
-# name: (KV must have moved, flags). Every value of every factor (roles, ranks, replicas, lane, path) at least once, and each
-# pair that shares code.
+# name: (KV must have moved, flags). Every value of every factor (roles, ranks, replicas, lane, path, moving experts) at least
+# once, and each pair that shares code.
 LAYOUTS = {
     "decode EP2, shared memory": (False, (*NEVER, "--decode-ep", "2", "--ep-lane", "shm")),
     "decode EP2, 2 redundant, TCP": (
         False, (*NEVER, "--decode-ep", "2", "--redundant-experts", "2", "--ep-lane", "tcp")),
-    "decode EP4, 4 redundant, shared memory": (
-        False, (*NEVER, "--decode-ep", "4", "--redundant-experts", "4", "--ep-lane", "shm")),
+    "decode EP4, 4 redundant, shared memory, experts move": (
+        False, (*NEVER, "--decode-ep", "4", "--redundant-experts", "4", "--ep-lane", "shm", *MOVE)),
     "prefill EP2, decode alone": (True, (*ALWAYS, "--prefill-ep", "2")),
     "prefill alone, decode EP2, throughput path only": (
         True, (*ALWAYS, "--decode-ep", "2", "--ep-low-latency-tokens", "0")),
-    "prefill EP2, decode EP2, 4 redundant, all TCP": (
+    "prefill EP2, decode EP2, 4 redundant, all TCP, experts move": (
         True, (*ALWAYS, "--prefill-ep", "2", "--decode-ep", "2", "--redundant-experts", "4", "--ep-lane", "tcp",
-               "--kv-lane", "tcp")),
+               "--kv-lane", "tcp", *MOVE)),
 }
 
 
@@ -38,7 +40,14 @@ def check_bits(binary, model, count):
     requests = make_requests(count, length_max=400)
     want = one_process(binary, model, requests, "--max-num-seqs", "1")
     for name, (moved, flags) in LAYOUTS.items():
-        compare(name, want, served(binary, model, requests, 32, moved, *flags))
+        compare(name, want, served(binary, model, requests, 32, moved, *flags,
+                                   check=experts_moved if MOVE[0] in flags else None))
+
+
+def experts_moved(cluster):
+    moves = cluster.log().count("experts are rebalanced")
+    assert moves > 0, "no expert moved"
+    print(f"{moves} changes of placement:", end=" ")
 
 
 def resident_bytes(pid):

@@ -21,7 +21,10 @@ class SimModel final : public Model {
   const std::string& numerics_id() const override { return numerics_id_; }
   const std::vector<std::string>& notices() const override { return notices_; }
   void UseDispatcher(Dispatcher*) override {}
-  absl::Status Rehost(std::shared_ptr<const Placement>) override {
+  absl::Status Rehost(std::shared_ptr<const Placement>, SpareExperts*) override {
+    return absl::FailedPreconditionError("the simulated model has no experts");
+  }
+  absl::StatusOr<std::unique_ptr<ExpertSource>> OpenExperts() const override {
     return absl::FailedPreconditionError("the simulated model has no experts");
   }
   absl::Status Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,
