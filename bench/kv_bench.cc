@@ -1,5 +1,6 @@
 #include "bench/kv_bench.h"
 
+#include <sched.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -35,6 +36,22 @@ constexpr Ratio kRatios[] = {{"raw shm / put posix", "raw shm", "put posix"},
                              {"shm / raw shm", "shm", "raw shm"},
                              {"tcp / put tcp", "tcp", "put tcp"},
                              {"tcp / socket", "tcp", "socket"}};
+
+// Each end of a lane to a core of its own, where there are two: else the ends of a lane may share
+// one for a while, and one run would not compare with the next.
+void Pin(bool sender) {
+  cpu_set_t allowed, mine;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  int first = -1, last = -1;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed)) continue;
+    if (first < 0) first = cpu;
+    last = cpu;
+  }
+  CPU_ZERO(&mine);
+  CPU_SET(sender ? first : last, &mine);
+  (void)sched_setaffinity(0, sizeof mine, &mine);  // without it the ranges are wider
+}
 
 std::vector<BlockId> Shuffled(int n, uint64_t seed) {
   std::vector<BlockId> blocks;
@@ -225,11 +242,13 @@ absl::StatusOr<Json> RunBenchKv(const BenchKvOptions& o) {
   if (pid < 0) return absl::ErrnoToStatus(errno, "fork");
   if (pid == 0) {
     close(fds[0]);
+    Pin(/*sender=*/false);
     const absl::Status status = Receive(o, fds[1]);
     if (!status.ok()) SendText(fds[1], status.ToString());
     _exit(status.ok() ? 0 : 1);
   }
   close(fds[1]);
+  Pin(/*sender=*/true);
   Json sizes = Json::array();
   absl::Status status;
   for (const int block_bytes : o.block_bytes) {

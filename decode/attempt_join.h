@@ -3,10 +3,9 @@
 // each moment who owns the blocks. No I/O, no clock, no thread: decode_worker.cc feeds it and does
 // what it says.
 //
-//   Reserve ─► leasing ─► opening ─► receiving ──Commit──► committing ─► joined ──Submit──►
-//   adopting ─► running
-//                                                                                            ▲
-//   Submit without a hand-off ──────────────────────────────────────────────────────────► adopting
+//   Reserve ─► leasing ─► opening ─► receiving ─Commit─► committing ─► joined ─Submit─► adopting
+//   Submit without a hand-off ────────────────────────────────────────────────────────► adopting
+//   adopting ─► running ─► ended
 // Any phase ends by abort (router), cancel (prefill rank), lost lease or deadline. An ended attempt
 // stays as a tombstone for a while: a late Submit, Reserve or Commit of it is refused.
 #pragma once

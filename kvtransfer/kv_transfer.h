@@ -44,7 +44,7 @@ struct KvHelloAnswer {
 struct KvReceiverOptions {
   std::string numerics_id;
   std::vector<std::string> lanes = {"shm", "tcp"};  // allowed
-  size_t ring_bytes = 64 << 20;                     // per peer, shm
+  size_t ring_bytes = 8 << 20;                      // per peer, shm
   int peers_max = 64;
   int sessions_max = 4096;
   // Of a reservation, unless renewed: what a prefill rank out of everybody's reach leaves is gone
@@ -110,8 +110,8 @@ class KvReceiver {
 
 struct KvSenderOptions {
   std::vector<std::string> lanes = {"shm", "tcp"};  // offered, best first
-  size_t frame_bytes_max = 1 << 20;       // small blocks of one layer are coalesced up to this
-  size_t in_flight_bytes_max = 64 << 20;  // copies on their way to one peer (tcp)
+  size_t frame_bytes_max = 512 << 10;    // small blocks of one layer are coalesced up to this
+  size_t in_flight_bytes_max = 4 << 20;  // copies on their way to one peer (tcp): stay in the cache
   // No progress for this long although there is work: the transfer fails with kDeadlineExceeded,
   // and its peer is given up: all others to it fail with kUnavailable until a new Hello.
   absl::Duration stall = absl::Seconds(4);

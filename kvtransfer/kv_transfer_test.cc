@@ -345,7 +345,7 @@ TEST(KvTransferLaneTest, FirstOfferedLaneThatIsAllowedWins) {
 TEST_P(KvTransferTest, PeersAreBoundedAndIdleOnesGiveWay) {
   KvReceiverOptions options;
   options.peers_max = 2;
-  options.lease = absl::Milliseconds(300);
+  options.lease = absl::Seconds(2);  // three introductions must not take longer
   Ends ends(GetParam(), testing::TinyLayout(1), 8, options);
   std::vector<std::unique_ptr<KvSender>> senders;
   auto meet = [&] {
@@ -357,7 +357,7 @@ TEST_P(KvTransferTest, PeersAreBoundedAndIdleOnesGiveWay) {
   auto first = meet();
   ASSERT_TRUE(first.ok() && meet().ok());
   EXPECT_EQ(meet().status().code(), absl::StatusCode::kResourceExhausted);
-  absl::SleepFor(absl::Milliseconds(350));
+  absl::SleepFor(options.lease + absl::Milliseconds(50));
   auto third = Hello(ends.receiver.get(), senders.back()->MakeHello());
   EXPECT_TRUE(third.ok()) << third.status();
   EXPECT_EQ(Open(ends.receiver.get(), first->peer_token, ends.Target("r", 1)).status().code(),

@@ -23,23 +23,36 @@ struct SendLane::Staged {
   size_t blocks = 0;
 };
 
-void CopyNonTemporal(std::byte* dst, const std::byte* src, size_t bytes) {
+namespace {
+
+// UCX's TCP moves 64 KiB in one piece; what is larger it puts together by one more copy.
+constexpr size_t kTcpFrameBytesMax = 60 << 10;
+
+// Copies line by line. kPast: past the cache. kFetch: between the stores, as many lines of `next`
+// are fetched into it, so that neither memory's reads nor its writes wait for each other.
+template <bool kPast, bool kFetch>
+void CopyLines(std::byte* dst, const std::byte* src, size_t bytes, const std::byte* next) {
   size_t at = 0;
 #ifdef __SSE2__
   // 16 bytes at a time fill a write-combining buffer as well as 64 do.
-  SY_CHECK(reinterpret_cast<uintptr_t>(dst) % 16 == 0);
-  for (; at + 64 <= bytes; at += 64) {
+  const bool aligned = reinterpret_cast<uintptr_t>(dst) % 16 == 0;
+  for (; aligned && at + 64 <= bytes; at += 64) {
+    if constexpr (kFetch) __builtin_prefetch(next + at);
     const auto* from = reinterpret_cast<const __m128i*>(src + at);
     auto* to = reinterpret_cast<__m128i*>(dst + at);
-    const __m128i a = _mm_loadu_si128(from), b = _mm_loadu_si128(from + 1),
-                  c = _mm_loadu_si128(from + 2), d = _mm_loadu_si128(from + 3);
-    _mm_stream_si128(to, a);
-    _mm_stream_si128(to + 1, b);
-    _mm_stream_si128(to + 2, c);
-    _mm_stream_si128(to + 3, d);
+    const __m128i line[] = {_mm_loadu_si128(from), _mm_loadu_si128(from + 1),
+                            _mm_loadu_si128(from + 2), _mm_loadu_si128(from + 3)};
+    for (int i = 0; i < 4; ++i)
+      kPast ? _mm_stream_si128(to + i, line[i]) : _mm_store_si128(to + i, line[i]);
   }
 #endif
   std::memcpy(dst + at, src + at, bytes - at);
+}
+
+}  // namespace
+
+void CopyNonTemporal(std::byte* dst, const std::byte* src, size_t bytes) {
+  CopyLines</*kPast=*/true, /*kFetch=*/false>(dst, src, bytes, nullptr);
 }
 
 void FenceStores() {
@@ -48,6 +61,20 @@ void FenceStores() {
 #else
   __atomic_thread_fence(__ATOMIC_RELEASE);
 #endif
+}
+
+uint64_t BlockCopier::Copy(std::byte* dst, const std::byte* src, size_t bytes,
+                           const std::byte* next) {
+  const bool whole = bytes <= kPieceBytes;
+  if (!whole) hasher_.Begin();
+  for (size_t at = 0; at < bytes; at += kPieceBytes) {
+    const std::span<const std::byte> piece(piece_.data(), std::min(kPieceBytes, bytes - at));
+    CopyLines</*kPast=*/false, /*kFetch=*/false>(piece_.data(), src + at, piece.size(), nullptr);
+    const std::byte* after = at + kPieceBytes < bytes ? src + at + kPieceBytes : next;
+    CopyLines</*kPast=*/true, /*kFetch=*/true>(dst + at, piece.data(), piece.size(), after);
+    if (!whole) hasher_.Add(piece);
+  }
+  return whole ? BlockChecksum({piece_.data(), bytes}) : hasher_.End();
 }
 
 SendLane::SendLane(const Options& options, std::string name, std::unique_ptr<LaneWire> wire,
@@ -64,6 +91,8 @@ SendLane::SendLane(const Options& options, std::string name, std::unique_ptr<Lan
     // A quarter of the ring at most, so that both ends work at once.
     frame_bytes = std::min<size_t>(frame_bytes, ring_bytes_.size() / 4);
     per_block = RingStride(options_.block_bytes);
+  } else {
+    frame_bytes = std::min(frame_bytes, kTcpFrameBytesMax);
   }
   frame_blocks_max_ = std::clamp<size_t>(frame_bytes / per_block, 1, kFrameBlocksMax);
 }
@@ -104,12 +133,13 @@ std::shared_ptr<SendLane::Staged> SendLane::Stage(SendFrame* frame, const KvStor
   }
   for (size_t i = 0; i < n; ++i, to += stride) {
     const std::byte* block = kv.Block(frame->layer, frame->blocks[i].value());
-    // Hashed first: that brings the block into the cache, from where it is copied.
-    frame->entries[i].checksum = BlockChecksum({block, bytes});
     if (ring_) {
-      CopyNonTemporal(to, block, bytes);
+      const BlockId next = frame->blocks[std::min(i + 1, n - 1)];
+      frame->entries[i].checksum =
+          copier_.Copy(to, block, bytes, kv.Block(frame->layer, next.value()));
     } else {
-      std::memcpy(to, block, bytes);
+      std::memcpy(to, block, bytes);  // first: it brings the block into the cache
+      frame->entries[i].checksum = BlockChecksum({block, bytes});
     }
   }
   if (ring_) FenceStores();

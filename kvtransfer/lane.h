@@ -7,6 +7,7 @@
 // the I/O thread of its end.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -23,10 +24,24 @@
 
 namespace switchyard {
 
-// Copies past the cache: the reader is another core, and the writer has no more use for the lines.
-// dst is aligned to 64. Call FenceStores() before telling anyone.
+// Copies past the cache, for what is not read again soon: no line of dst is fetched first, and none
+// stays. dst should be aligned to 16. Call FenceStores() before telling anyone.
 void CopyNonTemporal(std::byte* dst, const std::byte* src, size_t bytes);
 void FenceStores();
+
+// CopyNonTemporal of a block that also gives its BlockChecksum, in one pass over memory: piece by
+// piece, while a piece is in the nearest cache. What is hashed is what is stored: a private copy of
+// `src`, which another process may be writing. `next`: the block that is copied next, or any other:
+// its beginning is fetched meanwhile. One thread's.
+class BlockCopier {
+ public:
+  uint64_t Copy(std::byte* dst, const std::byte* src, size_t bytes, const std::byte* next);
+
+ private:
+  static constexpr size_t kPieceBytes = 4096;
+  alignas(64) std::array<std::byte, kPieceBytes> piece_;
+  BlockHasher hasher_;
+};
 
 // A connection to one peer, which says itself when it has died.
 class LaneWire {
@@ -81,6 +96,7 @@ class SendLane : public std::enable_shared_from_this<SendLane> {
   std::vector<std::shared_ptr<Staged>> spare_;
   const std::span<std::byte> ring_bytes_;
   std::optional<RingWriter> ring_;
+  BlockCopier copier_;
   const std::unique_ptr<LaneWire> wire_;
 };
 

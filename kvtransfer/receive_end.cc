@@ -79,8 +79,11 @@ uint64_t ReceiveEnd::Ask(std::function<void(ReceiveSessions::Effect&)> answer) {
   return last_op_;
 }
 
-void ReceiveEnd::Step(const ReceiveSessions::Event& event) {
-  for (ReceiveSessions::Effect& effect : sessions_.Step(event, clock_->Now())) {
+void ReceiveEnd::Step(const ReceiveSessions::Event& event, absl::Time now) {
+  ReceiveSessions::Effects effects = sessions_.Step(event, now);
+  // Who hears of blocks may read or write them at once: our stores to them come first.
+  if (!effects.empty()) FenceStores();
+  for (ReceiveSessions::Effect& effect : effects) {
     if (auto* dropped = std::get_if<ReceiveSessions::Dropped>(&effect)) {
       // Only this process ever writes blocks, whatever the lane.
       on_dropped_(dropped->target, /*peer_may_write=*/false, dropped->why);
@@ -215,6 +218,7 @@ void ReceiveEnd::OnFrame(std::span<const std::byte> header, std::span<const std:
 void ReceiveEnd::StoreBlocks(const Frame& frame, std::span<const std::byte> bytes, size_t stride) {
   const size_t block_bytes = kv_->layout().BlockBytes();
   const FrameHeader& h = frame.header;
+  const absl::Time now = clock_->Now();
   bool stale = false;
   for (size_t i = 0; i < frame.entries.size(); ++i) {
     const FrameEntry& e = frame.entries[i];
@@ -224,15 +228,16 @@ void ReceiveEnd::StoreBlocks(const Frame& frame, std::span<const std::byte> byte
       stale = true;
       continue;
     }
-    std::byte* block = kv_->Block(static_cast<int>(h.layer), to->value());
-    std::memcpy(block, bytes.data() + i * stride, block_bytes);
-    // The block is what counts, not what lies in the ring: the peer can still write there.
-    const uint64_t actual = BlockChecksum({block, block_bytes});
+    std::byte* const block = kv_->Block(static_cast<int>(h.layer), to->value());
+    // The hash is of what is stored, not of what lies in the ring: the peer can still write there.
+    const std::byte* const next = &bytes[std::min(i + 1, frame.entries.size() - 1) * stride];
+    const uint64_t actual = copier_.Copy(block, &bytes[i * stride], block_bytes, next);
     ++stats_.blocks;
     stats_.bytes += block_bytes;
     if (actual != e.checksum) ++stats_.corrupt_blocks;
     Step(ReceiveSessions::Block{h.peer_token, h.session, h.layer, e.index, e.generation, e.checksum,
-                                actual});
+                                actual},
+         now);
   }
   if (stale) ++stats_.stale_frames;
 }

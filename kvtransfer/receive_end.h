@@ -59,7 +59,8 @@ class ReceiveEnd {
   };
 
   uint64_t Ask(std::function<void(ReceiveSessions::Effect&)> answer);
-  void Step(const ReceiveSessions::Event& event);
+  void Step(const ReceiveSessions::Event& event) { Step(event, clock_->Now()); }
+  void Step(const ReceiveSessions::Event& event, absl::Time now);
   absl::Status CheckHello(const KvHello& hello) const;
   absl::Status MakeRoom();
   void Lose(uint64_t token, const absl::Status& why);
@@ -77,6 +78,7 @@ class ReceiveEnd {
   bool some_lost_ = false;
   absl::flat_hash_map<uint64_t, std::function<void(ReceiveSessions::Effect&)>> asked_;  // by op
   uint64_t last_op_ = 0;
+  BlockCopier copier_;
   KvReceiverStats stats_;
 };
 

@@ -156,6 +156,18 @@ uint64_t BlockChecksum(std::span<const std::byte> block) {
 #endif
 }
 
+BlockHasher::BlockHasher() : state_(XXH3_createState()) { SY_CHECK(state_ != nullptr); }
+BlockHasher::~BlockHasher() { XXH3_freeState(state_); }
+void BlockHasher::Begin() { XXH3_64bits_reset(state_); }
+void BlockHasher::Add(std::span<const std::byte> piece) {
+#ifdef __x86_64__
+  XXH3_64bits_update_dispatch(state_, piece.data(), piece.size());
+#else
+  XXH3_64bits_update(state_, piece.data(), piece.size());
+#endif
+}
+uint64_t BlockHasher::End() const { return XXH3_64bits_digest(state_); }
+
 uint64_t TransferDigest(std::span<const uint64_t> checksums) {
   return XXH3_64bits(checksums.data(), checksums.size_bytes());
 }

@@ -15,6 +15,8 @@
 
 #include "absl/status/statusor.h"
 
+struct XXH3_state_s;  // xxhash.h
+
 namespace switchyard {
 
 inline constexpr unsigned kFrameAm = 1, kCreditAm = 2;  // active message ids
@@ -73,6 +75,20 @@ std::array<std::byte, kCreditBytes> EncodeCredit(const Credit& credit);
 absl::StatusOr<Credit> ParseCredit(std::span<const std::byte> bytes);
 
 uint64_t BlockChecksum(std::span<const std::byte> block);
+// BlockChecksum of a block that comes in pieces. One thread's.
+class BlockHasher {
+ public:
+  BlockHasher();
+  ~BlockHasher();
+  BlockHasher(const BlockHasher&) = delete;
+  BlockHasher& operator=(const BlockHasher&) = delete;
+  void Begin();
+  void Add(std::span<const std::byte> piece);
+  uint64_t End() const;
+
+ private:
+  XXH3_state_s* const state_;
+};
 // Commit's digest: xxh3 of all block checksums, [L][B], little-endian.
 uint64_t TransferDigest(std::span<const uint64_t> checksums);
 

@@ -162,9 +162,8 @@ class Processes:
 
 
 class Stream:
-    """One streamed completion; next() gives the ids of the next event, in their order. `gap`: the longest time without a
-    token, that before the first one included. Raises OSError or http errors if the router dies, AssertionError if it says
-    an error."""
+    """One streamed completion; next() gives the ids of the next event, in their order. Raises OSError or http errors if the
+    router dies, AssertionError if it says an error."""
 
     def __init__(self, http_port, prompt, max_tokens, **sampling):
         self.connection = http.client.HTTPConnection("127.0.0.1", http_port, timeout=90)
@@ -172,8 +171,8 @@ class Stream:
                 "return_token_ids": True, **sampling}
         self.connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
         self.response = None
-        self.tokens, self.gap, self.done, self.left = [], 0.0, False, False
-        self._last = time.monotonic()
+        self.tokens, self.done, self.left = [], False, False
+        self._times = [time.monotonic()]  # of the request and of each event
 
     def __iter__(self):
         if self.response is None:
@@ -189,10 +188,13 @@ class Stream:
             event = json.loads(line[len(b"data: "):])
             assert "error" not in event, event
             ids = [i for c in event["choices"] for i in c.get("token_ids") or []]
-            now = time.monotonic()
-            self.gap, self._last = max(self.gap, now - self._last), now
+            self._times.append(time.monotonic())
             self.tokens += ids
             yield ids
+
+    def gap(self, since=0.0):
+        """The longest time without a token, that before the first one included; what lies before `since` does not count."""
+        return max((b - max(a, since) for a, b in zip(self._times, self._times[1:]) if b > since), default=0.0)
 
     def leave(self):
         """The client goes away, while another thread reads."""

@@ -27,7 +27,7 @@ def load(cluster, requests, stop, done, failures):
                 failures.append(f"{len(stream.tokens)} tokens, not the expected {len(expected)}")
         except (OSError, http.client.HTTPException, AssertionError) as e:
             failures.append(repr(e))
-        done.append(stream.gap)
+        done.append(stream.gap())
 
 
 def roll(binary, model, kernels, notice_seconds, rounds=1):

@@ -75,7 +75,7 @@ class Soak:
                 self.counts["tokens"] += len(stream.tokens)
                 self.counts["requests"] += 1
                 self.counts["dropped by the client"] += dropped
-                self.gaps.append(stream.gap)
+                self.gaps.append(stream.gap())
                 if why is not None:
                     self.failures.append(why)
                     print(f"FAILED: {why}", flush=True)
