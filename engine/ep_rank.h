@@ -46,7 +46,7 @@ struct EpOptions {
   absl::Duration grace = absl::Milliseconds(500);            // RendezvousOptions
   absl::Duration rebalance_interval = absl::ZeroDuration();  // at least; 0: never
   RebalanceLimits rebalance = {};
-  double rebalance_bytes_per_second = 200e6;  // of the experts that a rank fetches
+  double rebalance_bytes_per_second = 50e6;  // of the experts that a rank fetches
 
   int world() const { return static_cast<int>(peers.size()); }
   bool alone() const { return peers.empty(); }

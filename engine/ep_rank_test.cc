@@ -310,6 +310,9 @@ TEST(EpRankTest, PlacementsThatCannotBeAreRefusedWithTheNumbers) {
   const ModelConfig config = LoadModelConfig(kModel).value();
   EpOptions ep;
   ep.peers.resize(2);
+  ModelConfig dense = config;
+  dense.layer_is_moe.assign(dense.layer_is_moe.size(), false);
+  EXPECT_TRUE(absl::IsInvalidArgument(MakePlacement(dense, ep).status()));
   ep.redundant_experts = 3;
   const auto odd = MakePlacement(config, ep);
   EXPECT_TRUE(absl::IsInvalidArgument(odd.status()));

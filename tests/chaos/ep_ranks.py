@@ -3,7 +3,7 @@
 exactly the tokens of the undisturbed run, and the others go on soon.
 
 A killed rank is started again at once. A stopped one is continued after a while, or killed while it is stopped and started
-again. usage: ep_ranks.py BINARY MODEL_DIR [--kills N] [--hangs N] [--prefill N] [--decode N] [--seed N] [-- EP flags…]"""
+again. usage: ep_ranks.py [--kills N] [--hangs N] [--prefill N] [--decode N] [--seed N] BINARY MODEL_DIR [-- EP flags…]"""
 import argparse
 import http.client
 import random
