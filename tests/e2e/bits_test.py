@@ -131,10 +131,13 @@ def main():
                 served(binary, model, growing, 24, layout is P1D1, *layout, *TINY_POOL, *flags))
     few = requests[:10]
     for path in runnable(binary, model, paths.split(",")):
-        for dtype in ("bfloat16", "float32"):
-            path_flags = ("--kernels", path, "--dtype", dtype)
+        numbers = [("--dtype", "bfloat16"), ("--dtype", "float32")]
+        if path != "reference":  # the model's own test has the slow one
+            numbers.append(("--quantization", "int8"))
+        for flag, name in numbers:
+            path_flags = ("--kernels", path, flag, name)
             want = one_process(binary, model, few, *alone, *path_flags)
-            compare(f"{path} {dtype}, P1D1", want, served(binary, model, few, 10, True, *P1D1, *path_flags))
+            compare(f"{path} {name}, P1D1", want, served(binary, model, few, 10, True, *P1D1, *path_flags))
 
 
 if __name__ == "__main__":
