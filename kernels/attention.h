@@ -37,11 +37,12 @@ struct AttentionShape {
   int qk_dim = 0;    // length of a query and of a key
   int v_dim = 0;
   float scale = 1.0f;  // of q·k before the softmax
+  int window = 0;      // a row attends to so many positions, its own the last; 0: to all before it
 };
 
 // The rows of one sequence in the batch: `count` consecutive rows from `first_row`, at positions
-// first_position, first_position + 1, …; row i attends to positions 0 … first_position + i, all of
-// which are already in the cache (this step's own keys too).
+// first_position, first_position + 1, …; row i attends to positions 0 … first_position + i, or the
+// last `window` of these, all of which are already in the cache (this step's own keys too).
 struct AttentionSequence {
   int32_t first_row = 0, count = 0, first_position = 0;
   std::span<const int32_t> blocks;  // block table: block b holds positions [b·bt, (b+1)·bt)
@@ -52,7 +53,7 @@ class AttentionOps {
   virtual ~AttentionOps() = default;
   // q [T, H·qk_dim], out [T, H·v_dim] (overwritten for every row of every sequence); kv: base
   // address of this layer. Bytes of the cache past a row's context are never used (they may be
-  // NaN).
+  // NaN); those before its window may be multiplied by 0.
   virtual void PagedAttention(KernelContext& ctx, const AttentionShape& shape,
                               const KvAddressing& addressing, const std::byte* kv,
                               std::span<const AttentionSequence> sequences, Matrix<const float> q,

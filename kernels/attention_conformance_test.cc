@@ -105,7 +105,7 @@ TEST_P(AttentionConformance, SmallAttentionByHand) {
 struct AttentionCase {
   AttentionShape shape;
   int length, block_tokens;
-  bool values_in_keys;
+  bool values_in_keys = false;
 };
 const AttentionCase kAttentionCases[] = {
     {{.heads = 4, .kv_heads = 2, .qk_dim = 32, .v_dim = 32, .scale = 0.3f}, 140, 16, false},
@@ -113,6 +113,9 @@ const AttentionCase kAttentionCases[] = {
     {{.heads = 10, .kv_heads = 1, .qk_dim = 72, .v_dim = 64, .scale = 0.2f}, 70, 7, true},
     {{.heads = 3, .kv_heads = 1, .qk_dim = 7, .v_dim = 5, .scale = 2.0f}, 600, 64, false},
     {{.heads = 1, .kv_heads = 1, .qk_dim = 1, .v_dim = 1, .scale = 1.0f}, 3, 1, false},
+    {{.heads = 4, .kv_heads = 2, .qk_dim = 16, .v_dim = 18, .scale = 0.4f, .window = 37}, 160, 16},
+    {{.heads = 2, .kv_heads = 1, .qk_dim = 9, .v_dim = 8, .scale = 0.7f, .window = 530}, 1100, 16},
+    {{.heads = 3, .kv_heads = 3, .qk_dim = 8, .v_dim = 8, .scale = 1.0f, .window = 1}, 70, 4},
 };
 
 TEST_P(AttentionConformance, MatchesTheReference) {
@@ -188,13 +191,15 @@ TEST_P(AttentionConformance, ALongRowDoesNotDependOnHowItIsCut) {
   if (set_.name == "reference") GTEST_SKIP() << "it has one row per task";
   KernelContext one(1), five(5);
   for (const DType dtype : kDTypes) {
-    Make({.heads = 6, .kv_heads = 2, .qk_dim = 16, .v_dim = 20, .scale = 0.5f}, dtype, 4231, 16,
-         false);
-    Poisoned whole(4231, out_cols()), cut(4231, out_cols());
-    for (const int row : {4230, 4096, 4095, 513, 512, 511, 0}) {
-      Run(set_, one, row, 1, whole.matrix);
-      Run(set_, five, row, 1, cut.matrix);
-      ASSERT_TRUE(SameBits(whole.matrix.row(row), cut.matrix.row(row), out_cols())) << row;
+    for (const int window : {0, 600, 3000}) {
+      Make({.heads = 6, .kv_heads = 2, .qk_dim = 16, .v_dim = 20, .scale = 0.5f, .window = window},
+           dtype, 4231, 16, false);
+      Poisoned whole(4231, out_cols()), cut(4231, out_cols());
+      for (const int row : {4230, 4096, 4095, 513, 512, 511, 0}) {
+        Run(set_, one, row, 1, whole.matrix);
+        Run(set_, five, row, 1, cut.matrix);
+        ASSERT_TRUE(SameBits(whole.matrix.row(row), cut.matrix.row(row), out_cols())) << row;
+      }
     }
   }
 }

@@ -73,19 +73,15 @@ void ReadDeepseekV3(JsonFields& f, ModelConfig& c) {
   ReadDeepseekFfn(f, c);
 }
 
-// A context that fits the window attends to all of itself: exact with full attention.
-void LimitToWindow(int window, ModelConfig& c) {
-  if (window >= c.max_position_embeddings) return;
-  c.notices.push_back(
-      absl::StrCat("contexts are limited to the sliding window of ", window,
-                   " tokens; max_position_embeddings: ", c.max_position_embeddings));
-  c.max_position_embeddings = window;
+// A window that never slides is none.
+int Window(int window, const ModelConfig& c) {
+  return window >= c.max_position_embeddings ? 0 : window;
 }
 
 void ReadMixtral(JsonFields& f, ModelConfig& c) {
   ReadGqa(f, c);
   f.Require(!c.attention_bias, "attention_bias", "false");
-  LimitToWindow(f.Int("sliding_window", 1, INT_MAX, INT_MAX), c);
+  c.sliding_window = Window(f.Int("sliding_window", 1, INT_MAX, INT_MAX), c);
   ReadPlainGate(f, c, "num_local_experts");
   c.gate.normalize = true;  // a softmax over the chosen logits
   c.moe_intermediate_size = f.Int("intermediate_size", 1, kWidthMax);
@@ -107,7 +103,7 @@ void ReadQwen3Moe(JsonFields& f, ModelConfig& c) {
   ReadGqa(f, c);
   c.qk_norm = ModelConfig::QkNorm::kPerHead;
   if (f.Bool("use_sliding_window", false)) {
-    LimitToWindow(f.Int("sliding_window", 1, INT_MAX, 4096), c);
+    c.sliding_window = Window(f.Int("sliding_window", 1, INT_MAX, 4096), c);
   }
   ReadPlainGate(f, c, "num_experts");
   c.gate.normalize = f.Bool("norm_topk_prob", false);

@@ -174,7 +174,8 @@ void GqaAttention(StepContext& step, int layer, const LayerWeights& weights, Mic
                                           .kv_heads = c.kv_heads,
                                           .qk_dim = c.head_dim,
                                           .v_dim = c.head_dim,
-                                          .scale = c.attention_scale},
+                                          .scale = c.attention_scale,
+                                          .window = c.sliding_window},
                                          a, step.kv.Layer(layer), b.sequences, q, out);
   ProjectOutput(step, weights, out, b);
 }

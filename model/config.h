@@ -51,6 +51,7 @@ struct ModelConfig {
   int q_lora_rank = 0;             // MLA: 0 = q_proj directly
   int kv_lora_rank = 0, qk_nope_head_dim = 0, qk_rope_head_dim = 0, v_head_dim = 0;
   float attention_scale = 0;  // of q·k; YaRN's mscale² included
+  int sliding_window = 0;     // GQA: a token attends to so many, itself included; 0: to all
 
   double rope_theta = 10000;
   RopeStyle rope_style = RopeStyle::kHalfSplit;

@@ -107,24 +107,21 @@ TEST(ConfigTest, ReadsMixtral) {
   EXPECT_EQ(Parse(bare)->rope_theta, 1e6);
 }
 
-// A window that never slides is no window; one that would limits the length instead.
-TEST(ConfigTest, SlidingWindowLimitsTheLength) {
+TEST(ConfigTest, AWindowThatNeverSlidesIsNone) {
   for (const json& window : {json(), json(4096), json(1 << 30)}) {
     const auto c = With("mixtral", "sliding_window", window);
     ASSERT_TRUE(c.ok()) << c.status();
-    EXPECT_EQ(c->max_position_embeddings, 4096);
-    EXPECT_TRUE(c->notices.empty());
+    EXPECT_EQ(c->sliding_window, 0);
   }
   const auto c = With("mixtral", "sliding_window", 4095);
-  EXPECT_EQ(c->max_position_embeddings, 4095);
-  ASSERT_EQ(c->notices.size(), 1u);
-  EXPECT_NE(c->notices[0].find("4095"), std::string::npos);
+  EXPECT_EQ(c->sliding_window, 4095);
+  EXPECT_EQ(c->max_position_embeddings, 4096);
 
   json qwen3 = Golden("qwen3_moe");
   qwen3["sliding_window"] = 100;  // not used
-  EXPECT_EQ(Parse(qwen3)->max_position_embeddings, 4096);
+  EXPECT_EQ(Parse(qwen3)->sliding_window, 0);
   qwen3["use_sliding_window"] = true;
-  EXPECT_EQ(Parse(qwen3)->max_position_embeddings, 100);
+  EXPECT_EQ(Parse(qwen3)->sliding_window, 100);
 }
 
 TEST(ConfigTest, ReadsFp8) {

@@ -40,30 +40,35 @@ void FetchAhead::Some() {
 void TileOfQueries::Run() {
   LoadQueries();
   const bool all = task_.found == nullptr;
-  const int begin = all ? 0 : task_.segment * kAttentionSegment;
+  const int from = Start(0) - Start(0) % kSubBlock;  // nobody attends to what is before
+  const int segment = all ? 0 : task_.segment * kAttentionSegment;
+  const int begin = std::max(from, segment);
   const int context_max = Context(task_.count - 1);
-  const int end = all ? context_max : std::min(context_max, begin + kAttentionSegment);
+  const int end = all ? context_max : std::min(context_max, segment + kAttentionSegment);
   const size_t element = SizeOf(call_.addressing.dtype);
   const size_t key_bytes = call_.shape.qk_dim * element, value_bytes = call_.shape.v_dim * element;
-  int first = 0;  // contexts ascend: queries before `first` are finished
-  Rows rows[2];   // of this sub-block and of the next
+  // Contexts and their starts ascend: queries before `first` are finished, from `last` on none has
+  // begun.
+  int first = 0, last = 0;
+  Rows rows[2];  // of this sub-block and of the next
   Locate(begin, std::min(kSubBlock, end - begin), rows[0]);
   for (int base = begin; base < end; base += kSubBlock) {
     while (Context(first) <= base) ++first;
+    while (last < task_.count && Start(last) < base + kSubBlock) ++last;
     const int next = std::min(kSubBlock, end - base - kSubBlock);
     Locate(base + kSubBlock, next, rows[1]);
     ahead_.Start(rows[1].keys, key_bytes, rows[1].values, value_bytes, next);
     LoadKeys(rows[0]);
     LoadValues(rows[0], std::min(kSubBlock, end - base));
-    Scores(first);
-    const bool opens = base % kAttentionSegment == 0;
-    for (int i = first; i < task_.count; ++i) Softmax(i, KeysOf(i, base), opens);
-    AddValues(first, base, opens);
+    Scores(first, last);
+    for (int i = first; i < last; ++i) Softmax(i, base);
+    AddValues(first, last, base);
     const bool closes = (base + kSubBlock) % kAttentionSegment == 0;
-    for (int i = first; i < task_.count; ++i) {
+    for (int i = first; i < last; ++i) {
       if (!closes && Context(i) > base + kSubBlock) continue;
       if (all) {
-        Merge(i, w_.in_segment[i], w_.segment + i * call_.v_stride(), base < kAttentionSegment);
+        Merge(i, w_.in_segment[i], w_.segment + i * call_.v_stride(),
+              base / kAttentionSegment == Start(i) / kAttentionSegment);
       } else {
         Leave(i);
       }
@@ -76,9 +81,10 @@ void TileOfQueries::Run() {
 // The segments that other tasks left, in ascending order.
 void TileOfQueries::MergeFound() {
   for (int i = 0; i < task_.count; ++i) {
-    for (int s = 0; s * kAttentionSegment < Context(i); ++s) {
+    const int first = Start(i) / kAttentionSegment;
+    for (int s = first; s * kAttentionSegment < Context(i); ++s) {
       const float* at = FoundAt(s, i);
-      Merge(i, {at[0], at[1]}, at + call_.isa.lanes, s == 0);
+      Merge(i, {at[0], at[1]}, at + call_.isa.lanes, s == first);
     }
     Finish(i);
   }
@@ -171,33 +177,38 @@ void TileOfQueries::Multiply(const std::byte* a, size_t a_bytes, const uint32_t*
   }
 }
 
-void TileOfQueries::Scores(int first) {
-  for (int i = first; i < task_.count; i += kTileRows) {
+void TileOfQueries::Scores(int first, int last) {
+  for (int i = first; i < last; i += kTileRows) {
     Multiply(w_.q + i * call_.q_bytes(), call_.q_bytes(), w_.keys, kSubBlock, call_.key_steps(),
-             w_.scores + i * kSubBlock, kSubBlock, std::min(kTileRows, task_.count - i), false);
+             w_.scores + i * kSubBlock, kSubBlock, std::min(kTileRows, last - i), false);
   }
 }
 
-void TileOfQueries::Softmax(int i, int keys, bool opens) {
+void TileOfQueries::Softmax(int i, int base) {
   Found& f = w_.in_segment[i];
+  const bool opens = Opens(i, base);
   if (opens) f = {-__builtin_inff(), 0};
   float* scores = w_.scores + i * kSubBlock;
-  const float factor = call_.isa.softmax_step(scores, keys, call_.shape.scale, &f.max, &f.sum);
+  if (Start(i) > base) std::fill_n(scores, Start(i) - base, -__builtin_inff());  // weights of 0
+  const float factor =
+      call_.isa.softmax_step(scores, KeysOf(i, base), call_.shape.scale, &f.max, &f.sum);
   StoreLeft(call_.isa, call_.kind(), scores, kSubBlock, w_.weights + i * call_.weight_bytes());
   if (!opens && factor != 1.0f) {
     call_.isa.scale(w_.segment + i * call_.v_stride(), call_.v_stride(), factor);
   }
 }
 
-// segment += weights · values. Queries with the same number of keys go together: a key that is
-// not a query's own is not even multiplied by 0, for its value may be NaN.
-void TileOfQueries::AddValues(int first, int base, bool opens) {
+// segment += weights · values. Queries with the same number of keys go together: a key past a
+// query's own is not even multiplied by 0, for its value may be NaN.
+void TileOfQueries::AddValues(int first, int last, int base) {
   const size_t stride = call_.v_stride(), a_bytes = call_.weight_bytes();
   const bool pairs = call_.addressing.dtype == DType::kBfloat16;
-  for (int i = first, rows = 0; i < task_.count; i += rows) {
+  for (int i = first, rows = 0; i < last; i += rows) {
     const int keys = KeysOf(i, base);
+    const bool opens = Opens(i, base);
+    const auto alike = [&](int j) { return KeysOf(j, base) == keys && Opens(j, base) == opens; };
     rows = 1;
-    while (rows < kTileRows && i + rows < task_.count && KeysOf(i + rows, base) == keys) ++rows;
+    while (rows < kTileRows && i + rows < last && alike(i + rows)) ++rows;
     const size_t whole = pairs ? keys / 2 : keys;
     const std::byte* a = w_.weights + i * a_bytes;
     float* c = w_.segment + i * stride;

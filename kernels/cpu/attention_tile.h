@@ -115,9 +115,16 @@ class TileOfQueries {
     return static_cast<size_t>(task_.kv_head) * call_.sharing() +
            (task_.first + i) % call_.sharing();
   }
-  // Keys that query i attends to: all, and of those in the sub-block at `base`.
+  // Query i attends to keys [Start(i), Context(i)); KeysOf: up to there in the sub-block at `base`.
   int Context(int i) const { return task_.sequence->first_position + Row(i) + 1; }
+  int Start(int i) const {
+    return call_.shape.window > 0 ? std::max(0, Context(i) - call_.shape.window) : 0;
+  }
   int KeysOf(int i, int base) const { return std::min(kSubBlock, Context(i) - base); }
+  // The sub-block at `base` is the first of its segment that query i attends to.
+  bool Opens(int i, int base) const {
+    return base == std::max(base - base % kAttentionSegment, Start(i) - Start(i) % kSubBlock);
+  }
   float* FoundAt(int segment, int i) const {
     return task_.found + (static_cast<size_t>(segment) * task_.count + i) * call_.found_stride();
   }
@@ -128,9 +135,10 @@ class TileOfQueries {
   void LoadValues(const Rows& rows, int count);
   void Multiply(const std::byte* a, size_t a_bytes, const uint32_t* b, size_t columns, size_t steps,
                 float* c, size_t c_stride, int rows, bool accumulate);
-  void Scores(int first);
-  void Softmax(int i, int keys, bool opens);
-  void AddValues(int first, int base, bool opens);
+  // Of queries [first, last).
+  void Scores(int first, int last);
+  void Softmax(int i, int base);
+  void AddValues(int first, int last, int base);
   void Merge(int i, Found segment, const float* values, bool first_segment);
   void Leave(int i);
   void Finish(int i);

@@ -34,26 +34,26 @@ class Cache {
   size_t head_;
 };
 
-// One query of one head over `context` keys. weights [context] is scratch. `round`: what is
+// One query of one head over keys [begin, context). weights [context] is scratch. `round`: what is
 // multiplied with a key or a value is rounded as these are; the sum of the weights is not.
-void Attend(const AttentionShape& shape, const Cache& cache, int context, bool round,
+void Attend(const AttentionShape& shape, const Cache& cache, int begin, int context, bool round,
             const float* q, float* weights, float* out) {
   const auto rounded = [=](float f) { return round ? RoundToBf16(f) : f; };
   float highest = -INFINITY;
-  for (int j = 0; j < context; ++j) {
+  for (int j = begin; j < context; ++j) {
     float dot = 0;
     for (int i = 0; i < shape.qk_dim; ++i) dot += rounded(q[i]) * cache.K(j, i);
     weights[j] = dot * shape.scale;
     highest = std::max(highest, weights[j]);
   }
   float sum = 0;
-  for (int j = 0; j < context; ++j) {
+  for (int j = begin; j < context; ++j) {
     weights[j] = std::exp(weights[j] - highest);
     sum += weights[j];
   }
   for (int i = 0; i < shape.v_dim; ++i) {
     float value = 0;
-    for (int j = 0; j < context; ++j) value += rounded(weights[j]) * cache.V(j, i);
+    for (int j = begin; j < context; ++j) value += rounded(weights[j]) * cache.V(j, i);
     out[i] = value / sum;
   }
 }
@@ -76,7 +76,9 @@ void ReferenceAttention::PagedAttention(KernelContext& ctx, const AttentionShape
       const int row = static_cast<int>(task / shape.heads);
       const int head = static_cast<int>(task % shape.heads);
       const Cache cache(addressing, kv, s.blocks, head / sharing);
-      Attend(shape, cache, s.first_position + row + 1, addressing.dtype == DType::kBfloat16,
+      const int context = s.first_position + row + 1;
+      Attend(shape, cache, shape.window > 0 ? std::max(0, context - shape.window) : 0, context,
+             addressing.dtype == DType::kBfloat16,
              q.row(s.first_row + row) + static_cast<size_t>(head) * shape.qk_dim,
              ctx.thread_scratch[thread].Get<float>(0, context_max),
              out.row(s.first_row + row) + static_cast<size_t>(head) * shape.v_dim);
