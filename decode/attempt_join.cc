@@ -34,8 +34,11 @@ AttemptJoin::Effects AttemptJoin::Step(const Event& event, absl::Time now) {
           [&](const Adopted& e) { OnAdopted(e, now, &out); },
           [&](const CancelCalled& e) {
             if (peer_token_ != 0 && e.peer_token != peer_token_) return;  // not its own
+            // Until the engine has it, the prefill rank tells the router itself: why it failed, or
+            // that the first token was the last. A word from here could overtake that one.
+            cancelled_ = phase_ != Phase::kRunning && !ended();
             End(absl::AbortedError("the prefill rank cancelled the hand-off"),
-                /*tell_router=*/true, now, &out);
+                /*tell_router=*/!cancelled_, now, &out);
           },
           [&](const Aborted&) {
             End(absl::AbortedError("the attempt was aborted"), /*tell_router=*/false, now, &out);
@@ -61,7 +64,7 @@ AttemptJoin::Effects AttemptJoin::Step(const Event& event, absl::Time now) {
 
 void AttemptJoin::OnSubmitted(const Submitted& e, absl::Time now, Effects* out) {
   if (ended()) {
-    if (!submitted_) out->push_back({.what = Do::kSendError, .status = end_});
+    if (!submitted_ && !cancelled_) out->push_back({.what = Do::kSendError, .status = end_});
     submitted_ = true;
     return;
   }

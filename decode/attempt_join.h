@@ -118,6 +118,7 @@ class AttemptJoin {
   Phase phase_ = Phase::kNew;
   Blocks blocks_ = Blocks::kNone;
   bool submitted_ = false, opened_ = false;
+  bool cancelled_ = false;  // by the prefill rank, which tells the router
   uint64_t peer_token_ = 0;
   int tokens_ = 0;
   absl::Time deadline_ = absl::InfiniteFuture();

@@ -77,9 +77,30 @@ TEST(AttemptJoinTest, CancelBeforeEverythingLeavesATombstone) {
   Join j;
   EXPECT_EQ(j(J::CancelCalled{kPeer}), Dos{});
   EXPECT_EQ(j(J::ReserveCalled{1, kPeer, 40}), Dos{Do::kAnswerReserve});
-  EXPECT_EQ(j(J::Submitted{}), Dos{Do::kSendError});
+  EXPECT_EQ(j(J::Submitted{}), Dos{});
   EXPECT_FALSE(j.join.forgettable(kStart + absl::Seconds(59)));
   EXPECT_TRUE(j.join.forgettable(kStart + absl::Seconds(60)));
+}
+
+// A first token that ends the request cancels the hand-off: an error from here that overtook it
+// would have the router compute a complete answer again.
+TEST(AttemptJoinTest, CancelledHandOffIsForThePrefillRankToTell) {
+  Join j;
+  j(J::Submitted{});
+  j(J::ReserveCalled{1, kPeer, 40});
+  j(J::Leased{});
+  j(J::Opened{});
+  EXPECT_EQ(j(J::CancelCalled{kPeer}), Dos{Do::kCancelKv});
+  Join running;
+  running(J::Submitted{});
+  running(J::ReserveCalled{1, kPeer, 40});
+  running(J::Leased{});
+  running(J::Opened{});
+  running(J::CommitCalled{2, kPeer});
+  running(J::KvCommitted{});
+  running(J::Adopted{});
+  EXPECT_EQ(running(J::CancelCalled{kPeer}), (Dos{Do::kSendError, Do::kAbortEngine}))
+      << "the router may take the prefill rank's failure for over";
 }
 
 TEST(AttemptJoinTest, AnotherPeerCanNeitherCancelNorCommit) {
