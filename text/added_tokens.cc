@@ -97,11 +97,12 @@ absl::StatusOr<AddedTokens> AddedTokens::Parse(std::optional<Json> json, const B
     if (!model.Find(content)) own.emplace(token.content, expected);
     added.tokens_.insert_or_assign(expected, std::move(token));
   }
-  for (const auto& [id, token] : added.tokens_) {
-    std::string pattern = token.content;
+  for (auto& [id, token] : added.tokens_) {
+    // The reference looks for the normalized form, and prints it too.
     if (token.normalized) {
-      ASSIGN_OR_RETURN(pattern, normalizer.Apply(std::move(pattern)));
+      ASSIGN_OR_RETURN(token.content, normalizer.Apply(std::move(token.content)));
     }
+    const std::string& pattern = token.content;
     if (pattern.size() > kPatternBytesMax) {
       return absl::InvalidArgumentError(absl::StrCat("tokenizer.json: added_tokens: id ", id,
                                                      " has ", pattern.size(),

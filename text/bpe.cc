@@ -16,15 +16,6 @@ namespace {
 
 absl::string_view A(std::string_view s) { return {s.data(), s.size()}; }
 
-// The lowest rank first, then the leftmost: a heap keeps the "greatest" on top.
-bool Later(const BpeModel::Scratch::Candidate& a, const BpeModel::Scratch::Candidate& b) {
-  return a.rank != b.rank ? a.rank > b.rank : a.position > b.position;
-}
-
-uint64_t PairKey(TokenId left, TokenId right) {
-  return static_cast<uint64_t>(left) << 32 | static_cast<uint32_t>(right);
-}
-
 }  // namespace
 
 absl::StatusOr<BpeModel> BpeModel::Parse(Json json) {
@@ -80,6 +71,12 @@ absl::Status BpeModel::ReadVocab(Json json) {
 
 absl::Status BpeModel::ReadMerges(Json json) {
   ASSIGN_OR_RETURN(simdjson::dom::array merges, ArrayField(json, "model", "merges"));
+  if (merges.size() > kTokenIdMax / 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("tokenizer.json: model: more than ", kTokenIdMax / 2, " merges"));
+  }
+  merges_ = MergeTable(merges.size());
+  roles_.assign(tokens_.size(), 0);
   uint32_t rank = 0;
   for (Json merge : merges) {
     std::string_view line, left, right;
@@ -115,13 +112,20 @@ absl::Status BpeModel::AddMerge(std::string_view left, std::string_view right, u
                                                         : both,
                                                    "' is not in the vocabulary"));
   }
-  merges_.insert_or_assign(PairKey(*l, *r), MergeRule{rank, *merged});
+  // A pair that is there again counts at its last place.
+  merges_.Set(*l, *r, {rank, *merged});
+  // Each token made once, from parts that lower ranks make, is what MergeLong counts on.
+  uint8_t& role = roles_[static_cast<size_t>(*merged)];
+  if (role != 0 || left.empty() || right.empty()) local_ = false;
+  role |= kMade;
+  roles_[static_cast<size_t>(*l)] |= kPart;
+  roles_[static_cast<size_t>(*r)] |= kPart;
   TokenId previous = -1;
   for (size_t i = 0; i < both.size();) {
     const std::string_view rest = std::string_view(both).substr(i);
     const std::string_view character = rest.substr(0, FirstCodePoint(rest).length);
     const TokenId token = TokenOf(character);
-    if (previous >= 0 && token >= 0) joined_.insert(PairKey(previous, token));
+    if (previous >= 0 && token >= 0) joined_.insert({previous, token});
     previous = token;
     i += character.size();
   }
@@ -153,6 +157,14 @@ absl::Status BpeModel::ReadOptions(Json json) {
       byte_tokens_.push_back(Find(absl::StrFormat("<0x%02X>", b)).value_or(-1));
     }
   }
+  // What stands there without a merge.
+  const auto is_made = [&](TokenId t) {
+    return t >= 0 && (roles_[static_cast<size_t>(t)] & kMade) != 0;
+  };
+  if (is_made(unknown_.value_or(-1)) ||
+      std::any_of(byte_tokens_.begin(), byte_tokens_.end(), is_made)) {
+    local_ = false;
+  }
   return absl::OkStatus();
 }
 
@@ -160,11 +172,6 @@ std::optional<TokenId> BpeModel::Find(std::string_view token) const {
   const auto it = ids_.find(token);
   if (it == ids_.end()) return std::nullopt;
   return it->second;
-}
-
-const BpeModel::MergeRule* BpeModel::FindMerge(TokenId left, TokenId right) const {
-  const auto it = merges_.find(PairKey(left, right));
-  return it == merges_.end() ? nullptr : &it->second;
 }
 
 void BpeModel::FillCharacters() {
@@ -181,119 +188,6 @@ void BpeModel::FillCharacters() {
 TokenId BpeModel::TokenOf(std::string_view character) const {
   const char32_t c = FirstCodePoint(character).value;
   return c < characters_.size() ? characters_[c] : Find(character).value_or(-1);
-}
-
-// Characters without a token of their own may stand there as bytes: those are left together.
-bool BpeModel::MayJoin(TokenId left, TokenId right) const {
-  return left < 0 || right < 0 || joined_.contains(PairKey(left, right));
-}
-
-void BpeModel::Encode(std::string_view word, Scratch* scratch, std::vector<TokenId>* ids) const {
-  using Known = Scratch::Known;
-  constexpr size_t kPlaces = 4096;
-  if (word.empty()) return;
-  if (word.size() > Known::kBytesMax) return EncodeWord(word, scratch, ids);
-  if (scratch->known.empty()) scratch->known.resize(kPlaces);
-  Known& known = scratch->known[absl::HashOf(word) % kPlaces];
-  if (std::string_view(known.word, known.bytes) != word) {
-    const size_t begin = ids->size();
-    EncodeWord(word, scratch, ids);
-    if (ids->size() - begin > Known::kTokensMax) return;
-    known.bytes = static_cast<uint8_t>(word.size());
-    known.tokens = static_cast<uint8_t>(ids->size() - begin);
-    std::copy(word.begin(), word.end(), known.word);
-    std::copy(ids->begin() + begin, ids->end(), known.ids);
-    return;
-  }
-  ids->insert(ids->end(), known.ids, known.ids + known.tokens);
-}
-
-// One symbol per character; where the vocabulary lacks it, its bytes or the unknown token. A
-// character that has neither is dropped, as the reference implementation does. What merges can't
-// join is done part by part, so that a text without spaces costs no more than others.
-void BpeModel::EncodeWord(std::string_view word, Scratch* scratch,
-                          std::vector<TokenId>* ids) const {
-  if (ignore_merges_) {
-    if (const std::optional<TokenId> whole = Find(word)) {
-      ids->push_back(*whole);
-      return;
-    }
-  }
-  scratch->symbols.clear();
-  const auto add = [&](TokenId token) { scratch->symbols.push_back({token, -1, -1, true}); };
-  bool unknown_pending = false;  // fuse_unk joins a run of unknown characters into one token
-  TokenId previous = -1;
-  for (size_t i = 0; i < word.size();) {
-    const std::string_view character = word.substr(i, FirstCodePoint(word.substr(i)).length);
-    i += character.size();
-    const TokenId token = TokenOf(character);
-    if (!MayJoin(std::exchange(previous, token), token)) Merge(scratch, ids);
-    if (token >= 0) {
-      if (unknown_pending) add(*unknown_);
-      unknown_pending = false;
-      add(token);
-    } else if (byte_fallback_ && AppendByteTokens(character, scratch)) {
-      continue;  // without closing a run of unknown characters: so does the reference
-    } else if (unknown_) {
-      if (unknown_pending && !fuse_unknown_) add(*unknown_);
-      unknown_pending = true;
-    }
-  }
-  if (unknown_pending) add(*unknown_);
-  Merge(scratch, ids);
-}
-
-bool BpeModel::AppendByteTokens(std::string_view character, Scratch* scratch) const {
-  const auto token = [&](char c) { return byte_tokens_[static_cast<unsigned char>(c)]; };
-  for (char c : character) {
-    if (token(c) < 0) return false;
-  }
-  for (char c : character) scratch->symbols.push_back({token(c), -1, -1, true});
-  return true;
-}
-
-void BpeModel::PushCandidate(int32_t position, Scratch* scratch) const {
-  if (position < 0) return;
-  const Scratch::Symbol& left = scratch->symbols[position];
-  if (left.next < 0) return;
-  const MergeRule* merge = FindMerge(left.token, scratch->symbols[left.next].token);
-  if (merge == nullptr) return;
-  scratch->heap.push_back({merge->rank, position, merge->merged});
-  std::push_heap(scratch->heap.begin(), scratch->heap.end(), Later);
-}
-
-// Merges the symbols and moves what is left to `ids`. Symbols form a linked list; a candidate is
-// stale if its pair has since become another.
-void BpeModel::Merge(Scratch* scratch, std::vector<TokenId>* ids) const {
-  auto& symbols = scratch->symbols;
-  auto& heap = scratch->heap;
-  const int32_t count = static_cast<int32_t>(symbols.size());
-  for (int32_t i = 0; i < count; ++i) {
-    symbols[i].previous = i - 1;
-    symbols[i].next = i + 1 < count ? i + 1 : -1;
-  }
-  heap.clear();
-  for (int32_t i = 0; i + 1 < count; ++i) PushCandidate(i, scratch);
-  while (!heap.empty()) {
-    std::pop_heap(heap.begin(), heap.end(), Later);
-    const Scratch::Candidate top = heap.back();
-    heap.pop_back();
-    Scratch::Symbol& left = symbols[top.position];
-    if (!left.alive || left.next < 0) continue;
-    Scratch::Symbol& right = symbols[left.next];
-    const MergeRule* merge = FindMerge(left.token, right.token);
-    if (merge == nullptr || merge->merged != top.merged) continue;
-    left.token = top.merged;
-    right.alive = false;
-    left.next = right.next;
-    if (right.next >= 0) symbols[right.next].previous = top.position;
-    PushCandidate(left.previous, scratch);
-    PushCandidate(top.position, scratch);
-  }
-  for (const Scratch::Symbol& s : symbols) {
-    if (s.alive) ids->push_back(s.token);
-  }
-  symbols.clear();
 }
 
 }  // namespace switchyard
