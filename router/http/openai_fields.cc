@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <set>
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
@@ -53,6 +54,12 @@ absl::Status CheckSize(std::string_view body) {
   return absl::OkStatus();
 }
 
+// What a library says may quote all of what it could not read.
+absl::string_view Short(std::string_view why) {
+  constexpr size_t kShownBytes = 200;
+  return {why.data(), std::min(why.size(), kShownBytes)};
+}
+
 // An integer, also if written 16.0.
 std::optional<int64_t> AsInt(const Json& value) {
   if (value.is_number_unsigned()) {
@@ -72,21 +79,35 @@ std::optional<int64_t> AsInt(const Json& value) {
 
 absl::StatusOr<Json> ParseJsonObject(std::string_view body) {
   if (absl::Status status = CheckSize(body); !status.ok()) return status;
+  // Names that the open objects have; of two values for one name, nobody could know which counts.
+  std::vector<std::set<std::string>> names;
+  std::string twice;
+  const auto watch = [&](int, Json::parse_event_t event, const Json& name) {
+    if (event == Json::parse_event_t::object_start) names.emplace_back();
+    if (event == Json::parse_event_t::object_end) names.pop_back();
+    if (event == Json::parse_event_t::key && twice.empty() &&
+        !names.back().insert(name.get<std::string>()).second) {
+      twice = Shown(name);
+    }
+    return true;
+  };
   try {
-    Json out = Json::parse(body);
+    Json out = Json::parse(body, watch);
+    if (!twice.empty()) {
+      return absl::InvalidArgumentError(absl::StrCat("body: the name ", twice, " is there twice"));
+    }
     if (out.is_object()) return out;
     return absl::InvalidArgumentError(
         absl::StrCat("body: must be a JSON object, not ", Shown(out)));
   } catch (const Json::parse_error& e) {
     std::string_view why = e.what();  // "[json.exception…] parse error at line 1, column 2: …"
     if (const size_t at = why.find(": "); at != std::string_view::npos) why.remove_prefix(at + 2);
-    return absl::InvalidArgumentError(absl::StrCat("body: not JSON: byte ", e.byte, ": ",
-                                                   absl::string_view(why.data(), why.size())));
+    return absl::InvalidArgumentError(
+        absl::StrCat("body: not JSON: byte ", e.byte, ": ", Short(why)));
   } catch (const Json::exception& e) {  // a number beyond a double
     std::string_view why = e.what();    // "[json.exception…] number overflow parsing '1e999'"
     if (const size_t at = why.find("] "); at != std::string_view::npos) why.remove_prefix(at + 2);
-    return absl::InvalidArgumentError(
-        absl::StrCat("body: not JSON: ", absl::string_view(why.data(), why.size())));
+    return absl::InvalidArgumentError(absl::StrCat("body: not JSON: ", Short(why)));
   }
 }
 

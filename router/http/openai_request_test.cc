@@ -273,6 +273,13 @@ TEST_F(OpenAiRequestTest, BodiesThatAreNotJsonSayWhere) {
   Refused("{\"a\":" + std::string(64, '['), "", "byte 68: JSON deeper than 64");
   EXPECT_TRUE(ParseJsonObject("{\"a\":" + std::string(63, '[') + std::string(63, ']') + "}").ok());
   EXPECT_TRUE(ParseJsonObject("{\"a\":\"" + std::string(100, '[') + "\\\"[\"}").ok());
+  EXPECT_LT(ParseJsonObject("{\"a\":" + std::string(5000, '9') + "}").status().message().size(),
+            300);
+  EXPECT_TRUE(ParseJsonObject(R"({"a":{"b":1},"b":[{"b":1},{"b":1}]})").ok());
+  for (const char* twice :
+       {R"({"n":1,"n":1})", R"({"a":[{"b":{},"b":1}]})", R"({"n":1,"\u006e":2})"}) {
+    EXPECT_TRUE(absl::StrContains(ParseJsonObject(twice).status().message(), "is there twice"));
+  }
   std::string wide = "{\"prompt\":[1";
   for (size_t i = 0; i < kJsonValuesMax; ++i) wide += ",1";
   Refused(wide + "]}", "", "more than 1048576 JSON values");
