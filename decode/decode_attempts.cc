@@ -1,6 +1,7 @@
 #include "decode/decode_attempts.h"
 
 #include <algorithm>
+#include <climits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -194,12 +195,14 @@ void DecodeAttempts::Execute(const AttemptKey& key, Attempt& attempt,
 }
 
 void DecodeAttempts::Lease(const AttemptKey& key, const Attempt& attempt) {
-  // Without the request, which may come later, nobody knows which tokens they are.
+  // Without the request, which may come later, nobody knows which tokens they are, or how urgent.
+  const bool known = attempt.session != SessionId();
   std::vector<TokenId> ids = attempt.request.prompt_ids;
   ids.insert(ids.end(), attempt.request.generated_ids.begin(), attempt.request.generated_ids.end());
   env_->PostEngine([this, key, tokens = attempt.join.tokens(), ids = std::move(ids),
-                    salt = attempt.request.cache_salt](Engine& engine) {
-    env_->Post([this, key, reservation = engine.Reserve(tokens, ids, salt)] {
+                    salt = attempt.request.cache_salt,
+                    priority = known ? attempt.request.priority : INT_MAX](Engine& engine) {
+    env_->Post([this, key, reservation = engine.Reserve(tokens, ids, salt, priority)] {
       const auto it = attempts_.find(key);
       if (it != attempts_.end() && reservation.ok()) it->second.reservation = *reservation;
       Feed(key, AttemptJoin::Leased{reservation.status()});

@@ -105,7 +105,7 @@ class EngineImpl final : public Engine, private LayerObserver {
   void Release(const AttemptKey& key) override { scheduler_.Release(key); }
 
   absl::StatusOr<KvReservation> Reserve(int tokens, std::span<const TokenId> ids,
-                                        std::string_view cache_salt) override;
+                                        std::string_view cache_salt, int priority) override;
   void ReleaseReservation(const KvReservation& reservation, bool quarantine) override {
     scheduler_.ReturnPrefix(std::span(reservation.blocks).first(reservation.shared()));
     const auto leased = std::span(reservation.blocks).subspan(reservation.shared());
@@ -170,7 +170,7 @@ class EngineImpl final : public Engine, private LayerObserver {
 };
 
 absl::StatusOr<KvReservation> EngineImpl::Reserve(int tokens, std::span<const TokenId> ids,
-                                                  std::string_view cache_salt) {
+                                                  std::string_view cache_salt, int priority) {
   RETURN_IF_ERROR(CheckOption("tokens of a reservation", tokens, 1, options_.max_model_len - 1));
   KvReservation reservation;
   if (ids.size() == static_cast<size_t>(tokens)) {
@@ -178,10 +178,11 @@ absl::StatusOr<KvReservation> EngineImpl::Reserve(int tokens, std::span<const To
   }
   const auto shared = static_cast<int>(reservation.blocks.size());
   const int blocks = kv_.layout().BlocksFor(tokens) - shared;
-  if (blocks > scheduler_.Leasable()) {
+  scheduler_.MakeLeasable(blocks, priority);
+  if (const int leasable = scheduler_.Leasable(priority); blocks > leasable) {
     scheduler_.ReturnPrefix(reservation.blocks);
     return absl::ResourceExhaustedError(absl::StrCat(blocks, " KV blocks wanted for ", tokens,
-                                                     " tokens, ", scheduler_.Leasable(), " of ",
+                                                     " tokens, ", leasable, " of ",
                                                      pool_.counts().total, " may be leased"));
   }
   ASSIGN_OR_RETURN(const std::vector<BlockId> leased, pool_.Lease(blocks));

@@ -249,7 +249,7 @@ TEST(EngineTest, AStepThatFailedSharesNothing) {
   std::mt19937 rng(5);
   const std::vector<TokenId> prompt = RandomPrompt(rng, 33);  // two full blocks
   const auto shared = [&] {
-    const auto reservation = engine->Reserve(33, prompt, {});
+    const auto reservation = engine->Reserve(33, prompt, {}, 0);
     EXPECT_TRUE(reservation.ok()) << reservation.status();
     engine->ReleaseReservation(*reservation, false);
     return reservation->shared();

@@ -163,7 +163,8 @@ bool Scheduler::SoonShared(const Sequence& s, int block) const {
   const auto i = static_cast<size_t>(block);
   if (i >= s.hashes.size() || !options_.prefix_caching || s.wants_prompt_scores()) return false;
   return std::any_of(running_.begin(), running_.end(), [&](const Sequence* r) {
-    return r->remaining() > 1 && i < r->hashes.size() && r->hashes[i] == s.hashes[i];
+    return r->remaining() > 1 && i < r->hashes.size() && r->hashes[i] == s.hashes[i] &&
+           r->request.priority <= s.request.priority;
   });
 }
 
@@ -214,22 +215,6 @@ bool Scheduler::Release(const AttemptKey& key) {
   return true;
 }
 
-Sequence* Scheduler::VictimBehind(const Sequence& sequence) const {
-  Sequence* last = nullptr;
-  for (const Queue* queue : {&running_, &adopted_}) {
-    const auto it = std::find_if(queue->rbegin(), queue->rend(),
-                                 [](const Sequence* s) { return !s->request.prefill_only; });
-    if (it != queue->rend() && (last == nullptr || InOrder()(last, *it))) last = *it;
-  }
-  return last != nullptr && InOrder()(&sequence, last) ? last : nullptr;
-}
-
-void Scheduler::Preempt(Sequence& s) {
-  FreeBlocks(s);
-  Move(s, Sequence::State::kWaiting);
-  ++preemptions_;
-}
-
 bool Scheduler::GrowFor(Sequence& s, int tokens) {
   const int wanted = BlocksFor(tokens) - static_cast<int>(s.blocks.size());
   if (wanted <= 0) return true;
@@ -270,21 +255,22 @@ void Scheduler::PlanRunning(Budget* budget) {
   }
 }
 
+void Scheduler::Start(Sequence& s, const PrefixIndex::Hit& hit) {
+  Move(s, Sequence::State::kRunning);
+  TakePrefix(s, hit.blocks);
+  SY_CHECK(GrowFor(s, s.length()));
+}
+
 void Scheduler::Admit(Budget* budget) {
-  // One block for each sequence that will grow stays free, or the newcomer would soon be preempted.
-  const auto headroom = std::count_if(running_.begin(), running_.end(),
-                                      [](const Sequence* s) { return !s->request.prefill_only; });
+  const int headroom = Growing();  // as above
   int admitted = 0;
-  while (!waiting_.empty() && running() < options_.max_num_seqs) {
+  while (!waiting_.empty() && FreeSlots() > 0) {
     Sequence& s = **waiting_.begin();
     if (ChunkRows(s, *budget) == 0) return;
     const PrefixIndex::Hit hit = FindPrefix(s);
     if (SoonShared(s, hit.blocks)) return;
-    const int wanted = BlocksFor(s.length()) - hit.blocks + hit.cached;
-    if (pool_->counts().available() < wanted + headroom + admitted) return;
-    Move(s, Sequence::State::kRunning);
-    TakePrefix(s, hit.blocks);
-    SY_CHECK(GrowFor(s, s.length()));
+    if (pool_->counts().available() < Wanted(s, hit) + headroom + admitted) return;
+    Start(s, hit);
     Plan(s, ChunkRows(s, *budget), budget);
     admitted += s.request.prefill_only ? 0 : 1;
   }
@@ -293,9 +279,8 @@ void Scheduler::Admit(Budget* budget) {
 std::span<const Scheduler::Chunk> Scheduler::Schedule() {
   plan_.clear();
   Budget budget{options_.max_num_batched_tokens, options_.max_logit_rows};
-  while (!adopted_.empty() && running() < options_.max_num_seqs) {
-    Move(**adopted_.begin(), Sequence::State::kRunning);
-  }
+  AdmitAdopted();
+  AdmitUrgent();
   PlanRunning(&budget);
   Admit(&budget);
   stalled_ = plan_.empty();
@@ -320,11 +305,6 @@ void Scheduler::Finish(Sequence& s) {
   SY_CHECK(s.state == Sequence::State::kRunning);
   if (!s.request.prefill_only) return Erase(s);
   Move(s, Sequence::State::kHeld);
-}
-
-int Scheduler::Leasable() const {
-  const int reserved = waiting_.empty() ? 0 : BlocksFor((*waiting_.begin())->length());
-  return std::max(0, pool_->counts().available() - reserved);
 }
 
 void Scheduler::CheckInvariants() const {

@@ -8,6 +8,11 @@
 //   - Admission takes the blocks of all tokens at once: a prompt under way never runs out of
 //   blocks.
 //     Nobody in the queue overtakes the first request that does not fit.
+//   - A newcomer of higher priority than some that run does not wait for them: it is admitted
+//     before the step is planned, and so are KV blocks leased for its hand-off. Where slots or
+//     blocks are missing, the newest of the lowest priority give way, if that is enough; none more
+//     often than kGiveWayMax times, so that what is urgent delays the rest but never keeps it from
+//     its end.
 //   - A decode row that needs a block when none is free preempts the last in order behind it: its
 //     blocks are freed and it waits, tokens kept, to be recomputed. With nobody behind it, it skips
 //     the step. So the first in order always proceeds, unless blocks are out of reach of preemption
@@ -31,6 +36,8 @@
 #include "kvcache/prefix_index.h"
 
 namespace switchyard {
+
+inline constexpr int kGiveWayMax = 3;
 
 struct SchedulerOptions {
   int block_tokens = 16;
@@ -84,9 +91,11 @@ class Scheduler {
   // No more tokens: frees the sequence, or holds it if it is prefill_only. It may be gone after.
   void Finish(Sequence& sequence);
 
-  // Blocks that a hand-off may lease: what is available, less what the first in the queue waits
-  // for.
-  int Leasable() const;
+  // Blocks that the hand-off of a request of this priority may lease: what is available, less what
+  // the first in the queue waits for, unless that one is less urgent.
+  int Leasable(int priority) const;
+  // Preempts running requests of lower priority, if that makes so many blocks leasable.
+  void MakeLeasable(int blocks, int priority);
   // Blocks outside of the scheduler's reach became free.
   void OnBlocksFreed() { stalled_ = false; }
 
@@ -122,13 +131,29 @@ class Scheduler {
   std::span<const PrefixHash> HashesOf(Sequence& sequence, int blocks);
   // What of a waiting sequence is in the cache.
   PrefixIndex::Hit FindPrefix(Sequence& sequence);
-  // A prompt that is being computed will leave this block of `sequence`: samples of one prompt that
-  // come together wait for the first of them instead of computing the same.
+  // A prompt that is no less urgent and being computed will leave this block of `sequence`: samples
+  // of one prompt that come together wait for the first of them instead of computing the same.
   bool SoonShared(const Sequence& sequence, int block) const;
   void TakePrefix(Sequence& sequence, int blocks);
   // Full blocks of [from, computed) become shareable.
   void SharePrefix(Sequence& sequence, int from);
   void Preempt(Sequence& sequence);
+  // Who may give way to a newcomer of this priority, the last in order first.
+  std::vector<Sequence*> LessUrgent(int priority) const;
+  // Preempts as many of these as it takes until `slots` and `blocks` are free; for each that ran
+  // `growth` blocks less are wanted. False, and nothing happens, if all of them would not do.
+  bool GiveWay(int priority, int slots, int blocks, int growth);
+  int FreeSlots() const { return options_.max_num_seqs - running(); }
+  // Running sequences that will want another block.
+  int Growing() const;
+  // Adopted ones, and urgent ones from the queue: before the step is planned.
+  void AdmitAdopted();
+  void AdmitUrgent();
+  // Blocks to take for a waiting sequence with that much in the cache.
+  int Wanted(const Sequence& sequence, const PrefixIndex::Hit& hit) const {
+    return BlocksFor(sequence.length()) - hit.blocks + hit.cached;
+  }
+  void Start(Sequence& sequence, const PrefixIndex::Hit& hit);
   // The last in order that holds blocks, stands behind `sequence` and may be preempted; or null.
   Sequence* VictimBehind(const Sequence& sequence) const;
   // Makes the block table long enough for `tokens`; false if it cannot be.

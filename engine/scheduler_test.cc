@@ -84,6 +84,86 @@ TEST(SchedulerTest, PreemptsTheNewestOfTheLowestPriority) {
   EXPECT_EQ(pool.counts().available(), 6);
 }
 
+TEST(SchedulerTest, UrgentNewcomerTakesTheSlotOfTheNewestOfTheLowest) {
+  BlockPool pool(32);
+  SchedulerOptions o = Small();
+  o.max_num_seqs = 3;
+  Scheduler s(o, &pool);
+  ASSERT_TRUE(s.Add(Request("low", 2, 20, 2)).ok());
+  ASSERT_TRUE(s.Add(Request("mid", 2, 20, 1)).ok());
+  ASSERT_TRUE(s.Add(Request("newer", 2, 20, 1)).ok());
+  EXPECT_EQ(StepOnce(s), "mid:2 newer:2 low:2");
+  ASSERT_TRUE(s.Add(Request("equal", 2, 20, 2)).ok());
+  EXPECT_EQ(StepOnce(s), "mid:1 newer:1 low:1") << "who is no more urgent waits";
+  ASSERT_TRUE(s.Add(Request("urgent", 2, 2)).ok());
+  ASSERT_TRUE(s.Add(Request("Urgent", 2, 2)).ok());
+  EXPECT_EQ(StepOnce(s), "mid:1 urgent:2 Urgent:2");
+  EXPECT_EQ(s.preemptions(), 2u);
+  EXPECT_EQ(StepOnce(s), "urgent:1 Urgent:1 mid:1");
+  EXPECT_EQ(StepOnce(s), "mid:1 newer:4 low:3") << "the first to go is the last to come back";
+}
+
+TEST(SchedulerTest, UrgentNewcomerTakesBlocksAndNobodyGivesWayInVain) {
+  BlockPool pool(9);
+  Scheduler s(Small(), &pool);
+  for (const char* id : {"first", "old", "young"}) {
+    ASSERT_TRUE(s.Add(Request(id, 6, 20, id == std::string("first") ? 0 : 1)).ok());
+  }
+  while (pool.counts().available() > 0) StepOnce(s);
+  EXPECT_EQ(s.running(), 3);
+  // With all blocks but those of `first`, which is no less urgent, it would not fit.
+  ASSERT_TRUE(s.Add(Request("large", 26, 2)).ok());
+  StepOnce(s);
+  EXPECT_EQ(s.preemptions(), 0u);
+  ASSERT_TRUE(s.Abort({"large", 1}));
+  ASSERT_TRUE(s.Add(Request("urgent", 3, 2)).ok());
+  EXPECT_EQ(StepOnce(s), "first:1 old:1 urgent:3");
+  EXPECT_EQ(s.preemptions(), 1u);
+}
+
+TEST(SchedulerTest, UrgentPromptGoesBeforeOnesThatAreUnderWay) {
+  BlockPool pool(32);
+  Scheduler s(Small(), &pool);
+  EngineRequest long_prompt = Request("long", 40, 9, 1);
+  long_prompt.prefill_only = true;  // never preempted, but passed
+  ASSERT_TRUE(s.Add(long_prompt).ok());
+  EXPECT_EQ(StepOnce(s), "long:6");
+  ASSERT_TRUE(s.Add(Request("urgent", 7, 9)).ok());
+  EXPECT_EQ(StepOnce(s), "urgent:6 long:2");
+  EXPECT_EQ(StepOnce(s), "urgent:1 long:6");
+}
+
+TEST(SchedulerTest, NobodyGivesWayForever) {
+  BlockPool pool(32);
+  SchedulerOptions o = Small();
+  o.max_num_seqs = 1;
+  Scheduler s(o, &pool);
+  ASSERT_TRUE(s.Add(Request("low", 3, 30, 1)).ok());
+  for (int i = 0; i < 10; ++i) {
+    StepOnce(s);
+    ASSERT_TRUE(s.Add(Request("u" + std::to_string(i), 1, 1)).ok());
+    StepOnce(s);
+  }
+  EXPECT_EQ(s.preemptions(), static_cast<uint64_t>(kGiveWayMax));
+  while (s.Contains({"low", 1})) StepOnce(s);
+}
+
+TEST(SchedulerTest, HandOffOfAnUrgentRequestTakesBlocks) {
+  BlockPool pool(4);
+  Scheduler s(Small(), &pool);
+  ASSERT_TRUE(s.Add(Request("low", 14, 3, 1)).ok());
+  while (s.Schedule().empty() || StepOnce(s) != "low:1") {
+  }
+  s.MakeLeasable(3, 1);
+  EXPECT_EQ(s.Leasable(1), 0) << "of the same priority";
+  s.MakeLeasable(5, 0);
+  EXPECT_EQ(s.preemptions(), 0u) << "in vain";
+  s.MakeLeasable(3, 0);
+  EXPECT_EQ(s.preemptions(), 1u);
+  EXPECT_EQ(s.Leasable(0), 4);
+  EXPECT_EQ(s.Leasable(1), 0) << "what the preempted one waits for";
+}
+
 TEST(SchedulerTest, RefusesWhatCouldNeverFit) {
   BlockPool pool(4);
   Scheduler s(Small(), &pool);
@@ -114,8 +194,8 @@ TEST(SchedulerTest, SleepsWhileBlocksAreHeldElsewhere) {
   ASSERT_TRUE(s.Add(Request("a", 5, 5)).ok());
   EXPECT_TRUE(s.HasWork());
   EXPECT_EQ(StepOnce(s), "");
-  EXPECT_FALSE(s.HasWork());   // nothing can change until p is released
-  EXPECT_EQ(s.Leasable(), 0);  // a newcomer's hand-off does not overtake a
+  EXPECT_FALSE(s.HasWork());    // nothing can change until p is released
+  EXPECT_EQ(s.Leasable(0), 0);  // a newcomer's hand-off does not overtake a
   EXPECT_TRUE(s.Release(p.key));
   EXPECT_FALSE(s.Release(p.key));
   EXPECT_TRUE(s.HasWork());
@@ -188,7 +268,7 @@ TEST(SchedulerTest, CachedBlocksGiveWay) {
   for (int i = 0; i < 12; ++i) StepOnce(s);
   EXPECT_EQ(pool.counts().owned, 0);
   EXPECT_EQ(pool.counts().cached, 4);  // of 17 tokens with KV
-  EXPECT_EQ(s.Leasable(), 6);
+  EXPECT_EQ(s.Leasable(0), 6);
   ASSERT_TRUE(s.Add(Request("z", 20, 2)).ok());
   for (int i = 0; i < 6; ++i) StepOnce(s);
   EXPECT_EQ(pool.counts().cached, 5);  // its own; its 21st token took the last one of a
@@ -287,7 +367,8 @@ class Simulation {
       if (Random(0, 1) == 0) lease.blocks = scheduler_.LendPrefix(all, r.cache_salt);
       lease.lent = lease.blocks.size();
       const int blocks = (static_cast<int>(all.size()) + 3) / 4 - static_cast<int>(lease.lent);
-      if (blocks > scheduler_.Leasable()) return scheduler_.ReturnPrefix(lease.blocks);
+      scheduler_.MakeLeasable(blocks, r.priority);
+      if (blocks > scheduler_.Leasable(r.priority)) return scheduler_.ReturnPrefix(lease.blocks);
       const std::vector<BlockId> leased = pool_.Lease(blocks).value();
       lease.blocks.insert(lease.blocks.end(), leased.begin(), leased.end());
       if (Random(0, 3) == 0) return leased_.push_back(lease);  // a hand-off that never commits
@@ -329,6 +410,7 @@ class Simulation {
     for (const auto& c : plan) {
       Sequence& s = *c.sequence;
       ASSERT_GT(c.rows, 0);
+      ASSERT_LE(s.gave_way, kGiveWayMax);
       for (int p = s.computed; p < s.computed + c.rows; ++p) {
         Kv(s.blocks, p) = Mix(p == 0 ? 0 : Kv(s.blocks, p - 1), s.tokens[static_cast<size_t>(p)]);
       }

@@ -27,6 +27,7 @@ struct Sequence {
   int length_max = 0;              // tokens at which it ends with kLength
   int computed = 0;                // tokens whose KV is in `blocks`
   int cached = 0;                  // of these, what was there when it was admitted
+  int gave_way = 0;                // how often it was preempted for a newcomer
   std::vector<PrefixHash> hashes;  // [i] is of blocks [0, i]; as many as were needed so far
   std::vector<BlockId> blocks;     // the block table
   // With request.prompt_logprobs: entry i scores prompt_ids[i + 1]. Survives preemption.
