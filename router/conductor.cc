@@ -12,6 +12,8 @@ namespace {
 namespace pb = cluster::v1;
 using End = RequestAttempts::End;
 constexpr size_t kPrefixBlocksMax = 1 << 17;
+constexpr size_t kLineMax = 64;  // that are dispatched in one turn
+constexpr absl::Duration kLongWait = absl::Seconds(1);
 
 MembershipOptions MembershipFor(const CoreOptions& options) {
   return {.lease = options.lease,
@@ -120,22 +122,44 @@ void Conductor::OnTimer(Request& r, absl::Time now) {
   Settle(r);
 }
 
-// Requests go in order of priority, deadline and arrival; one that finds no room holds back those
-// behind it, so that a large one is not passed forever.
-void Conductor::Dispatch() {
-  const absl::Time now = clock_->Now();
-  for (auto it = waiting_.begin(); it != waiting_.end();) {
-    Request& r = *requests_.at(std::get<2>(*it));
-    if (r.attempts.wake() > now) {
-      ++it;
-      continue;
+Conductor::Place Conductor::PlaceOf(const Request& r) {
+  return {r.client.priority, r.attempts.attempt() == 0, r.deadline, r.number};
+}
+
+// Of one priority those first whose answers have begun, then the others: in order, or, where the
+// queue has become longer than anybody likes to wait, from its end. In order all would come too
+// late then, one after the other; from the end those are served in time that can be, and the rest
+// when the load goes down.
+std::vector<uint64_t> Conductor::NextInLine(absl::Time now) const {
+  std::vector<uint64_t> line;
+  const auto add = [&](const Place& place) {
+    const uint64_t number = std::get<uint64_t>(place);
+    if (requests_.at(number)->attempts.wake() <= now) line.push_back(number);
+  };
+  for (auto begin = waiting_.begin(); begin != waiting_.end() && line.size() < kLineMax;) {
+    const auto [priority, fresh, deadline, number] = *begin;
+    const auto end = waiting_.upper_bound({priority, fresh, absl::InfiniteFuture(), UINT64_MAX});
+    if (fresh && now - requests_.at(number)->arrival > kLongWait) {
+      for (auto it = end; it != begin && line.size() < kLineMax;) add(*--it);
+    } else {
+      for (auto it = begin; it != end && line.size() < kLineMax; ++it) add(*it);
     }
+    begin = end;
+  }
+  return line;
+}
+
+// One that finds no room holds back those behind it, so that a large one is not passed forever.
+void Conductor::Dispatch() {
+  for (const uint64_t number : NextInLine(clock_->Now())) {
+    Request& r = *requests_.at(number);
     const std::map<WorkerId, int> prefix = PrefixesOf(r);
-    const std::optional<Route> route = workers_.Choose(
-        options_.disaggregate,
-        {.tokens = r.tokens(), .avoid = &r.attempts.avoid(), .prefix_tokens = &prefix});
+    const std::optional<Route> route =
+        workers_.Choose(options_.disaggregate, {.tokens = r.tokens(),
+                                                .priority = r.client.priority,
+                                                .avoid = &r.attempts.avoid(),
+                                                .prefix_tokens = &prefix});
     if (!route) return;
-    ++it;
     StartAttempt(r, *route);
   }
 }

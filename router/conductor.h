@@ -11,6 +11,7 @@
 #include <set>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "common/clock.h"
 #include "common/telemetry/log.h"
@@ -89,6 +90,7 @@ class Conductor {
   void OnTimers();
   void OnTimer(Request& r, absl::Time now);
   void Dispatch();
+  std::vector<uint64_t> NextInLine(absl::Time now) const;
   std::map<WorkerId, int> PrefixesOf(Request& r);  // tokens of it that workers have
   PrefixMap::Chain ChainOf(const Request& r) const;
   void StartAttempt(Request& r, const Route& route);
@@ -111,9 +113,11 @@ class Conductor {
   bool workers_changed_ = true;
   std::map<uint64_t, std::unique_ptr<Request>> requests_;
   std::map<std::string, uint64_t> by_wire_id_;
-  // By priority, deadline (who has little time goes before who has much, and waiting makes it less)
-  // and arrival.
-  std::set<std::tuple<int, absl::Time, uint64_t>> waiting_;
+  // By priority; who has begun already and lost its workers; deadline (who has little time goes
+  // before who has much, and waiting makes it less); arrival. But see Dispatch.
+  using Place = std::tuple<int, bool, absl::Time, uint64_t>;
+  static Place PlaceOf(const Request& r);
+  std::set<Place> waiting_;
   std::set<std::pair<absl::Time, uint64_t>> timers_;  // one per request
 };
 

@@ -126,7 +126,7 @@ std::map<WorkerId, int> Conductor::PrefixesOf(Request& r) {
 }
 
 void Conductor::StartAttempt(Request& r, const Route& route) {
-  waiting_.erase({r.client.priority, r.deadline, r.number});
+  waiting_.erase(PlaceOf(r));
   r.waiting = false;
   if (r.attempts.Start(route) > 1) outside_.metrics->Retry();
   r.dispatched = std::min(r.dispatched, clock_->Now());
@@ -141,7 +141,7 @@ void Conductor::StartAttempt(Request& r, const Route& route) {
                                     {"decode", r.decode_worker},
                                     {"as", r.wire_id}});
   }
-  workers_.Assign(r.number, route, r.tokens());
+  workers_.Assign(r.number, route, r.tokens(), r.client.priority);
   prefixes_.Add(r.chain, route.decode);
   if (route.prefill) prefixes_.Add(r.chain, *route.prefill);
   // D first, so that it knows the attempt when P's hand-off arrives.
@@ -301,7 +301,7 @@ void Conductor::Settle(Request& r) {
   if (waits && !r.waiting) {
     r.waiting = true;
     r.waiting_since = now;
-    waiting_.insert({r.client.priority, r.deadline, r.number});
+    waiting_.insert(PlaceOf(r));
   }
   absl::Time timer = r.deadline;
   if (waits) timer = std::min(timer, r.waiting_since + options_.outage_wait);
@@ -317,7 +317,7 @@ void Conductor::Erase(Request& r) {
   // The next turn of a conversation begins with this one and its answer.
   if (r.assigned && r.completion_tokens > 0) prefixes_.Add(ChainOf(r), r.assigned->decode);
   if (r.assigned) workers_.Release(r.number, *r.assigned, r.tokens());
-  waiting_.erase({r.client.priority, r.deadline, r.number});
+  waiting_.erase(PlaceOf(r));
   timers_.erase({r.timer, r.number});
   by_wire_id_.erase(r.wire_id);
   outside_.ended(r.id);

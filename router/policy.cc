@@ -27,13 +27,17 @@ std::optional<WorkerId> ChoosePrefill(const std::vector<PrefillView>& views,
   return std::get<WorkerId>(*best);
 }
 
-const DecodeView* ChooseDecode(const std::vector<DecodeView>& views, const RouteRequest& request) {
+const DecodeView* ChooseDecode(const std::vector<DecodeView>& views, const RouteRequest& request,
+                               size_t prefill_workers) {
+  const int64_t tokens_max = kUnservedTokensMax * (1 + static_cast<int64_t>(prefill_workers));
   const DecodeView* best = nullptr;
   std::tuple<bool, double, int, WorkerId> best_cost;
   for (const DecodeView& v : views) {
     if (v.draining || !v.trusted || v.unserved >= kUnservedMax) continue;
+    if (v.unserved > 0 && v.unserved_tokens + request.tokens > tokens_max) continue;
     const int64_t free = v.kv_blocks_available - v.kv_blocks_promised;
-    if (free < BlocksFor(request.tokens, v.block_tokens) && v.running > 0) continue;
+    const int64_t reach = free + v.kv_blocks_yielding;
+    if (reach < BlocksFor(request.tokens, v.block_tokens) && v.running > 0) continue;
     const double used = 1.0 - static_cast<double>(free) / std::max<int64_t>(1, v.kv_blocks_total);
     const double prefix = static_cast<double>(request.PrefixOn(v.id)) /
                           static_cast<double>(std::max<int64_t>(1, request.tokens));
@@ -50,7 +54,7 @@ const DecodeView* ChooseDecode(const std::vector<DecodeView>& views, const Route
 std::optional<Route> ChooseRoute(Disaggregate mode, const RouteRequest& request,
                                  const std::vector<PrefillView>& prefill,
                                  const std::vector<DecodeView>& decode) {
-  const DecodeView* d = ChooseDecode(decode, request);
+  const DecodeView* d = ChooseDecode(decode, request, prefill.size());
   if (d == nullptr) return std::nullopt;
   Route route{.decode = d->id, .prefill = std::nullopt};
   const bool hand_off =

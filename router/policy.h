@@ -32,15 +32,18 @@ struct DecodeView {
   bool trusted = true;
   bool takes_handoffs = true;  // has a Handoff service
   int running = 0;             // attempts that the router has there
-  int unserved = 0;            // of these, such as have no token from there yet
+  int unserved = 0;  // of these, such as have no token from there yet and are no less urgent
+  int64_t unserved_tokens = 0;  // theirs
   int64_t kv_blocks_total = 0;
   int64_t kv_blocks_available = 0;  // of the last heartbeat
   int64_t kv_blocks_promised = 0;   // to attempts that have no token from there yet
+  int64_t kv_blocks_yielding = 0;   // at least, of less urgent attempts: the worker preempts them
   int block_tokens = 16;
 };
 
 struct RouteRequest {
   int64_t tokens = 0;  // prompt and generated
+  int priority = 0;    // smaller goes first
   // Not taken for prefill: decode can do that too. For decode only if there is no other. Never
   // null.
   const std::set<WorkerId>* avoid = nullptr;
@@ -60,14 +63,17 @@ inline constexpr double kPrefixPull = 0.25;
 
 // So many attempts of a decode worker may be without a token from it, in its queue or in a prefill
 // worker's; more wait in the router, where who comes later with a higher priority can still go
-// before them.
+// before them. Less urgent ones do not count: they give way.
 inline constexpr int kUnservedMax = 64;
+// Nor more prompt tokens, for the decode worker and each prefill worker, but at least one request.
+inline constexpr int64_t kUnservedTokensMax = 4096;
 
 // The decode worker with the most KV headroom per its size, after the pull of a prefix that it
-// has; then the one with fewer attempts. One
-// that has no room for the tokens and the next block is not taken, unless it runs nothing: then
-// the worker itself must say that the request never fits.
-const DecodeView* ChooseDecode(const std::vector<DecodeView>& views, const RouteRequest& request);
+// has; then the one with fewer attempts. One that has no room for the tokens and the next block,
+// even if less urgent attempts give way, is not taken, unless it runs nothing: then the worker
+// itself must say that the request never fits.
+const DecodeView* ChooseDecode(const std::vector<DecodeView>& views, const RouteRequest& request,
+                               size_t prefill_workers = 0);
 
 // Nothing: no worker can take it now.
 std::optional<Route> ChooseRoute(Disaggregate mode, const RouteRequest& request,

@@ -188,29 +188,41 @@ std::vector<PrefillView> WorkerPool::PrefillViews() const {
   return out;
 }
 
-std::vector<DecodeView> WorkerPool::DecodeViews() const {
+std::vector<DecodeView> WorkerPool::DecodeViews(int priority) const {
   std::vector<DecodeView> out;
   for (const auto& [id, m] : membership_.members()) {
     if (m.registration.role() != pb::ROLE_DECODE) continue;
     const Load& load = loads_.at(id);
     int64_t promised = -load.freed_blocks;
     for (const auto& [request, promise] : load.promised) promised += promise.blocks;
+    int unserved = 0;
+    int64_t unserved_tokens = 0, yielding = 0;
+    for (const auto& [request, attempt] : load.running) {
+      if (attempt.priority > priority) {
+        yielding += attempt.blocks;
+      } else if (load.unserved.contains(request)) {
+        ++unserved;
+        unserved_tokens += attempt.tokens;
+      }
+    }
     out.push_back({.id = id,
                    .draining = m.heartbeat.draining(),
                    .trusted = Trusted(m),
                    .takes_handoffs = !m.registration.handoff_address().empty(),
-                   .running = load.running,
-                   .unserved = static_cast<int>(load.unserved.size()),
+                   .running = static_cast<int>(load.running.size()),
+                   .unserved = unserved,
+                   .unserved_tokens = unserved_tokens,
                    .kv_blocks_total = m.registration.kv_blocks_total(),
                    .kv_blocks_available = m.kv_blocks_available(),
                    .kv_blocks_promised = promised,
+                   .kv_blocks_yielding = yielding,
                    .block_tokens = m.registration.block_tokens()});
   }
   return out;
 }
 
 std::optional<Route> WorkerPool::Choose(Disaggregate mode, const RouteRequest& request) const {
-  return ChooseRoute(mode, request, PrefillViews(), DecodeViews());
+  return ChooseRoute(mode, request, PrefillViews(), DecodeViews(request.priority));
 }
 
 WorkerPool::Load* WorkerPool::LoadOf(WorkerId worker) {
@@ -230,12 +242,13 @@ void WorkerPool::Failed(WorkerId worker) {
   if (Load* load = LoadOf(worker)) slots_.at(load->slot).breaker.OnFault(clock_->Now());
 }
 
-void WorkerPool::Assign(uint64_t request, const Route& route, int64_t tokens) {
+void WorkerPool::Assign(uint64_t request, const Route& route, int64_t tokens, int priority) {
   if (Load* load = LoadOf(route.decode)) {
     slots_.at(load->slot).breaker.OnStart(clock_->Now());
-    ++load->running;
+    const int64_t blocks = BlocksFor(tokens, load->block_tokens);
+    load->running[request] = {priority, tokens, blocks};
     load->unserved.insert(request);
-    load->promised[request] = {BlocksFor(tokens, load->block_tokens), false};
+    load->promised[request] = {blocks, false};
   }
   if (!route.prefill) return;
   if (Load* load = LoadOf(*route.prefill)) {
@@ -268,7 +281,7 @@ void WorkerPool::Release(uint64_t request, const Route& route, int64_t tokens) {
   PrefillDone(request, route);
   Load* load = LoadOf(route.decode);
   if (load == nullptr) return;
-  --load->running;
+  load->running.erase(request);
   load->unserved.erase(request);
   // A promise that no heartbeat has counted is simply withdrawn.
   if (load->promised.erase(request) > 0) return;

@@ -85,7 +85,7 @@ class WorkerPool {
 
   // What one attempt of `request` takes, from Assign until Release.
   std::optional<Route> Choose(Disaggregate mode, const RouteRequest& request) const;
-  void Assign(uint64_t request, const Route& route, int64_t tokens);
+  void Assign(uint64_t request, const Route& route, int64_t tokens, int priority);
   void FirstToken(uint64_t request, const Route& route);   // its blocks show in the next heartbeat
   void Served(uint64_t request, WorkerId decode);          // a token came from there
   void PrefillDone(uint64_t request, const Route& route);  // P has handed off
@@ -110,8 +110,12 @@ class WorkerPool {
   struct Load {
     size_t slot = 0;
     int block_tokens = 1;
-    int running = 0;
-    std::set<uint64_t> unserved;  // requests without a token from there
+    struct Attempt {
+      int priority;
+      int64_t tokens, blocks;  // when it was sent there; it has grown since
+    };
+    std::map<uint64_t, Attempt> running;  // by request
+    std::set<uint64_t> unserved;          // requests without a token from there
     int64_t queued_tokens = 0;
     std::map<uint64_t, int64_t> queued;    // by request
     std::map<uint64_t, Promise> promised;  // by request
@@ -123,7 +127,7 @@ class WorkerPool {
   Load* LoadOf(WorkerId worker);
   bool Trusted(const Member& member) const;
   std::vector<PrefillView> PrefillViews() const;
-  std::vector<DecodeView> DecodeViews() const;
+  std::vector<DecodeView> DecodeViews(int priority) const;  // as a request of it sees them
 
   const WorkerPoolEvents events_;
   WorkerLinks* const links_;
