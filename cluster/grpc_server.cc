@@ -16,13 +16,15 @@ namespace switchyard {
 namespace {
 
 constexpr int kPortsTried = 100;
-constexpr int kKeepaliveMs = 1000;
 
-// The server's and the channel's keepalive: a ping each second, one second for its answer.
+// The server's and the channel's keepalive: who is silent for so long gets a ping, and has one
+// second to answer. A hung peer is noticed after 1.6 s.
+constexpr int kKeepaliveMs = 600, kKeepaliveTimeoutMs = 1000;
+
 template <typename SetInt>
 void ForEachKeepaliveArgument(const SetInt& set) {
   set(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
-  set(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveMs);
+  set(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
   set(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   set(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
 }
