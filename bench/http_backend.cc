@@ -4,8 +4,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "bench/backend.h"
-#include "bench/http_client.h"
 #include "bench/sse.h"
+#include "common/net/http_client.h"
 
 namespace switchyard {
 namespace {

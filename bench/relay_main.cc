@@ -1,5 +1,6 @@
 // What the router adds: the same load on a worker that only emits tokens, directly and through the
 // router, in turns.   usage: relay_main WORKER ROUTER ROUTER_PID RATE REQUESTS INPUT OUTPUT ROUNDS
+// ROUTER: host:port of its gRPC, or http://host:port
 //
 // Prints the differences of percentiles round by round, and the tokens that the router relayed per
 // second of its CPU time.
@@ -10,6 +11,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "bench/serve.h"
@@ -46,7 +48,12 @@ int Main(char** argv) {
   const MonotonicClock clock;
   options.backend.address = worker;
   const auto direct_backend = MakeWorkerBackend(options.backend, &clock);
+  constexpr std::string_view kHttp = "http://";
   options.backend.address = router;
+  if (router.starts_with(kHttp)) {
+    options.openai = true;
+    options.backend.address = router.substr(kHttp.size());
+  }
   const auto routed_backend = MakeBackend(options, &clock);
   const std::vector<std::string> figures = {"median_ttft_ms", "p99_ttft_ms", "median_itl_ms",
                                             "p99_itl_ms"};

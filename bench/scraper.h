@@ -7,9 +7,9 @@
 #include <thread>
 #include <vector>
 
-#include "bench/http_client.h"
 #include "common/clock.h"
 #include "common/mutex.h"
+#include "common/net/http_client.h"
 
 namespace switchyard {
 

@@ -90,6 +90,7 @@ class StubWorkerImpl final : public StubWorker {
   }
   void Step() {
     const absl::Time now = clock_.Now();
+    std::vector<WorkerServer::Addressed> events;
     MutexLock lock(mu_);
     for (auto it = attempts_.begin(); it != attempts_.end();) {
       Attempt& a = it->second;
@@ -104,9 +105,10 @@ class StubWorkerImpl final : public StubWorker {
       event.mutable_token()->set_token((options_.vocab_size / 4 + a.next) % options_.vocab_size);
       const bool last = ++a.next >= a.end;
       if (last) event.set_finish(pb::FINISH_LENGTH);
-      service_.Send(a.session, std::move(event));
+      events.emplace_back(a.session, std::move(event));
       it = last ? attempts_.erase(it) : std::next(it);
     }
+    service_.SendAll(std::move(events));
   }
 
   const StubWorkerOptions options_;

@@ -52,9 +52,6 @@ void AddRouterFlags(CLI::App& app, FrontFlags* flags) {
   app.add_option("--allowed-origins", flags->allowed_origins,
                  "web pages that may use the HTTP front (CORS); * is all")
       ->delimiter(',');
-  app.add_option("--trace-file", flags->trace_file,
-                 "append the spans of requests, OpenTelemetry's JSON, a line each")
-      ->check(IsWritableFile());
   for (auto [name, file, what] :
        {std::tuple("--ssl-certfile", &flags->ssl_certfile,
                    "TLS for HTTP and gRPC: the server's certificate and its chain, PEM"),
@@ -71,9 +68,8 @@ void AddRouterFlags(CLI::App& app, FrontFlags* flags) {
 }
 
 std::vector<std::string> RouterFlagNames() {
-  return {"served-model-name", "disaggregate",      "api-key-file",
-          "allowed-origins",   "ssl-certfile",      "ssl-keyfile",
-          "ssl-ca-certs",      "max-queue-seconds", "trace-file"};
+  return {"served-model-name", "disaggregate", "api-key-file", "allowed-origins",
+          "ssl-certfile",      "ssl-keyfile",  "ssl-ca-certs", "max-queue-seconds"};
 }
 
 absl::Status ChoosePorts(const CLI::App& app, FrontFlags* flags) {

@@ -17,7 +17,6 @@ struct FrontFlags {
   int port = 8000, grpc_port = 50051;
   std::string api_key_file;
   std::vector<std::string> allowed_origins;
-  std::string trace_file;
   std::string ssl_certfile, ssl_keyfile, ssl_ca_certs;
   double max_queue_seconds = 60;
 };

@@ -9,9 +9,9 @@
 #include "cli/ports.h"
 #include "cli/role_process.h"
 #include "cli/tls_files.h"
+#include "cli/trace_flags.h"
 #include "common/clock.h"
 #include "common/status_macros.h"
-#include "common/telemetry/trace.h"
 
 namespace switchyard {
 namespace {
@@ -31,7 +31,15 @@ class RouterCommand final : public Command {
     app.add_option("--decode-address", options_.decode_addresses, "a decode rank")
         ->check(IsWorkerAddress())
         ->delimiter(',');
+    app.add_option(
+           "--metrics-port", options_.metrics_port,
+           "HTTP in clear, for probes and scrapers behind mTLS: /metrics, /health, /readyz; "
+           "0: any; -1: none")
+        ->check(CLI::Range(-1, 65535))
+        ->capture_default_str();
     AddMaxModelLenFlag(app, &options_.max_model_len);
+    worker_tls_.AddTo(app);
+    trace_.AddTo(app);
     log_.AddTo(app);
     child_.AddTo(app);
   }
@@ -58,11 +66,11 @@ class RouterCommand final : public Command {
                      LoadTls(front_.ssl_certfile, front_.ssl_keyfile, front_.ssl_ca_certs));
     options_.limits.queue_wait = absl::Seconds(front_.max_queue_seconds);
     WarnIfOpen(*log);
-    std::unique_ptr<SpanFile> spans;
-    if (!front_.trace_file.empty()) {
-      ASSIGN_OR_RETURN(spans, SpanFile::Open(front_.trace_file, "switchyard-router", &clock_));
-      options_.spans = spans.get();
-    }
+    ASSIGN_OR_RETURN(options_.worker_tls, worker_tls_.Load());
+    const std::string name = absl::StrCat("router-", child_.rank);
+    ASSIGN_OR_RETURN(const std::unique_ptr<SpanExport> spans,
+                     trace_.Make("router", name, &clock_, log.get()));
+    options_.spans = spans.get();
     options_.disaggregate = ParseDisaggregate(front_.disaggregate);
     ASSIGN_OR_RETURN(const std::unique_ptr<RouterProcess> router, RouterProcess::Create(options_));
     if (child_.ready_fd >= 0) AwaitWorkers(router->core());
@@ -103,6 +111,8 @@ class RouterCommand final : public Command {
   const MonotonicClock clock_;
   RouterOptions options_;
   FrontFlags front_;
+  WorkerTlsFlags worker_tls_;
+  TraceFlags trace_;
   LogFlags log_;
   ChildFlags child_;
 };

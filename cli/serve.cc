@@ -7,6 +7,7 @@
 #include "cli/launcher.h"
 #include "cli/ports.h"
 #include "cli/tls_files.h"
+#include "cli/trace_flags.h"
 #include "common/status_macros.h"
 #include "model/config.h"
 
@@ -51,6 +52,7 @@ class ServeCommand final : public Command {
         ->capture_default_str();
     engine_.AddTo(app);
     ep_.AddTo(app);
+    trace_.AddTo(app);
     log_.AddTo(app);
   }
   absl::Status CheckFlags() const override {
@@ -82,6 +84,7 @@ class ServeCommand final : public Command {
     HandOn(app, RouterFlagNames(), &options_.router_arguments);
     for (auto* arguments : {&options_.worker_arguments, &options_.router_arguments}) {
       HandOn(app, {"drain-seconds"}, arguments);
+      HandOn(app, TraceFlags::Names(), arguments);
       HandOn(app, LogFlags::Names(), arguments);
     }
     return Launcher(options_).Run();
@@ -116,6 +119,7 @@ class ServeCommand final : public Command {
   double hang_seconds_ = 3, drain_seconds_ = 30;
   EngineFlags engine_;
   EpFlags ep_;
+  TraceFlags trace_;
   LogFlags log_;
 };
 

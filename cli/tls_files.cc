@@ -1,5 +1,8 @@
 #include "cli/tls_files.h"
 
+#include <tuple>
+#include <utility>
+
 #include "common/file.h"
 #include "common/status_macros.h"
 
@@ -27,6 +30,25 @@ absl::StatusOr<TlsOptions> LoadTls(const std::string& certificate, const std::st
     }
   }
   return tls;
+}
+
+void WorkerTlsFlags::AddTo(CLI::App& app) {
+  for (auto [name, file, what] :
+       {std::tuple("--worker-ssl-certfile", &certificate,
+                   "mTLS of gRPC between router and ranks: this process's certificate, PEM"),
+        std::tuple("--worker-ssl-keyfile", &key, "its private key, PEM"),
+        std::tuple("--worker-ssl-ca-certs", &ca, "who signed the others' certificates, PEM")}) {
+    app.add_option(name, *file, what)->check(CLI::ExistingFile);
+  }
+}
+
+absl::StatusOr<TlsOptions> WorkerTlsFlags::Load() const {
+  const bool any = !certificate.empty() || !key.empty() || !ca.empty();
+  if (any && (certificate.empty() || key.empty() || ca.empty())) {
+    return absl::InvalidArgumentError(
+        "--worker-ssl-certfile, --worker-ssl-keyfile and --worker-ssl-ca-certs go together");
+  }
+  return LoadTls(certificate, key, ca);
 }
 
 }  // namespace switchyard

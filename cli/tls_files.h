@@ -1,6 +1,7 @@
 // cli/tls_files.h: a server's certificate and keys, from the files that flags name.
 #pragma once
 
+#include <CLI/CLI.hpp>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -12,5 +13,14 @@ namespace switchyard {
 // kInvalidArgument for a part without the others.
 absl::StatusOr<TlsOptions> LoadTls(const std::string& certificate, const std::string& key,
                                    const std::string& client_ca);
+
+// What router and ranks prove their names to each other with.
+struct WorkerTlsFlags {
+  std::string certificate, key, ca;
+
+  void AddTo(CLI::App& app);
+  // All three or none.
+  absl::StatusOr<TlsOptions> Load() const;
+};
 
 }  // namespace switchyard

@@ -3,6 +3,8 @@
 #include "cli/ep_flags.h"
 #include "cli/flags.h"
 #include "cli/role_process.h"
+#include "cli/tls_files.h"
+#include "cli/trace_flags.h"
 #include "cluster/grpc_server.h"
 #include "common/status_macros.h"
 #include "decode/decode_worker.h"
@@ -45,6 +47,8 @@ class WorkerCommand final : public Command {
     engine_.AddTo(app);
     ep_.AddTo(app);
     ep_.AddRankTo(app);
+    tls_.AddTo(app);
+    trace_.AddTo(app);
     log_.AddTo(app);
     child_.AddTo(app);
   }
@@ -70,6 +74,11 @@ class WorkerCommand final : public Command {
     options_.listen = HostPort(host_, port_);
     options_.kv_lanes = KvLanes(lane_);
     options_.log = log.get();
+    ASSIGN_OR_RETURN(options_.tls, tls_.Load());
+    options_.ep.tls = options_.tls;
+    ASSIGN_OR_RETURN(const std::unique_ptr<SpanExport> spans,
+                     trace_.Make(name_, options_.name, &clock_, log.get()));
+    options_.spans = spans.get();
     ASSIGN_OR_RETURN(const std::unique_ptr<Worker> worker, Worker::Create(options_));
     log->Info(
         "ready",
@@ -88,9 +97,12 @@ class WorkerCommand final : public Command {
   std::string model_, host_ = "127.0.0.1", lane_ = "auto";
   int port_ = 0;
   double peak_gflops_ = 0, peak_read_gbps_ = 0;
+  const MonotonicClock clock_;
   WorkerOptions options_;
   EngineFlags engine_;
   EpFlags ep_;
+  WorkerTlsFlags tls_;
+  TraceFlags trace_;
   LogFlags log_;
   ChildFlags child_;
 };

@@ -132,7 +132,7 @@ void GrpcServer::Shutdown() {
   server_->Wait();
 }
 
-std::shared_ptr<grpc::Channel> DialChannel(const std::string& address) {
+std::shared_ptr<grpc::Channel> DialChannel(const std::string& address, const TlsOptions& tls) {
   grpc::ChannelArguments args;
   ForEachKeepaliveArgument([&](const char* name, int value) { args.SetInt(name, value); });
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
@@ -144,7 +144,10 @@ std::shared_ptr<grpc::Channel> DialChannel(const std::string& address) {
   args.SetInt(GRPC_ARG_MAX_METADATA_SIZE, 16 << 10);
   args.SetMaxReceiveMessageSize(64 << 20);
   args.SetMaxSendMessageSize(-1);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), args);
+  const auto credentials = tls.enabled()
+                               ? grpc::SslCredentials({tls.client_ca, tls.key, tls.certificate})
+                               : grpc::InsecureChannelCredentials();
+  return grpc::CreateCustomChannel(address, credentials, args);
 }
 
 // The codes of both are google.rpc.Code.

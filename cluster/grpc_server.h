@@ -51,9 +51,9 @@ class GrpcServer {
 // Whether `port` of `host` can be bound now: kAlreadyExists if it is taken.
 absl::Status ProbePort(const std::string& host, int port);
 
-// An insecure channel that notices a hung peer, redials within 500 ms, and shares no connection
-// with another one.
-std::shared_ptr<grpc::Channel> DialChannel(const std::string& address);
+// A channel that notices a hung peer, redials within 500 ms, and shares no connection with another
+// one. In clear unless `tls` is enabled: then both ends prove their names.
+std::shared_ptr<grpc::Channel> DialChannel(const std::string& address, const TlsOptions& tls = {});
 
 // Trailing metadata of a call that was refused for lack of room: when to try again.
 inline constexpr char kRetryAfterKey[] = "retry_after_ms";

@@ -18,8 +18,9 @@ constexpr absl::Duration kLeadMax =
 constexpr absl::Duration kKnockMax = absl::Milliseconds(200);
 constexpr size_t kHelloBytesMax = 16 << 10;
 
-std::unique_ptr<ep::v1::Rendezvous::Stub> StubOf(const std::string& address) {
-  return ep::v1::Rendezvous::NewStub(DialChannel(address));
+std::unique_ptr<ep::v1::Rendezvous::Stub> StubOf(const std::string& address,
+                                                 const TlsOptions& tls) {
+  return ep::v1::Rendezvous::NewStub(DialChannel(address, tls));
 }
 
 void SetDeadline(grpc::ClientContext* context, absl::Duration timeout) {
@@ -109,7 +110,7 @@ bool Rendezvous::Alive(int rank, uint64_t incarnation) const {
   grpc::ClientContext context;
   SetDeadline(&context, kAskMax);
   ep::v1::PingResponse response;
-  return StubOf(options_.addresses[rank])->Ping(&context, {}, &response).ok() &&
+  return StubOf(options_.addresses[rank], options_.tls)->Ping(&context, {}, &response).ok() &&
          response.incarnation() == incarnation;
 }
 
@@ -182,7 +183,7 @@ absl::StatusOr<std::optional<Rendezvous::Hellos>> Rendezvous::Ask(int leader, co
   SetDeadline(&context, std::min(timeout, kAskMax));
   ep::v1::MeetResponse response;
   const grpc::Status status =
-      StubOf(options_.addresses[leader])->Meet(&context, request, &response);
+      StubOf(options_.addresses[leader], options_.tls)->Meet(&context, request, &response);
   if (status.error_code() == grpc::StatusCode::INVALID_ARGUMENT) return FromGrpc(status);
   const auto size = static_cast<size_t>(response.hellos_size());
   if (!status.ok() || (size != 0 && size != world())) return std::optional<Hellos>();
@@ -207,7 +208,7 @@ void Rendezvous::Knock(int at) const {
   grpc::ClientContext context;
   SetDeadline(&context, kKnockMax);
   // Who is not there need not know.
-  (void)StubOf(options_.addresses[at])->Knock(&context, request, &response);
+  (void)StubOf(options_.addresses[at], options_.tls)->Knock(&context, request, &response);
 }
 
 absl::StatusOr<Rendezvous::Hellos> Rendezvous::Meet(const Hellos& hellos, bool was_member,

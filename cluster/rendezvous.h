@@ -17,6 +17,7 @@
 #include "absl/time/time.h"
 #include "common/clock.h"
 #include "common/mutex.h"
+#include "common/net/tls.h"
 #include "proto/ep.grpc.pb.h"
 
 namespace switchyard {
@@ -27,6 +28,7 @@ struct RendezvousOptions {
   uint64_t incarnation = 0;                 // of this process
   // How long a group that was one waits for its missing ranks.
   absl::Duration grace = absl::Milliseconds(500);
+  TlsOptions tls = {};
   // Called at each turn of a Meet, every second or so: who waits is not stuck. May be empty.
   std::function<void()> on_wait = nullptr;
 };

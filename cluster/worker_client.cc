@@ -18,11 +18,11 @@ constexpr absl::Duration kBackoffMax = absl::Milliseconds(500);
 }  // namespace
 
 WorkerClient::WorkerClient(std::string address, std::string router_id,
-                           WorkerClientCallbacks callbacks)
+                           WorkerClientCallbacks callbacks, const TlsOptions& tls)
     : address_(std::move(address)),
       router_id_(std::move(router_id)),
       callbacks_(std::move(callbacks)),
-      stub_(pb::Worker::NewStub(DialChannel(address_))),
+      stub_(pb::Worker::NewStub(DialChannel(address_, tls))),
       thread_([this] { Run(); }) {}
 
 WorkerClient::~WorkerClient() {

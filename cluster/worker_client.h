@@ -14,6 +14,7 @@
 #include "cluster/worker_id.h"
 #include "common/ids.h"
 #include "common/mutex.h"
+#include "common/net/tls.h"
 #include "proto/cluster.grpc.pb.h"
 
 namespace switchyard {
@@ -33,7 +34,8 @@ struct WorkerClientCallbacks {
 // Thread-safe. Destruction ends the stream and joins; no callback comes after.
 class WorkerClient {
  public:
-  WorkerClient(std::string address, std::string router_id, WorkerClientCallbacks callbacks);
+  WorkerClient(std::string address, std::string router_id, WorkerClientCallbacks callbacks,
+               const TlsOptions& tls = {});
   ~WorkerClient();
   WorkerClient(const WorkerClient&) = delete;
 

@@ -39,6 +39,7 @@ class WorkerSession {
     open_.Forget(key);
   }
 
+  // Wake sends what is queued.
   bool Queue(pb::AttemptEvent event) {
     MutexLock lock(mu_);
     if (closed_) return false;
@@ -48,9 +49,9 @@ class WorkerSession {
       return false;
     }
     queue_.push_back(std::move(event));
-    work_.NotifyOne();
     return true;
   }
+  void Wake() { work_.NotifyOne(); }
   void WantHeartbeat() {
     MutexLock lock(mu_);
     heartbeat_wanted_ = true;
@@ -133,9 +134,23 @@ std::shared_ptr<WorkerSession> WorkerServer::Find(SessionId id) const {
   return it == sessions_.end() ? nullptr : it->second;
 }
 
-bool WorkerServer::Send(SessionId session, pb::AttemptEvent event) {
-  std::shared_ptr<WorkerSession> found = Find(session);
-  return found != nullptr && found->Queue(std::move(event));
+bool WorkerServer::Send(SessionId id, pb::AttemptEvent event) {
+  const std::shared_ptr<WorkerSession> session = Find(id);
+  if (session == nullptr || !session->Queue(std::move(event))) return false;
+  session->Wake();
+  return true;
+}
+
+void WorkerServer::SendAll(std::vector<Addressed> events) {
+  std::map<SessionId, std::shared_ptr<WorkerSession>> woken;
+  for (auto& [id, event] : events) {
+    const auto [it, first] = woken.try_emplace(id);
+    if (first) it->second = Find(id);
+    if (it->second != nullptr) it->second->Queue(std::move(event));
+  }
+  for (const auto& [id, session] : woken) {
+    if (session != nullptr) session->Wake();
+  }
 }
 
 void WorkerServer::HeartbeatNow() {
@@ -226,6 +241,7 @@ grpc::Status WorkerServer::Take(WorkerSession& session, pb::ToWorker message) {
           session.Queue(
               ErrorEvent(key, absl::ResourceExhaustedError(absl::StrCat(
                                   "attempts of this session: limit ", options_.attempts_max))));
+          session.Wake();
       }
       return grpc::Status::OK;
     }

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -50,6 +51,9 @@ class WorkerServer final : public cluster::v1::Worker::Service {
   // False if the session is over: its attempts have been, or are about to be, ended by
   // on_session_end.
   bool Send(SessionId session, cluster::v1::AttemptEvent event);
+  // The same with many: those of one session go in one message.
+  using Addressed = std::pair<SessionId, cluster::v1::AttemptEvent>;
+  void SendAll(std::vector<Addressed> events);
   // Sends every session a heartbeat now (after a change that routers should know at once).
   void HeartbeatNow();
   int sessions() const;

@@ -86,6 +86,7 @@ struct TestRouter {
                     },
                 .events =
                     [this](StreamId, pb::StepEvents events) {
+                      ++messages;
                       for (const pb::AttemptEvent& e : events.events()) {
                         log.Add("event " + e.id().request() + " " + std::to_string(e.index()));
                       }
@@ -101,6 +102,7 @@ struct TestRouter {
 
   Log log;
   std::atomic<StreamId> stream;
+  std::atomic<int> messages{0};  // with events
   WorkerClient client;
 };
 
@@ -123,6 +125,20 @@ TEST(WorkerStreamTest, CarriesRequestsDownAndTokensUp) {
   for (int i = 0; i < 1000; ++i)
     ASSERT_TRUE(worker.service.Send(worker.session, Token("a", i, i == 999)));
   ASSERT_TRUE(router.log.WaitFor("event a 999"));
+}
+
+TEST(WorkerStreamTest, WhatIsSentTogetherGoesInOneMessage) {
+  TestWorker worker;
+  TestRouter router(worker.address());
+  ASSERT_TRUE(router.log.WaitFor("registered"));
+  ASSERT_TRUE(router.Submit("a"));
+  ASSERT_TRUE(worker.log.WaitFor("submit a"));
+  std::vector<WorkerServer::Addressed> events;
+  for (int i = 0; i < 1000; ++i) events.emplace_back(worker.session, Token("a", i, i == 999));
+  events.emplace_back(SessionId(99), Token("nobody", 0, true));
+  worker.service.SendAll(std::move(events));
+  ASSERT_TRUE(router.log.WaitFor("event a 999"));
+  EXPECT_LE(router.messages, 2) << "a heartbeat may have fallen between";
 }
 
 TEST(WorkerStreamTest, SessionEndNamesTheAttemptsStillOpen) {

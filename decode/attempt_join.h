@@ -90,6 +90,7 @@ class AttemptJoin {
   Effects Step(const Event& event, absl::Time now);
 
   bool ended() const { return phase_ == Phase::kEnded; }
+  const absl::Status& why() const { return end_; }  // of ended()
   // Ended, owns nothing, and old enough: forget it.
   bool forgettable(absl::Time now) const {
     return ended() && blocks_ == Blocks::kNone && now >= forget_at_;

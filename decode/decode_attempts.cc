@@ -59,6 +59,7 @@ void DecodeAttempts::OnSubmit(SessionId session, cpb::Submit submit) {
   }
   if (!attempt.ok()) return env_->Send(session, ErrorEvent(key, attempt.status()));
   (*attempt)->session = session;
+  (*attempt)->report = AttemptReport(env_, "decode rank", submit);
   (*attempt)->request = *std::move(request);
   const absl::Duration life =
       submit.deadline_ms() > 0 ? absl::Milliseconds(submit.deadline_ms()) : kAttemptLifeMax;
@@ -108,6 +109,14 @@ void DecodeAttempts::OnDropped(const KvTarget& target, bool peer_may_write, absl
 void DecodeAttempts::OnOutput(EngineOutput output) {
   const auto it = attempts_.find(output.key);
   if (it == attempts_.end() || it->second.join.ended()) return;
+  Attempt& attempt = it->second;
+  if (attempt.lane.empty() && !std::exchange(attempt.generates, true)) {
+    attempt.report.Stage("prompt", std::exchange(attempt.stage, env_->clock().Now()));
+  }
+  if (output.finish != FinishReason::kNone) {
+    attempt.report.Stage("generate", attempt.stage);
+    attempt.report.End(output.error);
+  }
   cpb::AttemptEvent event = ToEvent(output);
   if (output.finish != FinishReason::kNone && !it->second.lane.empty()) {
     // The prefill rank says so too, but its word may come after this one.
@@ -148,12 +157,29 @@ void DecodeAttempts::Feed(const AttemptKey& key, const AttemptJoin::Event& event
   if (it == attempts_.end()) return;
   Attempt& attempt = it->second;
   const bool had_ended = attempt.join.ended();
+  ReportStage(attempt, event);
   for (const auto& effect : attempt.join.Step(event, env_->clock().Now())) {
     Execute(key, attempt, effect);
   }
   if (!attempt.join.ended()) return;
-  attempt.request = {};  // a tombstone needs little; a Submit may have come after the end
+  // What was aborted, here or on the prefill rank, is no news of this one.
+  const absl::Status& why = attempt.join.why();
+  attempt.report.End(absl::IsAborted(why) ? absl::CancelledError(why.message()) : why);
+  attempt.report = {};  // a tombstone needs little; a Submit may have come after the end
+  attempt.request = {};
   if (!had_ended) env_->SetActive(--live_);
+}
+
+void DecodeAttempts::ReportStage(Attempt& attempt, const AttemptJoin::Event& event) {
+  const absl::Time now = env_->clock().Now();
+  if (const auto* submitted = std::get_if<AttemptJoin::Submitted>(&event)) {
+    if (!submitted->remote_prefill) attempt.stage = now;
+  } else if (std::holds_alternative<AttemptJoin::Opened>(event)) {
+    attempt.stage = now;
+  } else if (const auto* kv = std::get_if<AttemptJoin::KvCommitted>(&event);
+             kv && kv->status.ok()) {
+    attempt.report.Stage("receive", std::exchange(attempt.stage, now), {{"lane", attempt.lane}});
+  }
 }
 
 size_t DecodeAttempts::prompts() const {

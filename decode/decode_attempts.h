@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "decode/attempt_join.h"
+#include "engine/attempt_report.h"
 #include "engine/engine.h"
 #include "engine/worker_env.h"
 #include "kvtransfer/kv_transfer.h"
@@ -57,6 +58,9 @@ class DecodeAttempts {
     TokenId first_token = 0;
     int first_index = 0;
     std::string lane;  // "": nothing has been moved
+    AttemptReport report;
+    absl::Time stage;        // it was submitted, its KV was awaited, or it generates
+    bool generates = false;  // it has computed its own prompt
   };
   struct ReserveCall {
     handoff::v1::ReserveRequest request;
@@ -70,6 +74,7 @@ class DecodeAttempts {
   void OnDropped(const KvTarget& target, bool peer_may_write, absl::Status why);
   absl::StatusOr<Attempt*> FindOrMake(const AttemptKey& key);
   void Feed(const AttemptKey& key, const AttemptJoin::Event& event);
+  void ReportStage(Attempt& attempt, const AttemptJoin::Event& event);
   void Execute(const AttemptKey& key, Attempt& attempt, const AttemptJoin::Effect& effect);
   void Lease(const AttemptKey& key, const Attempt& attempt);
   void Open(const AttemptKey& key, const Attempt& attempt);

@@ -82,6 +82,7 @@ EpRank::EpRank(const EpOptions& options, Model* model, std::shared_ptr<const Pla
                    .addresses = options.peers,
                    .incarnation = incarnation_,
                    .grace = options.grace,
+                   .tls = options.tls,
                    .on_wait = [this] { ++waits_; }}),
       knocks_(options.peers.size()),
       loads_(std::move(loads)),

@@ -44,6 +44,7 @@ struct EpOptions {
   absl::Duration wait_max = absl::Seconds(30);               // EpGroupOptions
   int low_latency_tokens = 128;                              // EpDispatcher::Options
   absl::Duration grace = absl::Milliseconds(500);            // RendezvousOptions
+  TlsOptions tls = {};                                       // the same
   absl::Duration rebalance_interval = absl::ZeroDuration();  // at least; 0: never
   RebalanceLimits rebalance = {};
   double rebalance_bytes_per_second = 50e6;  // of the experts that a rank fetches

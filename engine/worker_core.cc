@@ -23,6 +23,9 @@ absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(const WorkerOptio
   std::tie(core->host_, core->wanted_port_) = std::move(host_port);
   std::random_device entropy;
   core->incarnation_ = (uint64_t{entropy()} << 32 | entropy()) | 1;  // 0 means: not known
+  core->log_ = options.log;
+  core->spans_ = options.spans;
+  core->tls_ = options.tls;
   RETURN_IF_ERROR(core->LoadModel(options));
   if (options.log != nullptr) {
     for (const std::string& notice : core->model_->notices()) options.log->Info(notice);
@@ -85,6 +88,7 @@ absl::Status WorkerCore::Start(Hooks hooks) {
   GrpcServerOptions listen;
   listen.host = host_;
   listen.port = wanted_port_;
+  listen.tls = tls_;
   ASSIGN_OR_RETURN(grpc_, GrpcServer::Listen(listen, services));
   if (metrics_port_ >= 0) {
     RETURN_IF_ERROR(metrics_->Serve(host_, metrics_port_, [this] { return Snapshot(); }));
@@ -133,6 +137,7 @@ void WorkerCore::RunLoop() {
       hooks_.on_tick(now);
       next_tick = now + kWorkerTick;
     }
+    if (!events_.empty()) server_->SendAll(std::exchange(events_, {}));
   }
 }
 
@@ -208,6 +213,7 @@ WorkerSnapshot WorkerCore::Snapshot() {
           .routers = server_->sessions(),
           .attempts = active_.load(std::memory_order_relaxed),
           .ep = ep_ != nullptr ? ep_->Snapshot() : EpSnapshot{},
+          .spans_lost = spans_ != nullptr ? spans_->lost() : 0,
           .health = health(),
           .at = clock_.Now()};
 }

@@ -59,9 +59,9 @@ class WorkerCore final : public WorkerEnv {
   void Post(std::function<void()> task) override;
   // Runs `task` on the engine thread between two steps. As Post.
   void PostEngine(EngineTask task) override;
-  // Queues an event for the router of `session`.
+  // Queues an event for the router of `session`, on the loop. Those of one turn go together.
   void Send(SessionId session, cluster::v1::AttemptEvent event) override {
-    server_->Send(session, std::move(event));
+    events_.emplace_back(session, std::move(event));
   }
 
   // Thread-safe; of the engine: fixed values, and the KV memory by the rules of kvcache/layout.h.
@@ -69,6 +69,8 @@ class WorkerCore final : public WorkerEnv {
   const Model& model() const { return *model_; }
   const EngineOptions& engine_options() const { return engine_options_; }
   const Clock& clock() const override { return clock_; }
+  Logger* log() override { return log_; }
+  SpanSink* spans() override { return spans_; }
   uint64_t incarnation() const { return incarnation_; }
   WorkerMetrics& metrics() { return *metrics_; }
   const std::string& host() const { return host_; }
@@ -100,6 +102,10 @@ class WorkerCore final : public WorkerEnv {
   int wanted_port_ = 0, metrics_port_ = -1;
   uint64_t incarnation_ = 0;
   Hooks hooks_;
+  Logger* log_ = nullptr;
+  SpanSink* spans_ = nullptr;
+  TlsOptions tls_;
+  std::vector<WorkerServer::Addressed> events_;  // the loop's
   std::unique_ptr<Model> model_;
   std::unique_ptr<EpRank> ep_;      // null: this rank has all experts
   std::unique_ptr<Engine> engine_;  // until Start moves it into its thread

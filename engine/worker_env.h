@@ -8,6 +8,8 @@
 #include "absl/time/time.h"
 #include "cluster/worker_id.h"
 #include "common/clock.h"
+#include "common/telemetry/log.h"
+#include "common/telemetry/trace.h"
 #include "engine/engine.h"
 #include "proto/cluster.pb.h"
 
@@ -32,6 +34,9 @@ class WorkerEnv {
   virtual bool draining() const = 0;
   virtual const Clock& clock() const = 0;
   virtual KvStorage& kv() = 0;
+  // Where attempts are told of; null: nowhere.
+  virtual Logger* log() { return nullptr; }
+  virtual SpanSink* spans() { return nullptr; }
 };
 
 }  // namespace switchyard

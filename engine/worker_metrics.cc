@@ -58,6 +58,8 @@ struct WorkerMetrics::Series {
   prometheus::Gauge& ep_ranks = registry.Gauge("ep_ranks", "Ranks in this epoch; 0: no group");
   prometheus::Counter& ep_sent = registry.Counter(
       "ep_sent_bytes_total", "Payload that went to the experts of other ranks, and back");
+  prometheus::Counter& spans_lost =
+      registry.Counter("trace_spans_lost_total", "Spans that nobody took in time");
   prometheus::Gauge& ep_placement = registry.Gauge(
       "ep_placement_version", "Placement of experts in use; it grows when they are rebalanced");
   prometheus::Counter& Rebalances(const std::string& outcome) {
@@ -149,6 +151,7 @@ std::string WorkerMetrics::Text(const WorkerSnapshot& now) {
   s.attempts.Set(static_cast<double>(now.attempts));
   s.ep_epoch.Set(static_cast<double>(now.ep.epoch));
   s.ep_ranks.Set(now.ep.ranks);
+  RaiseTo(s.spans_lost, static_cast<double>(now.spans_lost));
   RaiseTo(s.ep_sent, static_cast<double>(now.ep.bytes_sent));
   s.ShowRebalances(now.ep.rebalance);
   for (size_t i = 0; i < now.ep.rank_loads.size(); ++i) {

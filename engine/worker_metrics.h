@@ -27,6 +27,7 @@ struct WorkerSnapshot {
   int routers = 0;      // that are connected
   size_t attempts = 0;  // that have not ended
   EpSnapshot ep = {};
+  uint64_t spans_lost = 0;
   absl::Status health;
   absl::Time at;  // of a monotonic clock
 };

@@ -4,7 +4,9 @@
 #include <string>
 #include <vector>
 
+#include "common/net/tls.h"
 #include "common/telemetry/log.h"
+#include "common/telemetry/trace.h"
 #include "engine/engine.h"
 #include "engine/ep_rank.h"
 #include "engine/machine_peak.h"
@@ -25,7 +27,9 @@ struct WorkerOptions {
   std::string kv_net_devices = "lo";                   // network interfaces of the KV lanes
   EpOptions ep;                                        // alone unless it names peers
   MachinePeak peak;
-  Logger* log = nullptr;  // must outlive the worker
+  TlsOptions tls;             // between router and ranks, and between ranks: gRPC, not UCX
+  Logger* log = nullptr;      // must outlive the worker
+  SpanSink* spans = nullptr;  // the same; null: nothing is traced
 };
 
 }  // namespace switchyard

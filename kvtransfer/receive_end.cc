@@ -177,10 +177,11 @@ void ReceiveEnd::Lose(uint64_t token, const absl::Status& why) {
   if (it == peers_.end() || it->second.lost) return;
   it->second.lost = true;
   some_lost_ = true;
-  if (options_.log != nullptr) {
-    options_.log->Warning("KV peer lost",
-                          {{"peer", it->second.hello.peer_name}, {"why", why.ToString()}});
-  }
+  if (options_.log == nullptr) return;
+  // Who goes while nothing is received has most likely ended as it should.
+  options_.log->Log(sessions_.HasSessionOf(token) ? LogLevel::kWarning : LogLevel::kInfo,
+                    "KV peer lost",
+                    {{"peer", it->second.hello.peer_name}, {"why", why.ToString()}});
 }
 
 void ReceiveEnd::OnFrame(std::span<const std::byte> header, std::span<const std::byte> payload) {

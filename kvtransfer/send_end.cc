@@ -105,9 +105,12 @@ void SendEnd::Lose(uint64_t token, const absl::Status& why) {
   if (it == peers_.end() || !it->second.error.ok()) return;
   it->second.error = absl::UnavailableError(std::string(why.message()));
   some_lost_ = true;
-  if (options_.log != nullptr) {
-    options_.log->Warning("KV peer lost", {{"why", why.ToString()}});
-  }
+  if (options_.log == nullptr) return;
+  // Who goes while nothing is sent has most likely ended as it should.
+  const auto& lane = it->second.lane;
+  const bool amid = (lane != nullptr && lane->in_flight()) || sessions_.HasWork(token);
+  options_.log->Log(amid ? LogLevel::kWarning : LogLevel::kInfo, "KV peer lost",
+                    {{"why", why.ToString()}});
 }
 
 void SendEnd::OnCredit(std::span<const std::byte> message) {

@@ -28,8 +28,9 @@ absl::Status FailureOf(const grpc::Status& status, const grpc::ClientContext& co
 
 }  // namespace
 
-GrpcHandoffChannel::GrpcHandoffChannel(const std::string& address, PostToLoop post)
-    : post_(std::move(post)), stub_(pb::Handoff::NewStub(DialChannel(address))) {}
+GrpcHandoffChannel::GrpcHandoffChannel(const std::string& address, const TlsOptions& tls,
+                                       PostToLoop post)
+    : post_(std::move(post)), stub_(pb::Handoff::NewStub(DialChannel(address, tls))) {}
 
 GrpcHandoffChannel::~GrpcHandoffChannel() {
   *alive_ = false;

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "common/mutex.h"
+#include "common/net/tls.h"
 #include "prefill/handoff_channel.h"
 #include "proto/handoff.grpc.pb.h"
 
@@ -16,7 +17,7 @@ class GrpcHandoffChannel final : public HandoffChannel {
  public:
   // Runs a closure on the control loop; thread-safe; may drop it when the loop has ended.
   using PostToLoop = std::function<void(std::function<void()>)>;
-  GrpcHandoffChannel(const std::string& address, PostToLoop post);
+  GrpcHandoffChannel(const std::string& address, const TlsOptions& tls, PostToLoop post);
   // Cancels what is under way and waits for it.
   ~GrpcHandoffChannel() override;
 

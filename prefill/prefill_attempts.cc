@@ -74,9 +74,10 @@ void PrefillAttempts::OnSubmit(SessionId session, pb::Submit submit) {
   request->prefill_only = true;
   const absl::Duration life =
       submit.deadline_ms() > 0 ? absl::Milliseconds(submit.deadline_ms()) : kAttemptLifeMax;
+  const absl::Time now = env_->clock().Now();
   Attempt& attempt =
-      attempts_.try_emplace(key, session, env_->clock().Now() + std::min(life, kAttemptLifeMax))
-          .first->second;
+      attempts_.try_emplace(key, session, now + std::min(life, kAttemptLifeMax), now).first->second;
+  attempt.report = AttemptReport(env_, "prefill rank", submit);
   attempt.tokens = static_cast<int>(request->prompt_ids.size() + request->generated_ids.size());
   attempt.decode_incarnation = submit.decode_incarnation();
   attempt.peer = *std::move(peer);
@@ -109,6 +110,7 @@ void PrefillAttempts::OnOutput(EngineOutput output) {
     return Feed(output.key, HandoffClient::Failed{output.error});
   }
   if (!output.token.has_value()) return;
+  it->second.report.Stage("compute", it->second.stage);
   it->second.token = ToEvent(output);
   Feed(output.key, HandoffClient::TokenSampled{output.finish != FinishReason::kNone});
 }
@@ -123,6 +125,8 @@ void PrefillAttempts::OnSent(const AttemptKey& key, absl::StatusOr<KvSendResult>
     return Feed(key, HandoffClient::Failed{result.status(), /*transfer_over=*/true});
   }
   kv_bytes_ += result->bytes;
+  it->second.report.Stage("send", it->second.send_at,
+                          {{"bytes", absl::StrCat(result->bytes)}, {"lane", result->lane}});
   it->second.sent = *std::move(result);
   Feed(key, HandoffClient::KvSent{});
 }
@@ -138,11 +142,16 @@ void PrefillAttempts::OnTick() {
 void PrefillAttempts::Feed(const AttemptKey& key, const HandoffClient::Event& event) {
   const auto it = attempts_.find(key);
   if (it == attempts_.end()) return;
-  const HandoffClient& handoff = it->second.handoff;
+  Attempt& attempt = it->second;
+  const HandoffClient& handoff = attempt.handoff;
   const bool had_ended = handoff.ended();
-  const auto effects = it->second.handoff.Step(event, env_->clock().Now());
-  for (const Effect effect : effects) Execute(key, it->second, effect);
+  if (!had_ended && std::holds_alternative<HandoffClient::EngineStarted>(event)) {
+    attempt.report.Stage("wait", std::exchange(attempt.stage, env_->clock().Now()));
+  }
+  const auto effects = attempt.handoff.Step(event, env_->clock().Now());
+  for (const Effect effect : effects) Execute(key, attempt, effect);
   if (metrics_ != nullptr && !had_ended && !handoff.error().ok()) metrics_->Failed(handoff.error());
+  if (handoff.ended()) attempt.report.End(handoff.error());
   if (!it->second.handoff.done()) return;
   attempts_.erase(it);
   env_->SetActive(attempts_.size());
@@ -154,6 +163,7 @@ void PrefillAttempts::Execute(const AttemptKey& key, Attempt& attempt, Effect ef
     case Effect::kReserve:
       return Reserve(key, attempt);
     case Effect::kBegin:
+      attempt.send_at = env_->clock().Now();
       return sender_->Begin(key, r.peer_token, r.session, r.generations);
     case Effect::kRenew:
       return renewals_[{attempt.peer->address(), r.peer_token}].push_back(key);
@@ -192,6 +202,7 @@ void PrefillAttempts::Reserve(const AttemptKey& key, Attempt& attempt) {
         if (!reservation.ok())
           return Feed(key, HandoffClient::Failed{HandOffFailure(reservation.status())});
         it->second.reservation = *std::move(reservation);
+        it->second.report.Stage("reserve", it->second.reserve_at);
         if (metrics_ != nullptr) {
           metrics_->Reserved(env_->clock().Now() - it->second.reserve_at);
         }
@@ -200,6 +211,7 @@ void PrefillAttempts::Reserve(const AttemptKey& key, Attempt& attempt) {
 }
 
 void PrefillAttempts::Commit(const AttemptKey& key, Attempt& attempt) {
+  attempt.commit_at = env_->clock().Now();
   attempt.peer->Commit({.peer_token = attempt.reservation.peer_token,
                         .session = attempt.reservation.session,
                         .key = key,
@@ -207,7 +219,13 @@ void PrefillAttempts::Commit(const AttemptKey& key, Attempt& attempt) {
                         .first_index = attempt.token.index(),
                         .digest = attempt.sent.digest},
                        [this, key](absl::StatusOr<handoff::v1::CommitResponse> answer) {
-                         if (answer.ok()) return Feed(key, HandoffClient::Committed{});
+                         if (answer.ok()) {
+                           const auto it = attempts_.find(key);
+                           if (it != attempts_.end()) {
+                             it->second.report.Stage("commit", it->second.commit_at);
+                           }
+                           return Feed(key, HandoffClient::Committed{});
+                         }
                          Feed(key, HandoffClient::Failed{HandOffFailure(answer.status())});
                        });
 }

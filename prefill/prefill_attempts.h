@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/attempt_report.h"
 #include "engine/engine.h"
 #include "engine/worker_env.h"
 #include "kvtransfer/kv_transfer.h"
@@ -49,14 +50,18 @@ class PrefillAttempts {
 
  private:
   struct Attempt {
-    Attempt(SessionId session, absl::Time deadline) : session(session), handoff(deadline) {}
+    Attempt(SessionId session, absl::Time deadline, absl::Time now)
+        : session(session), handoff(deadline), stage(now) {}
     const SessionId session;
     HandoffClient handoff;
     int tokens = 0;
     uint64_t decode_incarnation = 0;
     std::shared_ptr<DecodeClient> peer;
     DecodeClient::Reservation reservation;
+    AttemptReport report;
+    absl::Time stage;       // it was submitted; then: the engine computes it
     absl::Time reserve_at;  // the decode rank was asked for blocks
+    absl::Time send_at, commit_at;
     KvSendResult sent;
     cluster::v1::AttemptEvent token;  // the first one
   };

@@ -46,9 +46,10 @@ absl::Status PrefillWorkerImpl::Start(const WorkerOptions& options) {
   hello.peer_name = options.name;
   hello.incarnation = core_->incarnation();
   attempts_ = std::make_unique<PrefillAttempts>(
-      core_.get(), sender_.get(), std::move(hello), [core = core_.get()](const std::string& a) {
+      core_.get(), sender_.get(), std::move(hello),
+      [core = core_.get(), tls = options.tls](const std::string& a) {
         return std::make_unique<GrpcHandoffChannel>(
-            a, [core](std::function<void()> task) { core->Post(std::move(task)); });
+            a, tls, [core](std::function<void()> task) { core->Post(std::move(task)); });
       });
   attempts_->set_metrics(metrics_.get());
   return core_->Start(MakeHooks());

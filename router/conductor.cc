@@ -46,6 +46,7 @@ WorkerPoolEvents Conductor::MakePoolEvents() {
 }
 
 void Conductor::Turn() {
+  SendUpdates();
   workers_.Tick();
   OnTimers();
   Dispatch();

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "common/clock.h"
+#include "common/net/tls.h"
 #include "common/telemetry/log.h"
 #include "router/attempt.h"
 #include "router/metrics.h"
@@ -37,6 +38,7 @@ struct CoreOptions {
   absl::Duration outage_wait = absl::Seconds(60);
   absl::Duration lease = absl::Seconds(3);  // of a silent worker
   uint64_t seed = 0;                        // of ids, absent sampling seeds and jitter
+  TlsOptions worker_tls = {};               // of the streams to workers
   SpanSink* spans = nullptr;                // must outlive the core; null: nothing is traced
 };
 
@@ -64,8 +66,11 @@ class Conductor {
   // be in the middle of a step.
   void Abort(uint64_t number);
   void AbortAll();
-  // Does what is due: leases, deadlines, requests that wait for a worker. After every event, and
-  // at next_timer() at the latest.
+  // Sends the tokens that have come, those of one answer as one update.
+  void SendUpdates();
+  // Does what is due: the same, leases, deadlines, requests that wait for a worker. After every
+  // event, or several if they come faster than they are dealt with, and at next_timer() at the
+  // latest.
   void Turn();
   absl::Time next_timer() const {
     return timers_.empty() ? absl::InfiniteFuture() : timers_.begin()->first;
@@ -119,6 +124,7 @@ class Conductor {
   static Place PlaceOf(const Request& r);
   std::set<Place> waiting_;
   std::set<std::pair<absl::Time, uint64_t>> timers_;  // one per request
+  std::vector<uint64_t> unsent_;  // requests with an update for the end of the turn
 };
 
 }  // namespace switchyard

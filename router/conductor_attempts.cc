@@ -56,17 +56,12 @@ ClientUpdate::Finish FinishFor(End::Reason reason) {
   return ClientUpdate::Finish::kError;
 }
 
-const char* FinishName(ClientUpdate::Finish finish) {
-  switch (finish) {
-    case ClientUpdate::Finish::kStop:
-      return "stop";
-    case ClientUpdate::Finish::kLength:
-      return "length";
-    case ClientUpdate::Finish::kAbort:
-      return "abort";
-    default:
-      return "error";
-  }
+// What follows in the same answer.
+void Append(ClientUpdate next, ClientUpdate* update) {
+  next.text.insert(0, update->text);
+  next.tokens.insert(next.tokens.begin(), std::make_move_iterator(update->tokens.begin()),
+                     std::make_move_iterator(update->tokens.end()));
+  *update = std::move(next);
 }
 
 // The stop token of the request that the answer ended with; none if it was an end of sequence.
@@ -173,6 +168,8 @@ pb::Submit Conductor::SubmitFor(const Request& r, const Route& route, bool to_pr
   s.set_min_tokens(r.client.min_tokens);
   s.set_cache_salt(r.client.cache_salt);
   s.set_priority(r.client.priority);
+  s.set_traceparent(r.trace.traceparent());
+  if (r.id != r.wire_id) s.set_client_request(r.id);
   // The client has them with its first token, once.
   s.set_prompt_logprobs(generated.empty() ? r.client.prompt_logprobs : -1);
   s.set_deadline_ms(std::max<int64_t>(1, absl::ToInt64Milliseconds(r.deadline - clock_->Now())));
@@ -199,13 +196,29 @@ void Conductor::Apply(Request& r, RequestAttempts::Effects effects) {
   if (effects.end || !update.tokens.empty()) {
     update.first = !std::exchange(r.first_sent, true);
     update.seed = r.client.sampling.seed;
-    r.sink(std::move(update));
+    const bool now = update.first || effects.end;
+    if (r.unsent) {
+      Append(std::move(update), &*r.unsent);
+    } else {
+      r.unsent = std::move(update);
+      if (!now) unsent_.push_back(r.number);
+    }
+    if (now) r.sink(*std::exchange(r.unsent, std::nullopt));
   }
   if (effects.end) {
     Erase(r);
   } else {
     Settle(r);
   }
+}
+
+void Conductor::SendUpdates() {
+  for (const uint64_t number : unsent_) {
+    const auto it = requests_.find(number);
+    if (it == requests_.end() || !it->second->unsent) continue;
+    it->second->sink(*std::exchange(it->second->unsent, std::nullopt));
+  }
+  unsent_.clear();
 }
 
 void Conductor::TakeTokens(Request& r, RequestAttempts::Effects* effects, ClientUpdate* update) {

@@ -42,6 +42,7 @@ struct Conductor::Request {
   RequestTrace trace;
 
   bool first_sent = false;
+  std::optional<ClientUpdate> unsent;  // goes out at the end of the turn
   int cached_tokens = 0;
   int completion_tokens = 0;  // up to a stop string's last token, held ones included
   absl::Time dispatched = absl::InfiniteFuture();  // the first attempt began

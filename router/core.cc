@@ -38,8 +38,8 @@ class Core::Links final : public WorkerLinks {
  public:
   explicit Links(Core* core) : core_(*core) {}
   void Dial(size_t slot, const std::string& address) override {
-    clients_[slot] =
-        std::make_unique<WorkerClient>(address, core_.router_id_, CallbacksFor(slot, address));
+    clients_[slot] = std::make_unique<WorkerClient>(
+        address, core_.router_id_, CallbacksFor(slot, address), core_.options_.worker_tls);
   }
   // The client's end waits for its thread, which may wait for the core's.
   void Forget(size_t slot) override {
@@ -298,6 +298,7 @@ void Core::Run() {
     const absl::Duration timeout =
         std::clamp(conductor_->next_timer() - clock_->Now(), absl::ZeroDuration(), kTick);
     for (const std::function<void()>& work : mailbox_.Take(timeout)) work();
+    conductor_->SendUpdates();
     for (uint64_t number : std::exchange(aborts_, {})) conductor_->Abort(number);
     Pin();
     conductor_->Turn();

@@ -43,7 +43,9 @@ class Core final : public RouterCore {
   RouterStatus status() const override;
   void ListRequests(std::function<void(std::vector<RequestStatus>)> done) override;
   void StartDrain() override;
-  std::string MetricsText() const override { return metrics_.Text(); }
+  std::string MetricsText() const override {
+    return metrics_.Text(options_.spans != nullptr ? options_.spans->lost() : 0);
+  }
 
   void AbortAll();
   // Calls `watch` now and when readiness changes, until it is replaced (null: none). It must not

@@ -327,6 +327,26 @@ TEST_F(CoreTest, NothingIsTakenBeforeAWorkerWasThere) {
   EXPECT_FALSE(Core::Create(options_, &clock_, &log_).ok());
 }
 
+TEST_F(CoreTest, TokensThatComeWhileTheRouterIsBusyGoTogether) {
+  Start({});
+  StartCore();
+  Client client;
+  std::atomic<int> updates{0};
+  const ClientRequest request = Request(10, 300);
+  ASSERT_TRUE(core_
+                  ->Submit(request,
+                           [&, sink = client.Sink()](ClientUpdate update) {
+                             if (updates++ == 1) absl::SleepFor(absl::Milliseconds(500));
+                             sink(std::move(update));
+                           })
+                  .ok());
+  const Answer a = client.Wait();
+  ASSERT_TRUE(a.last.has_value());
+  EXPECT_EQ(a.tokens, TestTokens(request.prompt_ids, 300, TestWorkerOptions().vocab_size));
+  EXPECT_EQ(a.last->completion_tokens, 300);
+  EXPECT_LT(updates, 290) << "some tens of them came in half a second";
+}
+
 TEST_F(CoreTest, TextIsTheDecodedTokensUpToTheStopString) {
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer =
       Tokenizer::Load("models/fables-7m/tokenizer.json");

@@ -7,7 +7,7 @@
 
 namespace switchyard {
 namespace {
-constexpr const char* kReasons[] = {"stop", "length", "abort", "error"};
+constexpr int kReasons = static_cast<int>(ClientUpdate::Finish::kError);  // kStop is 1
 }
 
 struct RouterMetrics::Series {
@@ -25,9 +25,10 @@ struct RouterMetrics::Series {
       kv_blocks[role] = {gauge("free"), gauge("cached"), gauge("owned"), gauge("leased"),
                          gauge("quarantined")};
     }
-    for (size_t i = 0; i < success.size(); ++i) {
+    for (int i = 0; i < kReasons; ++i) {
+      const auto finish = static_cast<ClientUpdate::Finish>(i + 1);
       success[i] = &registry.Counter("request_success_total", "Ended requests by reason",
-                                     {{"finished_reason", kReasons[i]}});
+                                     {{"finished_reason", FinishName(finish)}});
     }
   }
   prometheus::Histogram& Seconds(const std::string& name, const std::string& help,
@@ -59,6 +60,8 @@ struct RouterMetrics::Series {
       registry.Counter("kv_bytes_moved_total", "KV bytes from prefill to decode workers");
   prometheus::Counter& retries =
       registry.Counter("request_retries_total", "Attempts after the first one of a request");
+  prometheus::Counter& spans_lost =
+      registry.Counter("trace_spans_lost_total", "Spans that nobody took in time");
   prometheus::Histogram& ttft =
       Seconds("time_to_first_token_seconds", "Arrival to the first token", buckets::FirstToken());
   prometheus::Histogram& tpot =
@@ -87,7 +90,7 @@ struct RouterMetrics::Series {
       "request_generation_tokens", "Generated tokens of ended requests", buckets::Tokens());
   prometheus::Histogram& max_tokens = registry.Histogram(
       "request_params_max_tokens", "max_tokens of ended requests", buckets::Tokens());
-  std::array<prometheus::Counter*, std::size(kReasons)> success;
+  std::array<prometheus::Counter*, kReasons> success;
   std::map<std::string, KvBlocks> kv_blocks;  // by role
 };
 
@@ -163,6 +166,9 @@ void RouterMetrics::PrefixCache(uint64_t queries, uint64_t hits) {
   series_->prefix_queries.Increment(static_cast<double>(queries));
   series_->prefix_hits.Increment(static_cast<double>(hits));
 }
-std::string RouterMetrics::Text() const { return series_->registry.Text(); }
+std::string RouterMetrics::Text(uint64_t spans_lost) const {
+  RaiseTo(series_->spans_lost, static_cast<double>(spans_lost));
+  return series_->registry.Text();
+}
 
 }  // namespace switchyard

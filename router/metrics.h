@@ -37,7 +37,7 @@ class RouterMetrics {
   void Retry();
   void Preemptions(uint64_t count);
   void PrefixCache(uint64_t queries, uint64_t hits);  // tokens
-  std::string Text() const;
+  std::string Text(uint64_t spans_lost = 0) const;
 
  private:
   struct Series;

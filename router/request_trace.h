@@ -25,6 +25,8 @@ class RequestTrace {
 
   // 32 hex digits; "" if nothing is recorded.
   std::string trace_id() const { return sink_ == nullptr ? "" : TraceId(request_); }
+  // Of the running attempt, for its workers; "" as above.
+  std::string traceparent() const { return attempt_ ? Traceparent(attempt_->context) : ""; }
 
   void StartAttempt(int number, const std::string& prefill, const std::string& decode,
                     absl::Time now);

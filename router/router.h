@@ -76,6 +76,12 @@ struct ClientUpdate {
   std::string kv_lane, prefill_worker, decode_worker;
 };
 
+// As vLLM names it; null: not ended.
+constexpr const char* FinishName(ClientUpdate::Finish finish) {
+  constexpr const char* kNames[] = {nullptr, "stop", "length", "abort", "error"};
+  return kNames[static_cast<size_t>(finish)];
+}
+
 struct ModelDescription {
   std::string id, architecture, numerics_id;
   int vocab_size = 0, max_model_len = 0;
@@ -139,12 +145,14 @@ struct RouterOptions {
   int max_model_len = 0;          // 0: the model's own
   std::string host = "127.0.0.1";
   int http_port = 8000, grpc_port = 50051;
+  int metrics_port = -1;        // /metrics, /health, /readyz, always in clear; 0: any, -1: none
   bool next_free_port = false;  // a taken port moves to the next free one
   std::vector<std::string> prefill_addresses, decode_addresses;  // host:port or dns:name:port
   Disaggregate disaggregate = Disaggregate::kAuto;
   std::vector<std::string> api_keys;         // any of them is wanted from clients; none: no key is
   std::vector<std::string> allowed_origins;  // of web pages that may use the HTTP front (CORS)
   TlsOptions tls;                            // of both fronts
+  TlsOptions worker_tls;                     // of the streams to workers
   RouterLimits limits;
   Logger* log = nullptr;      // must outlive the process; null: its own, text to stderr
   SpanSink* spans = nullptr;  // the same; null: nothing is traced

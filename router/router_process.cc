@@ -31,6 +31,7 @@ class RouterProcessImpl final : public RouterProcess {
     core.disaggregate = options.disaggregate;
     core.limits = options.limits;
     core.spans = options.spans;
+    core.worker_tls = options.worker_tls;
     std::random_device random;
     core.seed = uint64_t{random()} << 32 | random();
     ASSIGN_OR_RETURN(core_, Core::Create(std::move(core), &clock_, &log_));
@@ -41,7 +42,8 @@ class RouterProcessImpl final : public RouterProcess {
                                                      .next_free_port = options.next_free_port,
                                                      .api_keys = options.api_keys,
                                                      .allowed_origins = options.allowed_origins,
-                                                     .tls = options.tls}));
+                                                     .tls = options.tls,
+                                                     .metrics_port = options.metrics_port}));
     ASSIGN_OR_RETURN(grpc_,
                      GrpcFront::Create(core_.get(), {.host = options.host,
                                                      .port = options.grpc_port,

@@ -1,4 +1,4 @@
-// common/net/tls.h: what a server proves its name with, and whom it lets in.
+// common/net/tls.h: what a process proves its name with, and whom it lets in.
 #pragma once
 
 #include <string>
@@ -10,6 +10,7 @@ struct TlsOptions {
   std::string certificate = {};  // the chain, the server's own first
   std::string key = {};          // its private key, without a password
   // mTLS: clients must show a certificate that one of these has signed. Empty: they need none.
+  // Whoever dials with these options wants the server's to be signed so too.
   std::string client_ca = {};
 
   bool enabled() const { return !certificate.empty(); }

@@ -1,23 +1,15 @@
-// common/telemetry/trace.h: spans of requests in W3C's trace context (www.w3.org/TR/trace-context)
-// and OpenTelemetry's JSON form (OTLP), one ExportTraceServiceRequest per line of a file: what
-// OpenTelemetry's collector reads with its otlpjsonfile receiver.
+// common/telemetry/trace.h: spans of requests, in W3C's trace context
+// (www.w3.org/TR/trace-context).
 #pragma once
 
-#include <atomic>
-#include <memory>
+#include <cstdint>
 #include <optional>
-#include <random>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <utility>
 #include <vector>
 
-#include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "common/clock.h"
-#include "common/mailbox.h"
-#include "common/mutex.h"
 
 namespace switchyard {
 
@@ -31,7 +23,9 @@ struct TraceContext {
 // "00-<32 hex digits>-<16>-<2>", as the header `traceparent` has it. nullopt: nothing of the kind,
 // which a server must take for "no header".
 std::optional<TraceContext> ParseTraceparent(std::string_view header);
-std::string TraceId(const TraceContext& context);  // 32 hex digits
+std::string Traceparent(const TraceContext& context);  // the header
+std::string TraceId(const TraceContext& context);      // 32 hex digits
+std::string SpanId(uint64_t span);                     // 16
 
 struct Span {
   TraceContext context;  // its own
@@ -49,35 +43,8 @@ class SpanSink {
   virtual TraceContext Begin(const TraceContext& parent) = 0;
   // Never blocks. What is not sampled is ignored.
   virtual void Record(Span span) = 0;
-};
-
-// Thread-safe. What is recorded is on disk within a second, and when it is destroyed.
-class SpanFile final : public SpanSink {
- public:
-  // Appends; a line is one write, so that processes may share a file. `service`: who records.
-  // `clock` must outlive it. Errors name the file.
-  static absl::StatusOr<std::unique_ptr<SpanFile>> Open(const std::string& path,
-                                                        std::string service, const Clock* clock);
-  ~SpanFile() override;
-
-  TraceContext Begin(const TraceContext& parent) override;
-  void Record(Span span) override;
-  // Spans that came faster than the disk took them, or that it refused.
-  uint64_t lost() const { return lost_.load(std::memory_order_relaxed); }
-
- private:
-  SpanFile(int fd, std::string service, const Clock* clock);
-  void Run();
-
-  const int fd_;
-  const std::string service_;
-  const absl::Duration since_1970_;  // of the clock's zero
-  Mutex mu_;
-  std::mt19937_64 rng_ ABSL_GUARDED_BY(mu_);
-  std::atomic<uint64_t> lost_{0};
-  std::atomic<bool> stop_{false};
-  Mailbox<Span> spans_;
-  std::thread thread_;
+  // Spans that came faster than they could be written, or that nobody took.
+  virtual uint64_t lost() const { return 0; }
 };
 
 }  // namespace switchyard

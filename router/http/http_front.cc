@@ -80,7 +80,8 @@ struct HttpFront::Impl {
             .render_chat = ChatRenderer(options.model_dir)},
         boot(std::random_device()()) {}
 
-  std::vector<HttpRoute> Routes();
+  std::vector<HttpRoute> OwnRoutes();
+  std::vector<HttpRoute> ApiRoutes();
   // A route that needs a key, if there are any.
   HttpRoute Guarded(std::string method, std::string path, HttpHandler handler) const;
   void Generate(const HttpRequest& http, const absl::StatusOr<ApiRequest>& request,
@@ -95,7 +96,9 @@ struct HttpFront::Impl {
   const ApiContext api;
   const uint32_t boot;  // tells ids of this process from those of the one before
   std::atomic<uint64_t> requests = 0;
-  std::unique_ptr<HttpServer> server;  // last: its threads use the rest
+  // Last: their threads use the rest.
+  std::unique_ptr<HttpServer> metrics;  // null: none
+  std::unique_ptr<HttpServer> server;
 };
 
 HttpRoute HttpFront::Impl::Guarded(std::string method, std::string path,
@@ -163,7 +166,8 @@ HttpResponse HttpFront::Impl::Detokenize(const std::string& body) const {
   return JsonResponse({{"prompt", *text}});
 }
 
-std::vector<HttpRoute> HttpFront::Impl::Routes() {
+// What tells of the router itself: nobody needs a key.
+std::vector<HttpRoute> HttpFront::Impl::OwnRoutes() {
   const auto get = [](const char* path, auto answer) {
     return HttpRoute{"GET", path, [answer](const HttpRequest&, Responder responder) {
                        responder->Send(answer());
@@ -179,8 +183,6 @@ std::vector<HttpRoute> HttpFront::Impl::Routes() {
           [] {
             return JsonResponse({{"version", kVersion}});
           }),
-      Guarded("GET", "/v1/models",
-              [this](const HttpRequest&, Responder responder) { responder->Send(Models()); }),
       get("/metrics",
           [this] {
             return HttpResponse{.status = 200,
@@ -188,6 +190,13 @@ std::vector<HttpRoute> HttpFront::Impl::Routes() {
                                 .body = core->MetricsText(),
                                 .headers = {}};
           }),
+  };
+}
+
+std::vector<HttpRoute> HttpFront::Impl::ApiRoutes() {
+  return {
+      Guarded("GET", "/v1/models",
+              [this](const HttpRequest&, Responder responder) { responder->Send(Models()); }),
       Guarded("GET", "/debug/requests",
               [this](const HttpRequest&, Responder responder) {
                 core->ListRequests([responder](const std::vector<RequestStatus>& requests) {
@@ -224,14 +233,28 @@ absl::StatusOr<std::unique_ptr<HttpFront>> HttpFront::Create(RouterCore* core,
   server.tls = options.tls;
   server.io_threads = kIoThreads;
   server.body_bytes_max = core->limits().body_bytes_max;
-  ASSIGN_OR_RETURN(impl->server, HttpServer::Create(server, impl->Routes()));
+  std::vector<HttpRoute> routes = impl->OwnRoutes();
+  if (options.metrics_port >= 0) {
+    HttpServerOptions own;
+    own.host = options.host;
+    own.port = options.metrics_port;
+    ASSIGN_OR_RETURN(impl->metrics, HttpServer::Create(own, routes));
+  }
+  for (HttpRoute& route : impl->ApiRoutes()) routes.push_back(std::move(route));
+  ASSIGN_OR_RETURN(impl->server, HttpServer::Create(server, std::move(routes)));
   return std::unique_ptr<HttpFront>(new HttpFront(std::move(impl)));
 }
 
 HttpFront::HttpFront(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-HttpFront::~HttpFront() { impl_->server->Stop(kStopGrace); }
+HttpFront::~HttpFront() {
+  impl_->server->Stop(kStopGrace);
+  if (impl_->metrics != nullptr) impl_->metrics->Stop(absl::ZeroDuration());
+}
 
 int HttpFront::port() const { return impl_->server->port(); }
+int HttpFront::metrics_port() const {
+  return impl_->metrics == nullptr ? -1 : impl_->metrics->port();
+}
 void HttpFront::StartDrain() { impl_->server->StartDrain(); }
 
 }  // namespace switchyard

@@ -29,22 +29,6 @@ size_t Characters(std::string_view utf8) {
   return count;
 }
 
-Json FinishName(ClientUpdate::Finish finish) {
-  switch (finish) {
-    case ClientUpdate::Finish::kNone:
-      return nullptr;
-    case ClientUpdate::Finish::kStop:
-      return "stop";
-    case ClientUpdate::Finish::kLength:
-      return "length";
-    case ClientUpdate::Finish::kAbort:
-      return "abort";
-    case ClientUpdate::Finish::kError:
-      return "error";
-  }
-  return nullptr;
-}
-
 // The stop string or stop token; null for an end of sequence and other ends.
 Json StopReason(const ClientUpdate& update) {
   if (!update.stop_match.empty()) return update.stop_match;
@@ -233,7 +217,8 @@ Json ApiAnswer::ChoiceJson(size_t index, const ClientUpdate& update) {
     out["text"] = first && request_.echo ? EchoText(index) + update.text : update.text;
     out["logprobs"] = request_.logprobs >= 0 ? CompletionLogprobs(index, first, update) : Json();
   }
-  out["finish_reason"] = FinishName(update.finish);
+  const char* const reason = FinishName(update.finish);
+  out["finish_reason"] = reason != nullptr ? Json(reason) : Json();
   out["stop_reason"] = StopReason(update);
   if (first && request_.prompt_logprobs >= 0) out["prompt_logprobs"] = PromptLogprobs(update);
   if (request_.return_token_ids && update.finish != ClientUpdate::Finish::kNone) {

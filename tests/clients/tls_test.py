@@ -15,25 +15,18 @@ import tempfile
 import grpc
 import openai
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
+TESTS = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "e2e")]
 import cluster as e2e  # noqa: E402
+from certificates import Authority  # noqa: E402
 from grpc_test import Client, code_of  # noqa: E402
-
-
-def run(*command):
-    subprocess.run(command, check=True, capture_output=True)
 
 
 def make_certificates(folder):
     """ca.pem, and NAME.pem with NAME.key that it has signed, of server and client."""
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    run("openssl", "req", "-x509", *key, "-keyout", f"{folder}/ca.key", "-out", f"{folder}/ca.pem", "-days", "2", "-subj", "/CN=test CA")
+    authority = Authority(folder)
     for name in ("server", "client"):
-        names = pathlib.Path(folder, f"{name}.names")
-        names.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-        run("openssl", "req", *key, "-keyout", f"{folder}/{name}.key", "-out", f"{folder}/{name}.csr", "-subj", f"/CN={name}")
-        run("openssl", "x509", "-req", "-in", f"{folder}/{name}.csr", "-CA", f"{folder}/ca.pem", "-CAkey", f"{folder}/ca.key",
-            "-CAcreateserial", "-days", "2", "-extfile", str(names), "-out", f"{folder}/{name}.pem")
+        authority.sign(f"{folder}/{name}.pem", f"{folder}/{name}.key", ["IP:127.0.0.1", "DNS:localhost"])
 
 
 def context(folder, client=None):
@@ -125,7 +118,7 @@ def main():
             assert code_of(lambda: health(b"", timeout=10))[0] == grpc.StatusCode.UNAVAILABLE
             nobody.close()
         for bad, words in [(flags[:2], "go together"), (flags[:3] + [f"{folder}/client.key"], "TLS key"),
-                           (["--ssl-ca-certs", f"{folder}/ca.pem"], "needs"), (flags[:3] + [f"{folder}/server.names"], "PEM")]:
+                           (["--ssl-ca-certs", f"{folder}/ca.pem"], "needs"), (flags[:3] + [f"{folder}/names"], "PEM")]:
             done = subprocess.run([binary, "serve", model, "--port", "0", "--grpc-port", "0", *bad], capture_output=True, text=True,
                                   timeout=120)
             assert done.returncode != 0 and words in done.stderr, (bad, done.stderr[-500:])

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 
+from asking import get
 from overlays import LWS_GROUP, OVERLAYS, can_kustomize, config_text, pod_template, pods, render, service_of
 
 GRACE_MARGIN_S = 3
@@ -72,11 +72,6 @@ def scalars(config):
 def addresses(config, key):
     match = re.search(rf"^{key}:((?:\n  - \S+)*)", config, re.M)
     return re.findall(r"- (\S+)", match[1]) if match else []
-
-
-def seconds(args, config):
-    given = [a.split("=")[1] for a in args if a.startswith("--drain-seconds=")]
-    return float((given or [config["drain-seconds"]])[0])
 
 
 # ---- configurations, units, image
@@ -217,14 +212,16 @@ class Overlay:
             self.expect(False, f"{name} has no configuration")
             return
         config = config_text(self.objects, workload, args[args.index("--config") + 1])
-        keys = scalars(config)
+        # What is on the command line goes before the file.
+        keys = {**scalars(config), **dict(a[2:].split("=", 1) for a in args if a.startswith("--") and "=" in a)}
         self.expect(keys["role"] == args[0], f"{name}: `{args[0]}` with the configuration of {keys['role']}")
         self.expect(keys["host"] == "0.0.0.0", f"{name} listens at {keys['host']}")
         code, said = self.binary.check(config)
         self.expect(code == 0, f"{name}: {said}")
 
         want = ({"grpc": "port", "metrics": "metrics-port"} if args[0] in ("prefill", "decode")
-                else {"http": "port", "grpc": "grpc-port"})
+                else {"http": "port", "grpc": "grpc-port",
+                      **({"metrics": "metrics-port"} if "metrics-port" in keys else {})})
         ports = {p["name"]: p["containerPort"] for p in container["ports"]}
         self.expect(ports == {n: int(keys[k]) for n, k in want.items()}, f"{name}: ports {ports}, {keys}")
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
@@ -237,11 +234,12 @@ class Overlay:
 
         sleep = float(container.get("lifecycle", {}).get("preStop", {"exec": {"command": ["0"]}})
                       ["exec"]["command"][-1])
-        self.expect(pod["terminationGracePeriodSeconds"] >= sleep + seconds(args, keys) + GRACE_MARGIN_S,
+        self.expect(pod["terminationGracePeriodSeconds"] >= sleep + float(keys["drain-seconds"]) + GRACE_MARGIN_S,
                     f"{name} is killed while it drains")
         if "cpu" in container["resources"].get("limits", {}):
             self.expect(container["resources"]["limits"]["cpu"] == keys["threads"], f"{name}: threads, CPU limit")
         self.hardened(name, pod, container)
+        self.secrets(name, pod, container, keys)
         for spread in pod.get("topologySpreadConstraints", []):
             self.expect(spread["labelSelector"]["matchLabels"].items() <= labels.items(), f"{name} spreads others")
         for role in ("prefill", "decode"):
@@ -258,6 +256,16 @@ class Overlay:
         self.expect(pod["serviceAccountName"] in self.of["ServiceAccount"], f"{name}: no such ServiceAccount")
         for mount in container["volumeMounts"]:
             self.expect(mount.get("readOnly") or mount["mountPath"] == "/dev/shm", f"{name} may write {mount}")
+
+    # Each certificate that a flag names is a file of a Secret. Who shows none, as probes, is asked in clear.
+    def secrets(self, name, pod, container, keys):
+        secret = {v["name"] for v in pod["volumes"] if "secret" in v}
+        mounted = {m["mountPath"] for m in container["volumeMounts"] if m["name"] in secret}
+        files = {k: f for k, f in keys.items() if "ssl-" in k}
+        self.expect(mounted == {f.rsplit("/", 1)[0] for f in files.values()}, f"{name}: {files}, Secrets at {mounted}")
+        if "ssl-ca-certs" in files:
+            probed = {container[p]["httpGet"]["port"] for p in ("startupProbe", "livenessProbe", "readinessProbe")}
+            self.expect(probed == {"metrics"}, f"{name}: probes of {probed} have no certificate")
 
     # The router's list is the pool at its largest, name by name.
     def addresses(self, role, listed):
@@ -289,18 +297,6 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
-
-
-def get(url, body=None):
-    request = urllib.request.Request(url, data=body and json.dumps(body).encode(),
-                                     headers={"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as e:
-        return e.code, e.read().decode()
-    except (urllib.error.URLError, OSError) as e:
-        return 0, str(e)
 
 
 def await_true(what, condition, limit_s=240):

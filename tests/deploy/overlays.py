@@ -6,7 +6,8 @@ import subprocess
 
 import kustomize_yaml
 
-OVERLAYS = ("base", "overlays/single-node", "overlays/pools", "overlays/expert-parallel", "overlays/spot")
+OVERLAYS = ("base", "overlays/single-node", "overlays/pools", "overlays/expert-parallel", "overlays/spot",
+            "overlays/mtls")
 KUSTOMIZE_MIN = (4, 1)
 LWS_GROUP = "leaderworkerset.sigs.k8s.io/group-index"
 LWS_WORKER = "leaderworkerset.sigs.k8s.io/worker-index"
@@ -47,7 +48,7 @@ class Pod:
     ip: str = "192.0.2.1"
 
     def environment(self, workload):
-        fields = {"status.podIP": self.ip, **{f"metadata.labels['{k}']": v for k, v in self.labels.items()}}
+        fields = {"status.podIP": self.ip, "metadata.name": self.name, **{f"metadata.labels['{k}']": v for k, v in self.labels.items()}}
         return {e["name"]: fields[e["valueFrom"]["fieldRef"]["fieldPath"]]
                 for e in pod_template(workload)["spec"]["containers"][0].get("env", [])}
 

@@ -11,34 +11,25 @@ import json
 import os
 import pathlib
 import re
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "chaos"))
+TESTS = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "chaos")]
 
+from asking import get  # noqa: E402
+from certificates import Authority  # noqa: E402
 from network import Network  # noqa: E402
 from overlays import can_kustomize, config_text, pod_template, pods, render, service_of  # noqa: E402
 
-OVERLAYS = ("overlays/single-node", "overlays/pools", "overlays/expert-parallel")
+OVERLAYS = ("overlays/single-node", "overlays/pools", "overlays/expert-parallel", "overlays/mtls")
 READY_SECONDS = 240  # generous: sanitizer builds on two busy cores
 # Beside `ip netns exec`, which makes a mount namespace: the names of all pods are found in this one only.
 WITH_HOSTS = ["sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"']
-
-
-def get(url, body=None):
-    request = urllib.request.Request(url, data=body and json.dumps(body).encode(),
-                                     headers={"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as e:
-        return e.code, e.read().decode()
-    except OSError as e:
-        return 0, str(e)
 
 
 class Running:
@@ -62,8 +53,16 @@ class Running:
         config = work / f"{self.pod.name}.yaml"
         config.write_text(text)
         args[at] = str(config)
+        for path, secret in self.secrets().items():
+            args = [a.replace(f"={path}/", f"={work}/{secret}/") for a in args]
         self.process = subprocess.Popen([*prefix, *WITH_HOSTS, str(work / "hosts"), binary, *args],
                                         stdout=log, stderr=log)
+
+    def secrets(self):
+        """Their names, by where they are mounted."""
+        volumes = {v["name"]: v["secret"]["secretName"] for v in pod_template(self.workload)["spec"]["volumes"]
+                   if "secret" in v}
+        return {m["mountPath"]: volumes[m["name"]] for m in self.container["volumeMounts"] if m["name"] in volumes}
 
     def probe(self, name):
         handler = self.container[name]["httpGet"]
@@ -80,14 +79,52 @@ def await_ready(running):
             time.sleep(0.05)
 
 
-def ask(objects, running):
-    """A request to the Service that clients use; what it says."""
+def make_secrets(running, work):
+    """As cert-manager makes them: tls.crt for the names of the pods that mount it, tls.key, ca.crt. For a client that
+    is one of them: a TLS context of each, by name."""
+    contexts = {}
+    for secret in {s for r in running for s in r.secrets().values()}:
+        folder = work / secret
+        authority = Authority(folder)
+        authority.sign(folder / "tls.crt", folder / "tls.key",
+                       [f"DNS:{name}" for r in running if secret in r.secrets().values() for name in r.names().split()[1:]] +
+                       [f"IP:{r.pod.ip}" for r in running if "router" in r.pod.name])
+        authority.certificate.rename(folder / "ca.crt")
+        contexts[secret] = ssl.create_default_context(cafile=str(folder / "ca.crt"))
+        contexts[secret].load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    return contexts
+
+
+def is_heard(host, port, context):
+    """Whether an HTTP/2 client without a certificate gets an answer. `context` None: it speaks in clear."""
+    with socket.create_connection((host, port), timeout=20) as raw:
+        try:
+            connection = context.wrap_socket(raw) if context else raw
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            # A server in clear begins with its settings; one that is not may only tell of the end.
+            return connection.recv(9)[3:4] == b"\x04"
+        except OSError:
+            return False
+
+
+def ask(objects, running, context):
+    """A request to the Service that clients use; what it says. `context`: of a client with a certificate."""
     [service] = [o for o in objects if o["kind"] == "Service" and o["metadata"]["name"] == "switchyard"]
     selector = service["spec"]["selector"]
     [front] = [r for r in running if selector.items() <= r.pod.labels.items()]
     [port] = [p["port"] for p in service["spec"]["ports"] if p["name"] == "http"]
-    status, text = get(f"http://{front.pod.ip}:{port}/v1/completions",
-                       {"prompt": "Once upon a time " * 40, "max_tokens": 8, "temperature": 0})
+    url = f"{'https' if context else 'http'}://{front.pod.ip}:{port}/v1/completions"
+    if context:
+        nobody = ssl.create_default_context()
+        nobody.check_hostname, nobody.verify_mode = False, ssl.CERT_NONE
+        nobody.set_alpn_protocols(["h2"])
+        assert get(url, {}, nobody)[0] == 0, "a client without a certificate was heard"
+    for r in running:
+        [grpc] = [p["containerPort"] for p in r.container["ports"] if p["name"] == "grpc"]
+        for stranger in (None, nobody) if context else ():
+            assert not is_heard(r.pod.ip, grpc, stranger), f"{r.pod.name} hears who shows no certificate"
+        assert context or is_heard(r.pod.ip, grpc, None), f"{r.pod.name} hears nobody"
+    status, text = get(url, {"prompt": "Once upon a time " * 40, "max_tokens": 8, "temperature": 0}, context)
     assert status == 200, (status, text)
     answer = json.loads(text)
     assert answer["usage"]["completion_tokens"] == 8, answer
@@ -104,10 +141,11 @@ def run(root, overlay, binary, work):
         for i, r in enumerate(running):
             r.pod.ip = network.host(i)
         (work / "hosts").write_text("127.0.0.1 localhost\n" + "".join(r.names() + "\n" for r in running))
+        contexts = make_secrets(running, work)
         for i, r in enumerate(running):
             r.start(binary, root / "models/fables-7m", objects, network.command(i), work, log)
         await_ready(running)
-        text = ask(objects, running)
+        text = ask(objects, running, contexts.get("switchyard-router-tls"))
         print(f"{overlay}: {', '.join(r.pod.name for r in running)}: {text!r}")
         for r in running:
             r.process.terminate()

@@ -2,21 +2,105 @@
 """`bench serve` and `top` against a live cluster: both backends count what was sent, files are written, an interrupt
 leaves a report. usage: bench_test.py SWITCHYARD MODEL
 """
+import http.server
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 from cluster import Cluster
 
 
+# Under each service: its spans, with their parents.
+STAGES = {
+    "switchyard-router": {"request": "client", "queue": "request", "attempt 1": "request", "prefill": "attempt 1",
+                          "transfer": "attempt 1", "decode": "attempt 1"},
+    "switchyard-prefill": {"prefill rank": "attempt 1", "wait": "prefill rank", "compute": "prefill rank",
+                           "reserve": "prefill rank", "send": "prefill rank", "commit": "prefill rank"},
+    "switchyard-decode": {"decode rank": "attempt 1", "receive": "decode rank", "generate": "decode rank"},
+}
+SPAN = {"traceId": "[0-9a-f]{32}", "spanId": "[0-9a-f]{16}", "parentSpanId": "[0-9a-f]{16}", "name": ".+", "kind": "1",
+        "startTimeUnixNano": r"\d{19}", "endTimeUnixNano": r"\d{19}"}
+
+
+class Collector:
+    """What a collector's port is to an exporter: POST /v1/traces, JSON, OTLP's ExportTraceServiceRequest."""
+
+    def __init__(self):
+        self._requests = requests = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                good = self.path == "/v1/traces" and self.headers["Content-Type"] == "application/json"
+                requests.append(body if good else {"refused": self.path})
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            def log_message(self, *_):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+
+    def requests(self):
+        return list(self._requests)
+
+
+def attributes(of):
+    assert all(set(a) == {"key", "value"} and set(a["value"]) == {"stringValue"} for a in of["attributes"]), of
+    return {a["key"]: a["value"]["stringValue"] for a in of["attributes"]}
+
+
+def check_trace(requests, trace_id):
+    """Waits until the trace is whole, and checks its shape. `requests`: gives all of them as JSON."""
+    deadline = time.monotonic() + 10
+    while True:
+        found = {}
+        for request in requests():
+            [resource] = request["resourceSpans"]
+            service = attributes(resource["resource"])["service.name"]
+            [scope] = resource["scopeSpans"]
+            assert scope["scope"]["name"] == "switchyard" and len(scope["spans"]) <= 512, scope["scope"]
+            for span in scope["spans"]:
+                if span["traceId"] == trace_id:
+                    found.setdefault(service, {})[span["name"]] = span
+        if all(stages.keys() == found.get(service, {}).keys() for service, stages in STAGES.items()):
+            break
+        assert time.monotonic() < deadline, {s: list(stages) for s, stages in found.items()}
+        time.sleep(0.1)
+    spans = {"client": {"spanId": "b7ad6b7169203331"}, **{n: s for stages in found.values() for n, s in stages.items()}}
+    for name, parent in (pair for stages in STAGES.values() for pair in stages.items()):
+        span = spans[name]
+        for key, pattern in SPAN.items():
+            assert re.fullmatch(pattern, str(span[key])), (key, span)
+        assert span.keys() - SPAN.keys() <= {"attributes", "status"} and attributes(span) is not None, span
+        assert span["parentSpanId"] == spans[parent]["spanId"], (name, span)
+        assert int(span["startTimeUnixNano"]) <= int(span["endTimeUnixNano"]), span
+        if parent != "client":  # each process has a clock of its own
+            assert int(span["startTimeUnixNano"]) > int(spans[parent]["startTimeUnixNano"]) - 10**7, (name, span)
+
+
 def main():
     binary, model = sys.argv[1], sys.argv[2]
-    with tempfile.TemporaryDirectory() as work, \
-            Cluster(binary, model, "--disaggregate", "always", "--trace-file", f"{work}/spans") as cluster:
+    with tempfile.TemporaryDirectory() as work, Collector() as collector, \
+            Cluster(binary, model, "--disaggregate", "always", "--trace-file", f"{work}/spans",
+                    "--otlp-traces-endpoint", collector.url, "--json-logs", "--log-level", "debug") as cluster:
         def bench(*flags, code=0):
             done = subprocess.run([binary, "bench", "serve", *flags], capture_output=True, text=True, timeout=120,
                                   check=False)
@@ -66,7 +150,8 @@ def main():
         assert top.count("requests: ") == 2 and top.count("decode") >= 2 and "KV blocks" in top, top
         print(top)
 
-        # A request is seen while it runs, and leaves its spans under the client's trace.
+        # A request is seen while it runs, and leaves its spans under the client's trace: in the file and at the
+        # collector, of the router and of both ranks.
         trace_id = "0af7651916cd43dd8448eb211c80319c"
         events = cluster.stream(prompt="Once", max_tokens=400, ignore_eos=True,
                                 headers={"traceparent": f"00-{trace_id}-b7ad6b7169203331-01", "X-Request-Id": "seen"})
@@ -76,16 +161,14 @@ def main():
         assert running["trace_id"] == trace_id and running["tokens"] >= 1 and running["decode_worker"], running
         for _ in events:
             pass
-        deadline = time.monotonic() + 10
-        stages = {}
-        while "request" not in stages:
-            assert time.monotonic() < deadline, stages
-            spans = [s for line in pathlib.Path(work, "spans").read_text().splitlines()
-                     for r in json.loads(line)["resourceSpans"] for c in r["scopeSpans"] for s in c["spans"]]
-            stages = {s["name"]: s for s in spans if s["traceId"] == trace_id}
-            time.sleep(0.1)
-        assert set(stages) == {"request", "queue", "attempt 1", "prefill", "transfer", "decode"}, stages
-        assert stages["request"]["parentSpanId"] == "b7ad6b7169203331", stages
+        check_trace(lambda: [json.loads(line) for line in pathlib.Path(work, "spans").read_text().splitlines()], trace_id)
+        check_trace(collector.requests, trace_id)
+        # Every process names the request in its lines.
+        lines = [json.loads(line) for line in cluster.log().splitlines() if line.startswith('{"time"')]
+        for logger, message in (("router", "attempt"), ("router", "request ended"), ("prefill-0", "attempt"),
+                                ("prefill-0", "attempt ended"), ("decode-0", "attempt"), ("decode-0", "attempt ended")):
+            assert any(li["logger"] == logger and li["message"] == message and li.get("request") == "seen"
+                       for li in lines), (logger, message)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-// bench/http_client.h: HTTP/1.1 calls whose answers may stream, on one thread.
+// common/net/http_client.h: HTTP/1.1 calls whose answers may stream, on one thread.
 #pragma once
 
 #include <functional>
@@ -36,8 +36,12 @@ class HttpClient {
   // One whole answer of status 200, at most `bytes_max`. kUnavailable, kNotFound (another status).
   absl::StatusOr<std::string> Get(const std::string& path, absl::Duration timeout,
                                   size_t bytes_max = 16 << 20);
+  // The answer's status; at most 64 KiB of it are read.
+  absl::StatusOr<int> Post(const std::string& path, std::string body, absl::Duration timeout);
 
  private:
+  absl::StatusOr<int> Wait(HttpCall call);
+
   struct Impl;
   const std::shared_ptr<Impl> impl_;
 };

@@ -1,4 +1,4 @@
-#include "bench/http_client.h"
+#include "common/net/http_client.h"
 
 #include <boost/asio/connect.hpp>
 #include <boost/asio/io_context.hpp>
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
 
 namespace switchyard {
 namespace {
@@ -70,7 +71,7 @@ class HttpClient::Impl::Call : public std::enable_shared_from_this<HttpClient::I
     request_.target(call_.path);
     request_.version(11);
     request_.set(http::field::host, client_->host);
-    request_.set(http::field::user_agent, "switchyard-bench");
+    request_.set(http::field::user_agent, "switchyard");
     if (!client_->authorization.empty()) {
       request_.set(http::field::authorization, client_->authorization);
     }
@@ -205,25 +206,39 @@ void HttpClient::CancelAll() {
   });
 }
 
-absl::StatusOr<std::string> HttpClient::Get(const std::string& path, absl::Duration timeout,
-                                            size_t bytes_max) {
-  auto body = std::make_shared<std::string>();
+absl::StatusOr<int> HttpClient::Wait(HttpCall call) {
   auto done = std::make_shared<std::promise<absl::StatusOr<int>>>();
   auto result = done->get_future();
+  call.on_end = [done](absl::StatusOr<int> status) { done->set_value(std::move(status)); };
+  Start(std::move(call));
+  return result.get();
+}
+
+absl::StatusOr<std::string> HttpClient::Get(const std::string& path, absl::Duration timeout,
+                                            size_t bytes_max) {
+  std::string body;
   HttpCall call;
   call.path = path;
   call.timeout = timeout;
   call.bytes_max = bytes_max;
-  call.on_piece = [body](std::string_view piece) {
-    body->append(piece);
+  call.on_piece = [&body](std::string_view piece) {
+    body.append(piece);
     return true;
   };
-  call.on_end = [done](absl::StatusOr<int> status) { done->set_value(std::move(status)); };
-  Start(std::move(call));
-  const absl::StatusOr<int> status = result.get();
-  if (!status.ok()) return status.status();
-  if (*status != 200) return absl::NotFoundError(absl::StrCat(path, ": status ", *status));
-  return std::move(*body);
+  ASSIGN_OR_RETURN(const int status, Wait(std::move(call)));
+  if (status != 200) return absl::NotFoundError(absl::StrCat(path, ": status ", status));
+  return body;
+}
+
+absl::StatusOr<int> HttpClient::Post(const std::string& path, std::string body,
+                                     absl::Duration timeout) {
+  HttpCall call;
+  call.method = "POST";
+  call.path = path;
+  call.body = std::move(body);
+  call.timeout = timeout;
+  call.bytes_max = 64 << 10;
+  return Wait(std::move(call));
 }
 
 }  // namespace switchyard
