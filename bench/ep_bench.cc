@@ -1,20 +1,15 @@
 #include "bench/ep_bench.h"
 
 #include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <numeric>
-#include <optional>
 #include <random>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
-#include "bench/peer_text.h"
+#include "bench/ep_processes.h"
 #include "bench/raw_lane.h"
 #include "common/clock.h"
 #include "common/status_macros.h"
@@ -71,8 +66,9 @@ absl::StatusOr<Json> MeasureExchange(const BenchEpOptions& o, EpGroup& group, in
     ASSIGN_OR_RETURN(const DispatchHandle handle,
                      dispatcher->Send(0, hidden, experts, t.positions));
     ASSIGN_OR_RETURN(const DispatchedRows in, dispatcher->Receive(handle));
-    RETURN_IF_ERROR(dispatcher->CombineSend(handle, in.rows));
-    return dispatcher->CombineReceive(handle, weights, {out.data(), hidden.extents()});
+    RETURN_IF_ERROR(
+        dispatcher->CombineSend(handle, in.rows, weights, {out.data(), hidden.extents()}));
+    return dispatcher->CombineReceive(handle);
   };
   // All ranks stop after the same round: rank 0 says when, in the step's header.
   const MonotonicClock clock;
@@ -108,10 +104,24 @@ double CpuSeconds() {
                                absl::DurationFromTimeval(used.ru_stime));
 }
 
-absl::StatusOr<Json> RunRank(const BenchEpOptions& o, const std::string& lane, int rank, int fd) {
-  static const MonotonicClock clock;
+absl::StatusOr<Json> RunRank(const BenchEpOptions& o, EpGroup& group) {
+  Json exchanges = Json::array();
+  for (const int width : o.hidden) {
+    for (const int count : o.tokens) {
+      ASSIGN_OR_RETURN(Json one, MeasureExchange(o, group, count, width));
+      exchanges.push_back(std::move(one));
+    }
+  }
+  const double before = CpuSeconds();
+  const absl::Time end = group.clock().Now() + absl::Seconds(1);
+  while (group.clock().Now() < end) group.Sleep(-1, end - group.clock().Now());
+  return Json{{"exchanges", exchanges}, {"idle_cpu", CpuSeconds() - before}};
+}
+
+// ---- this process
+absl::StatusOr<Json> RunLane(const BenchEpOptions& o, const std::string& lane) {
+  ASSIGN_OR_RETURN(const RawLane raw, MeasureRawLane(lane));
   EpGroupOptions g;
-  g.rank = rank;
   g.world = o.ranks;
   g.lanes = {lane};
   for (const int width : o.hidden) {
@@ -124,73 +134,9 @@ absl::StatusOr<Json> RunRank(const BenchEpOptions& o, const std::string& lane, i
                                                       g.ring_bytes));
     }
   }
-  ASSIGN_OR_RETURN(const auto group, EpGroup::Create(g, &clock));
-  std::vector<std::optional<EpHello>> hellos(o.ranks);
-  for (int p = 0; p < o.ranks; ++p) {
-    if (p != rank) SendText(fd, EncodeEpHello(group->HelloFor(p)));
-  }
-  for (int p = 0; p < o.ranks; ++p) {
-    if (p == rank) continue;
-    ASSIGN_OR_RETURN(hellos[p], DecodeEpHello(ReceiveText(fd)));
-  }
-  RETURN_IF_ERROR(group->Connect(hellos));
-  Json exchanges = Json::array();
-  for (const int width : o.hidden) {
-    for (const int count : o.tokens) {
-      ASSIGN_OR_RETURN(Json one, MeasureExchange(o, *group, count, width));
-      exchanges.push_back(std::move(one));
-    }
-  }
-  const double before = CpuSeconds();
-  const absl::Time end = clock.Now() + absl::Seconds(1);
-  while (clock.Now() < end) group->Sleep(-1, end - clock.Now());
-  const double idle = CpuSeconds() - before;
-  RETURN_IF_ERROR(group->OpenStep({}).status());  // nobody leaves before the others are done
-  return Json{{"exchanges", exchanges}, {"idle_cpu", idle}};
-}
-
-// ---- this process
-absl::StatusOr<Json> RunLane(const BenchEpOptions& o, const std::string& lane) {
-  ASSIGN_OR_RETURN(const RawLane raw, MeasureRawLane(lane));
-  std::vector<int> sockets;
-  std::vector<pid_t> pids;
-  for (int rank = 0; rank < o.ranks; ++rank) {
-    int fds[2];
-    if (socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0) {
-      return absl::ErrnoToStatus(errno, "socketpair");
-    }
-    const pid_t pid = fork();
-    if (pid < 0) return absl::ErrnoToStatus(errno, "fork");
-    if (pid == 0) {
-      for (const int fd : sockets) close(fd);
-      close(fds[0]);
-      auto result = RunRank(o, lane, rank, fds[1]);
-      SendText(fds[1], result.ok() ? result->dump() : "error: " + result.status().ToString());
-      _exit(0);
-    }
-    close(fds[1]);
-    sockets.push_back(fds[0]);
-    pids.push_back(pid);
-  }
-  std::vector<std::vector<std::string>> from(o.ranks, std::vector<std::string>(o.ranks));
-  for (int r = 0; r < o.ranks; ++r) {
-    for (int p = 0; p < o.ranks; ++p) {
-      if (p != r) from[r][p] = ReceiveText(sockets[r]);
-    }
-  }
-  for (int r = 0; r < o.ranks; ++r) {
-    for (int p = 0; p < o.ranks; ++p) {
-      if (p != r) SendText(sockets[r], from[p][r]);
-    }
-  }
-  std::vector<std::string> said;
-  for (const int fd : sockets) said.push_back(ReceiveText(fd));
-  for (const int fd : sockets) close(fd);
-  for (const pid_t pid : pids) waitpid(pid, nullptr, 0);
-  for (const std::string& text : said) {
-    if (text.empty() || text[0] != '{') return absl::InternalError("a rank failed: " + text);
-  }
-  const Json first = Json::parse(said[0]);
+  ASSIGN_OR_RETURN(const std::vector<Json> said,
+                   RunEpProcesses(g, [&](EpGroup& group, int) { return RunRank(o, group); }));
+  const Json& first = said[0];
   Json report = {{"lane", lane},
                  {"alpha_us", raw.alpha_seconds * 1e6},
                  {"beta_gb_per_s", raw.beta_bytes_per_s / 1e9},

@@ -1,8 +1,10 @@
-// switchyard bench ep: dispatch and combine between processes, against what the bare lane can do.
+// switchyard bench ep: dispatch and combine between processes, against what the bare lane can do;
+// with a model, its whole steps, with one micro-batch and with two.
 #include <iostream>
 
 #include "bench/ep_bench.h"
 #include "bench/ep_skew.h"
+#include "bench/ep_step_bench.h"
 #include "cli/command.h"
 
 namespace switchyard {
@@ -33,6 +35,18 @@ class BenchEp final : public Command {
         ->delimiter(',')
         ->check(CLI::Range(1, 1 << 16))
         ->capture_default_str();
+    app.add_option("--model", steps_.model_dir,
+                   "whole steps of this config.json, with one micro-batch and with two; --experts, "
+                   "--top-k and --hidden are the model's")
+        ->check(CLI::ExistingDirectory);
+    app.add_option(
+           "--context", steps_.context,
+           "with --model: tokens before each, which are sequences of their own; 0: a prompt")
+        ->check(CLI::Range(0, 1 << 16))
+        ->capture_default_str();
+    app.add_option("--threads", steps_.threads, "with --model: of each rank")
+        ->check(CLI::Range(1, 1024))
+        ->capture_default_str();
     app.add_option("--low-latency-tokens", o_.low_latency_tokens, "up to so many take that path")
         ->check(CLI::Range(0, 1 << 12))
         ->capture_default_str();
@@ -60,7 +74,15 @@ class BenchEp final : public Command {
     if (!json_) {
       o_.progress = [](const std::string& line) { std::cout << line << std::endl; };
     }
-    auto report = app.count("--zipf") > 0 ? RunSkew() : RunBenchEp(o_);
+    steps_.ranks = o_.ranks;
+    steps_.lanes = o_.lanes;
+    steps_.tokens = o_.tokens;
+    steps_.low_latency_tokens = o_.low_latency_tokens;
+    steps_.seconds = o_.seconds;
+    steps_.progress = o_.progress;
+    auto report = app.count("--zipf") > 0    ? RunSkew()
+                  : steps_.model_dir.empty() ? RunBenchEp(o_)
+                                             : RunBenchEpSteps(steps_);
     if (!report.ok()) return report.status();
     if (json_) std::cout << report->dump(2) << "\n";
     return 0;
@@ -79,6 +101,7 @@ class BenchEp final : public Command {
 
   BenchEpOptions o_;
   BenchEpSkewOptions skew_;
+  BenchEpStepOptions steps_;
   bool json_ = false;
 };
 

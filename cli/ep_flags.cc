@@ -26,6 +26,12 @@ void EpFlags::AddTo(CLI::App& app) {
       ->check(CLI::Range(0, 1 << 12))
       ->capture_default_str()
       ->group(kGroup);
+  app.add_option("--ep-overlap", overlap,
+                 "two micro-batches per step, one computes while the other's rows travel: where it "
+                 "is measured to be faster, always, never")
+      ->check(CLI::IsMember({"auto", "on", "off"}))
+      ->capture_default_str()
+      ->group(kGroup);
   app.add_option("--ep-timeout-seconds", timeout_seconds,
                  "a rank that all others have waited for so long is lost")
       ->check(CLI::Range(0.1, 3600.0))
@@ -76,6 +82,9 @@ void EpFlags::AddRankTo(CLI::App& app) {
 EpOptions EpFlags::Options() const {
   EpOptions options = ep;
   options.lanes = KvLanes(lane);
+  options.overlap = overlap == "on"    ? EpOverlap::kOn
+                    : overlap == "off" ? EpOverlap::kOff
+                                       : EpOverlap::kAuto;
   options.wait_max = absl::Seconds(timeout_seconds);
   options.rebalance_interval = absl::Seconds(rebalance_seconds);
   options.rebalance_bytes_per_second = rebalance_mb_per_second * 1e6;
@@ -83,9 +92,16 @@ EpOptions EpFlags::Options() const {
 }
 
 std::vector<std::string> EpFlags::Names() {
-  return {"redundant-experts",      "expert-placement",       "ep-lane",
-          "ep-low-latency-tokens",  "ep-timeout-seconds",     "ep-rebalance-interval-seconds",
-          "ep-rebalance-threshold", "ep-rebalance-bandwidth", "ep-spare-experts"};
+  return {"redundant-experts",
+          "expert-placement",
+          "ep-lane",
+          "ep-low-latency-tokens",
+          "ep-timeout-seconds",
+          "ep-rebalance-interval-seconds",
+          "ep-rebalance-threshold",
+          "ep-rebalance-bandwidth",
+          "ep-spare-experts",
+          "ep-overlap"};
 }
 
 }  // namespace switchyard

@@ -74,7 +74,8 @@ EpRank::EpRank(const EpOptions& options, Model* model, std::shared_ptr<const Pla
                 .hidden = model->config().hidden_size,
                 .max_tokens = model->options().max_batch_tokens,
                 .dtype = model->options().dtype,
-                .low_latency_tokens = options.low_latency_tokens},
+                .low_latency_tokens = options.low_latency_tokens,
+                .overlap = options.overlap},
       clock_(*clock),
       log_(log),
       incarnation_(RandomWord()),
@@ -92,13 +93,14 @@ EpRank::EpRank(const EpOptions& options, Model* model, std::shared_ptr<const Pla
 // Whatever makes two ranks call, compute or plan differently.
 std::string EpRank::Config() const {
   return absl::StrCat(model_.numerics_id(), " tokens:", dispatch_.max_tokens,
-                      " low-latency:", dispatch_.low_latency_tokens, " placement:", first_digest_,
-                      " rebalance:", options_.rebalance.threshold, ",",
-                      options_.rebalance.fetched_experts_max);
+                      " low-latency:", dispatch_.low_latency_tokens,
+                      " overlap:", static_cast<int>(dispatch_.overlap),
+                      " placement:", first_digest_, " rebalance:", options_.rebalance.threshold,
+                      ",", options_.rebalance.fetched_experts_max);
 }
 
 absl::Status EpRank::FormOnce(absl::Duration timeout) {
-  if (dispatcher_ != nullptr) bytes_of_epochs_ += dispatcher_->bytes_sent();
+  if (dispatcher_ != nullptr) AddCounters(&past_);
   computes_ = false;  // what a broken step counted is not a step's load
   fetcher_.Cancel();
   dispatcher_.reset();
@@ -159,12 +161,19 @@ void EpRank::CountStep() {
   if (clock_.Now() - shown_ >= kShowEvery) Show();
 }
 
+void EpRank::AddCounters(EpSnapshot* to) const {
+  to->bytes_sent += dispatcher_->bytes_sent();
+  to->overlapped_steps += dispatcher_->overlapped_steps();
+  to->waited += dispatcher_->waited();
+}
+
 void EpRank::Show() {
   shown_ = clock_.Now();
-  EpSnapshot s{.epoch = epoch_,
-               .ranks = group_->present_ranks(),
-               .bytes_sent = bytes_of_epochs_ + dispatcher_->bytes_sent(),
-               .rebalance = rebalance_};
+  EpSnapshot s = past_;
+  AddCounters(&s);
+  s.epoch = epoch_;
+  s.ranks = group_->present_ranks();
+  s.rebalance = rebalance_;
   s.rebalance.placement = whole_->version();
   const auto experts = static_cast<size_t>(placement_->experts());
   for (int l = 0; l < placement_->layers(); ++l) {
@@ -231,6 +240,7 @@ absl::StatusOr<bool> EpRank::Open(int rows) {
     StepHeader mine;
     mine.rows = static_cast<uint32_t>(rows);
     mine.placement = placement_->version();
+    mine.micros = dispatcher_->step_micros();
     mine.wants = (leaving_ ? kWantsToLeave : 0) | (Knocked() ? kWantsToMeet : 0);
     told_ = leaving_;
     rebalancer_.Fill(options_.rank, clock_.Now(), &mine);

@@ -48,6 +48,7 @@ struct EpOptions {
   absl::Duration rebalance_interval = absl::ZeroDuration();  // at least; 0: never
   RebalanceLimits rebalance = {};
   double rebalance_bytes_per_second = 50e6;  // of the experts that a rank fetches
+  EpOverlap overlap = EpOverlap::kAuto;      // EpDispatcher::Options
 
   int world() const { return static_cast<int>(peers.size()); }
   bool alone() const { return peers.empty(); }
@@ -66,7 +67,8 @@ struct EpRebalanceStats {
 struct EpSnapshot {
   uint64_t epoch = 0;  // 0: no group
   int ranks = 0;       // that are in the epoch
-  uint64_t bytes_sent = 0;
+  uint64_t bytes_sent = 0, overlapped_steps = 0;
+  absl::Duration waited;  // for rows of other ranks, within steps
   EpRebalanceStats rebalance = {};
   std::vector<int> moe_layers = {};                     // the layer of each row below
   std::vector<std::vector<int64_t>> expert_loads = {};  // [MoE layers][E] tokens
@@ -121,6 +123,8 @@ class EpRank final : public StepGroup {
   void EndRound(SpareExperts unused);
   // Takes in the loads of the step that has ended, and shows them from time to time.
   void CountStep();
+  // Of this epoch.
+  void AddCounters(EpSnapshot* to) const;
   void Show();
   // A rank that is not in this epoch has knocked since it began.
   bool Knocked() const;
@@ -146,8 +150,8 @@ class EpRank final : public StepGroup {
   Rebalancer rebalancer_;
   std::optional<ExpertFetcher::Fetched> pending_;  // this rank is ready for it
   EpRebalanceStats rebalance_;
-  bool computes_ = false;         // the step that is open
-  uint64_t bytes_of_epochs_ = 0;  // that have ended
+  bool computes_ = false;  // the step that is open
+  EpSnapshot past_;        // the counters of epochs that have ended
   absl::Time shown_ = absl::InfinitePast();
   mutable Mutex mu_;
   EpSnapshot snapshot_ ABSL_GUARDED_BY(mu_);

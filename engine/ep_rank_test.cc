@@ -111,6 +111,7 @@ struct Layout {
   std::string lane = "shm", placement_file = "";
   int low_latency_tokens = 128;
   absl::Duration rebalance_interval = absl::ZeroDuration();
+  EpOverlap overlap = EpOverlap::kOff;
 };
 
 // Every row of every request has chosen its experts in each MoE layer, on the rank that had it.
@@ -155,6 +156,7 @@ void ExpectBitsOf(const Layout& layout, const std::vector<EngineRequest>& reques
     ep.low_latency_tokens = layout.low_latency_tokens;
     ep.rebalance_interval = layout.rebalance_interval;
     ep.rebalance = {.threshold = 0};
+    ep.overlap = layout.overlap;
     workers.push_back(std::make_unique<Worker>(ep, PortOf(peers[r])));
   }
   for (int r = 0; r < layout.world; ++r) {
@@ -184,6 +186,11 @@ void ExpectBitsOf(const Layout& layout, const std::vector<EngineRequest>& reques
     got.insert(w->answers.begin(), w->answers.end());
   }
   EXPECT_EQ(got, wanted);
+  for (auto& w : workers) {
+    const EpSnapshot s = w->rank->Snapshot();
+    EXPECT_EQ(s.overlapped_steps > 0, layout.overlap == EpOverlap::kOn);
+    EXPECT_EQ(s.waited > absl::ZeroDuration(), layout.world > 1);
+  }
   if (layout.rebalance_interval == absl::ZeroDuration()) return ExpectLoads(workers, requests);
   const EpRebalanceStats first = workers[0]->rank->Snapshot().rebalance;
   EXPECT_GT(first.done, 1u);
@@ -204,10 +211,14 @@ TEST(EpRankTest, BitsAreThoseOfOneEngine) {
   ASSERT_EQ(wanted.size(), requests.size());
   ExpectBitsOf({.world = 1}, requests, wanted, false);
   ExpectBitsOf({.world = 2}, requests, wanted, false);
+  const auto on = EpOverlap::kOn;
+  ExpectBitsOf({.world = 2, .overlap = on}, requests, wanted, false);
   ExpectBitsOf({.world = 2, .redundant = 2, .lane = "tcp"}, requests, wanted, false);
+  ExpectBitsOf({.world = 2, .redundant = 4, .lane = "tcp", .low_latency_tokens = 0, .overlap = on},
+               requests, wanted, true);
   ExpectBitsOf({.world = 2, .redundant = 4, .low_latency_tokens = 0}, requests, wanted, true);
   ExpectBitsOf({.world = 4, .lane = "tcp", .low_latency_tokens = 8}, requests, wanted, false);
-  ExpectBitsOf({.world = 4, .redundant = 4}, requests, wanted, true);
+  ExpectBitsOf({.world = 4, .redundant = 4, .overlap = on}, requests, wanted, true);
 }
 
 TEST(EpRankTest, BitsStayWhileExpertsMove) {
@@ -242,6 +253,7 @@ TEST(EpRankTest, ThoseWhoAreLeftFinishTheStepAndTheLostRankComesBack) {
     options[r].wait_max = absl::Seconds(5);
     options[r].rebalance_interval = absl::Milliseconds(10);  // in the midst of it
     options[r].rebalance.threshold = 0;
+    options[r].overlap = EpOverlap::kOn;
   }
   options[0].peers = options[1].peers = Addresses(2);
   // Each rank is lost once, also the one that all meet at.

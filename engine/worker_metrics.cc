@@ -82,6 +82,12 @@ struct WorkerMetrics::Series {
   }
   prometheus::Gauge& balanced_before = Balancedness("before");
   prometheus::Gauge& balanced_after = Balancedness("after");
+  prometheus::Counter& ep_overlapped =
+      registry.Counter("ep_overlapped_steps_total",
+                       "Steps of two micro-batches, one on the wire while one computes");
+  prometheus::Counter& ep_waited =
+      registry.Counter("ep_wait_seconds_total",
+                       "Time within steps in which the engine waited for other ranks' rows");
   prometheus::Gauge& EpRows(int layer, size_t rank) {
     return registry.Gauge("ep_rows", "Rows for the experts of a rank, in the last 256 steps",
                           {{"layer", std::to_string(layer)}, {"to_rank", std::to_string(rank)}});
@@ -154,6 +160,8 @@ std::string WorkerMetrics::Text(const WorkerSnapshot& now) {
   RaiseTo(s.spans_lost, static_cast<double>(now.spans_lost));
   RaiseTo(s.ep_sent, static_cast<double>(now.ep.bytes_sent));
   s.ShowRebalances(now.ep.rebalance);
+  RaiseTo(s.ep_overlapped, static_cast<double>(now.ep.overlapped_steps));
+  RaiseTo(s.ep_waited, absl::ToDoubleSeconds(now.ep.waited));
   for (size_t i = 0; i < now.ep.rank_loads.size(); ++i) {
     for (size_t r = 0; r < now.ep.rank_loads[i].size(); ++r) {
       s.EpRows(now.ep.moe_layers[i], r).Set(now.ep.rank_loads[i][r]);

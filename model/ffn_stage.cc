@@ -51,14 +51,15 @@ absl::Status Experts(StepContext& step, const LayerWeights& w, MicroBatch& b) {
 
 absl::Status CombineSend(StepContext& step, MicroBatch& b) {
   const Matrix<const float> rows = b.received.rows;
-  return step.dispatcher.CombineSend(b.dispatch, b.expert_rows.Get(rows.rows(), rows.cols()));
+  return step.dispatcher.CombineSend(b.dispatch, b.expert_rows.Get(rows.rows(), rows.cols()),
+                                     b.gate_weights.Get(b.rows(), step.config.gate.top_k),
+                                     b.moe_sum.Get(b.rows(), step.config.hidden_size));
 }
 
 absl::Status CombineReceive(StepContext& step, const LayerWeights& w, MicroBatch& b) {
+  RETURN_IF_ERROR(step.dispatcher.CombineReceive(b.dispatch));
   const size_t hidden = step.config.hidden_size;
   const Matrix<float> sum = b.moe_sum.Get(b.rows(), hidden);
-  RETURN_IF_ERROR(step.dispatcher.CombineReceive(
-      b.dispatch, b.gate_weights.Get(b.rows(), step.config.gate.top_k), sum));
   ComputePool& pool = step.kernel_context.pool;
   if (w.shared) AddRows(pool, b.shared_out.Get(b.rows(), hidden), sum);
   AddRows(pool, sum, b.residual);

@@ -32,9 +32,9 @@ class GrowingArray {
 
 struct MicroBatch {
   // Set by the executor's caller before layer 0.
-  std::span<const AttentionSequence> sequences;  // cover [0, T)
-  std::vector<int32_t> positions;                // [T]
-  Matrix<float> residual;                        // [T, H]: in and out of every stage
+  std::vector<AttentionSequence> sequences;  // cover [0, T)
+  std::vector<int32_t> positions;            // [T]
+  Matrix<float> residual;                    // [T, H]: in and out of every stage
 
   // Attention's own, free between stages.
   GrowingArray<float> normed, q_low, q, q_latent, kv, k, v, context, heads_out, projected, partial;

@@ -35,7 +35,8 @@ class LoadedModel final : public Model {
         options_(std::move(options)),
         kernels_(std::move(kernels)),
         context_(options_.threads),
-        rope_(config_.MakeRopeTable(options_.max_model_len)) {}
+        rope_(config_.MakeRopeTable(options_.max_model_len)),
+        executor_(config_, weights_) {}
 
   absl::Status LoadFrom(const std::string& dir);
 
@@ -68,8 +69,8 @@ class LoadedModel final : public Model {
                         Matrix<const float> logits) const;
   absl::Status ValidateSequence(const AttentionSequence& s, int32_t first_row,
                                 const KvStorage& kv) const;
-  void Embed(const ForwardBatch& batch);
-  void Logits(std::span<const int32_t> rows, Matrix<float> logits);
+  Matrix<float> Embed(std::span<const int32_t> tokens);  // [T, H]
+  void Logits(Matrix<const float> hidden, std::span<const int32_t> rows, Matrix<float> logits);
 
   const ModelConfig config_;
   ModelOptions options_;  // but for the placement, as given
@@ -82,7 +83,8 @@ class LoadedModel final : public Model {
   std::string dir_;
   std::string digest_, numerics_id_;
   std::vector<std::string> notices_;
-  MicroBatch batch_;
+  Executor executor_;
+  MicroBatch batches_[2];
   GrowingArray<float> residual_, last_hidden_;
 };
 
@@ -259,12 +261,12 @@ absl::Status LoadedModel::Validate(const ForwardBatch& batch, const KvStorage& k
   return absl::OkStatus();
 }
 
-void LoadedModel::Embed(const ForwardBatch& batch) {
+Matrix<float> LoadedModel::Embed(std::span<const int32_t> tokens) {
   const size_t hidden = config_.hidden_size;
-  batch_.residual = residual_.Get(batch.tokens.size(), hidden);
-  for (size_t t = 0; t < batch.tokens.size(); ++t) {
-    const size_t at = batch.tokens[t] * hidden;
-    float* row = batch_.residual.row(t);
+  const Matrix<float> residual = residual_.Get(tokens.size(), hidden);
+  for (size_t t = 0; t < tokens.size(); ++t) {
+    const size_t at = tokens[t] * hidden;
+    float* row = residual.row(t);
     if (weights_.embedding_dtype == DType::kBfloat16) {
       const Bf16* from = reinterpret_cast<const Bf16*>(weights_.embedding.data()) + at;
       for (size_t i = 0; i < hidden; ++i) row[i] = ToFloat(from[i]);
@@ -272,13 +274,15 @@ void LoadedModel::Embed(const ForwardBatch& batch) {
       std::copy_n(reinterpret_cast<const float*>(weights_.embedding.data()) + at, hidden, row);
     }
   }
+  return residual;
 }
 
-void LoadedModel::Logits(std::span<const int32_t> rows, Matrix<float> logits) {
+void LoadedModel::Logits(Matrix<const float> hidden, std::span<const int32_t> rows,
+                         Matrix<float> logits) {
   if (rows.empty()) return;
   const Matrix<float> x = last_hidden_.Get(rows.size(), config_.hidden_size);
   for (size_t i = 0; i < rows.size(); ++i) {
-    std::copy_n(batch_.residual.row(rows[i]), x.cols(), x.row(i));
+    std::copy_n(hidden.row(rows[i]), x.cols(), x.row(i));
   }
   kernels_.norm->RmsNorm(context_, x, weights_.final_norm, config_.rms_norm_eps, x);
   kernels_.gemm->Gemm(context_, x, weights_.head, logits);
@@ -290,15 +294,12 @@ absl::Status LoadedModel::Forward(const ForwardBatch& batch, KvStorage& kv, Laye
   if (dispatcher_ == nullptr) {
     return absl::FailedPreconditionError("the model has a placement and no dispatcher");
   }
-  batch_.sequences = batch.sequences;
-  batch_.positions.clear();
-  for (const AttentionSequence& s : batch.sequences) {
-    for (int32_t i = 0; i < s.count; ++i) batch_.positions.push_back(s.first_position + i);
-  }
-  Embed(batch);
+  const Matrix<float> hidden = Embed(batch.tokens);
+  const auto batches = std::span(batches_).first(dispatcher_->micro_batches());
+  ShareRows(batch.sequences, hidden, batches);
   StepContext step{config_, kernels_, context_, rope_, *dispatcher_, kv};
-  RETURN_IF_ERROR(Executor(weights_).Run(step, batch_, observer));
-  Logits(batch.logit_rows, logits);
+  RETURN_IF_ERROR(executor_.Run(step, batches, observer));
+  Logits(hidden, batch.logit_rows, logits);
   return absl::OkStatus();
 }
 

@@ -29,15 +29,18 @@ absl::Status CheckDispatch(const DispatchShape& shape, Matrix<const float> hidde
   return absl::OkStatus();
 }
 
-absl::Status CheckCombine(size_t tokens, int top_k, int hidden, Matrix<const float> weights,
+absl::Status CheckCombine(const DispatchShape& shape, size_t tokens, size_t rows,
+                          Matrix<const float> expert_rows, Matrix<const float> weights,
                           Matrix<float> out) {
-  if (weights.rows() == tokens && weights.cols() == static_cast<size_t>(top_k) &&
-      out.rows() == tokens && out.cols() == static_cast<size_t>(hidden)) {
+  const size_t top_k = shape.top_k, width = shape.hidden;
+  if (expert_rows.rows() == rows && expert_rows.cols() == width && weights.rows() == tokens &&
+      weights.cols() == top_k && out.rows() == tokens && out.cols() == width) {
     return absl::OkStatus();
   }
   return absl::InvalidArgumentError(absl::StrCat(
-      "combine: weights [", weights.rows(), ", ", weights.cols(), "] and out [", out.rows(), ", ",
-      out.cols(), "] for ", tokens, " tokens, ", top_k, " slots and width ", hidden));
+      "combine: expert rows [", expert_rows.rows(), ", ", expert_rows.cols(), "], weights [",
+      weights.rows(), ", ", weights.cols(), "] and out [", out.rows(), ", ", out.cols(), "] for ",
+      rows, " rows, ", tokens, " tokens, ", top_k, " slots and width ", width));
 }
 
 }  // namespace switchyard

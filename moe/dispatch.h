@@ -3,7 +3,8 @@
 //
 //   Send ─► Receive ─► (grouped FFN) ─► CombineSend ─► CombineReceive
 // Send and receive are separate calls so that two micro-batches overlap: at most two dispatches are
-// in flight, in FIFO order. After any kUnavailable the epoch is over and every handle is void.
+// in flight, in FIFO order. What they were given may be read and written between the calls too.
+// After any kUnavailable the epoch is over and every handle is void.
 //
 // Letters: T tokens of this rank, H hidden, K top-k slots, R rows received, E experts hosted here.
 #pragma once
@@ -33,6 +34,8 @@ class Dispatcher {
   virtual ~Dispatcher() = default;
 
   virtual int local_experts() const = 0;
+  // In how many parts, 1 or 2, the rows of this step go: the same on all ranks.
+  virtual int micro_batches() const { return 1; }
   // The logical expert behind local slot i of a layer; negative if the slot is empty.
   virtual int LogicalExpert(int layer, int local) const = 0;
 
@@ -44,13 +47,15 @@ class Dispatcher {
                                               Matrix<const int32_t> experts,
                                               std::span<const int32_t> positions) = 0;
   virtual absl::StatusOr<DispatchedRows> Receive(DispatchHandle handle) = 0;
-  // expert_rows [R, H] in the order of Receive's rows; unchanged until CombineReceive returns. In
-  // BF16 mode they hold BF16 values, as the FFN leaves them: the wire carries those.
-  virtual absl::Status CombineSend(DispatchHandle handle, Matrix<const float> expert_rows) = 0;
-  // Sums the returned, unreduced rows in FP32 in slot order: out[t] = Σ_k weights[t][k] · row(t,
-  // k), a chain of product-then-sum from slot 0. weights [T, K]; out [T, H], overwritten.
-  virtual absl::Status CombineReceive(DispatchHandle handle, Matrix<const float> weights,
-                                      Matrix<float> out) = 0;
+  // Starts returning expert_rows [R, H], in the order of Receive's rows. In BF16 mode they hold
+  // BF16 values, as the FFN leaves them: the wire carries those. What comes back unreduced is
+  // summed in FP32 in slot order: out[t] = Σ_k weights[t][k] · row(t, k), a chain of
+  // product-then-sum from slot 0. weights [T, K]; out [T, H]. All three are the dispatcher's until
+  // CombineReceive returns.
+  virtual absl::Status CombineSend(DispatchHandle handle, Matrix<const float> expert_rows,
+                                   Matrix<const float> weights, Matrix<float> out) = 0;
+  // `out` is whole when it returns.
+  virtual absl::Status CombineReceive(DispatchHandle handle) = 0;
 };
 
 struct DispatchShape {
@@ -59,8 +64,9 @@ struct DispatchShape {
 // What every Send checks before anything else: shapes, T and expert ids. kInvalidArgument.
 absl::Status CheckDispatch(const DispatchShape& shape, Matrix<const float> hidden,
                            Matrix<const int32_t> experts, std::span<const int32_t> positions);
-// The same for CombineReceive of `tokens` tokens.
-absl::Status CheckCombine(size_t tokens, int top_k, int hidden, Matrix<const float> weights,
+// The same for CombineSend, whose dispatch has brought `rows` rows and sent `tokens` tokens.
+absl::Status CheckCombine(const DispatchShape& shape, size_t tokens, size_t rows,
+                          Matrix<const float> expert_rows, Matrix<const float> weights,
                           Matrix<float> out);
 
 }  // namespace switchyard

@@ -69,7 +69,12 @@ absl::StatusOr<std::unique_ptr<EpDispatcher>> EpDispatcher::Create(
     return refuse("ring_bytes", static_cast<int64_t>(ring),
                   static_cast<int64_t>(RingBytes(options, 0)), kEpRingBytesMax);
   }
-  return std::unique_ptr<EpDispatcher>(new EpDispatcher(group, std::move(placement), options));
+  std::unique_ptr<EpDispatcher> d(new EpDispatcher(group, std::move(placement), options));
+  ASSIGN_OR_RETURN(d->progress_,
+                   EpProgress::Create(
+                       group, [d = d.get()] { return d->Pump(); },
+                       [d = d.get()](int peer) { return !d->queues_[peer].empty(); }));
+  return d;
 }
 
 EpDispatcher::EpDispatcher(EpGroup* group, std::shared_ptr<const Placement> placement,
@@ -79,6 +84,7 @@ EpDispatcher::EpDispatcher(EpGroup* group, std::shared_ptr<const Placement> plac
       options_(options),
       wire_(RowCodecOf(options.dtype)),
       row_bytes_(static_cast<size_t>(options.hidden) * SizeOf(options.dtype)),
+      policy_(options.overlap),
       queues_(group->world()),
       scratch_(row_bytes_),
       counts_(static_cast<size_t>(placement_->layers()) * placement_->experts()) {
@@ -93,6 +99,17 @@ EpDispatcher::EpDispatcher(EpGroup* group, std::shared_ptr<const Placement> plac
 
 EpDispatcher::~EpDispatcher() = default;
 
+DispatchShape EpDispatcher::Shape() const {
+  return {.experts = placement_->experts(),
+          .top_k = options_.top_k,
+          .hidden = options_.hidden,
+          .max_tokens = options_.max_tokens};
+}
+
+bool EpDispatcher::InFlight() const {
+  return in_flight_[0]->state != State::kIdle || in_flight_[1]->state != State::kIdle;
+}
+
 bool EpDispatcher::UsesLowLatency(const Options& options, std::span<const StepHeader> headers) {
   return std::all_of(headers.begin(), headers.end(), [&](const StepHeader& h) {
     return h.rows <= static_cast<uint32_t>(options.low_latency_tokens);
@@ -101,6 +118,9 @@ bool EpDispatcher::UsesLowLatency(const Options& options, std::span<const StepHe
 
 void EpDispatcher::BeginStep(std::span<const StepHeader> headers) {
   low_latency_ = UsesLowLatency(options_, headers);
+  split_ = policy_.Split(headers);
+  overlapped_steps_ += split_;
+  step_began_ = group_.clock().Now();
   std::fill(counts_.begin(), counts_.end(), 0);
 }
 
@@ -120,11 +140,8 @@ absl::StatusOr<DispatchHandle> EpDispatcher::Send(int layer, Matrix<const float>
     return absl::InvalidArgumentError(
         absl::StrCat("dispatch: layer ", layer, " of ", placement_->layers()));
   }
-  RETURN_IF_ERROR(CheckDispatch({.experts = placement_->experts(),
-                                 .top_k = options_.top_k,
-                                 .hidden = options_.hidden,
-                                 .max_tokens = options_.max_tokens},
-                                hidden, experts, positions));
+  RETURN_IF_ERROR(CheckDispatch(Shape(), hidden, experts, positions));
+  const EpProgress::Hold hold(*progress_);
   Op& op = at(next_id_);
   if (op.state != State::kIdle) {
     return absl::FailedPreconditionError("a third dispatch: two are in flight");
@@ -154,6 +171,7 @@ absl::StatusOr<DispatchHandle> EpDispatcher::Send(int layer, Matrix<const float>
   }
   if (alone) Group(op);
   Pump();
+  progress_->Enable(split_);
   RETURN_IF_ERROR(group_.status());
   return DispatchHandle{op.id};
 }
@@ -175,6 +193,8 @@ absl::Status EpDispatcher::WaitFor(FunctionRef<bool()> done, const Op& op, const
     Pump();
     return done() && Sent(op);
   };
+  if (turn()) return absl::OkStatus();
+  const absl::Time began = group_.clock().Now();
   const auto missing = [&] {
     std::string late;
     for (int p = 0; p < group_.world(); ++p) {
@@ -187,11 +207,14 @@ absl::Status EpDispatcher::WaitFor(FunctionRef<bool()> done, const Op& op, const
     }
     return absl::StrCat(phase, " of layer ", op.layer, ": not finished with rank(s)", late);
   };
-  return group_.Wait(
+  absl::Status waited = group_.Wait(
       turn, [this](int peer) { return !queues_[peer].empty(); }, missing);
+  waited_ += group_.clock().Now() - began;
+  return waited;
 }
 
 absl::StatusOr<DispatchedRows> EpDispatcher::Receive(DispatchHandle handle) {
+  const EpProgress::Hold hold(*progress_);
   ASSIGN_OR_RETURN(Op* const op, Expect(handle, State::kSent));
   RETURN_IF_ERROR(WaitFor([&] { return Received(*op); }, *op, "dispatch"));
   op->state = State::kReceived;
@@ -200,15 +223,15 @@ absl::StatusOr<DispatchedRows> EpDispatcher::Receive(DispatchHandle handle) {
   return DispatchedRows{{op->row(0, width), {static_cast<size_t>(offsets.back()), width}}, offsets};
 }
 
-absl::Status EpDispatcher::CombineSend(DispatchHandle handle, Matrix<const float> expert_rows) {
+absl::Status EpDispatcher::CombineSend(DispatchHandle handle, Matrix<const float> expert_rows,
+                                       Matrix<const float> weights, Matrix<float> out) {
+  const EpProgress::Hold hold(*progress_);
   ASSIGN_OR_RETURN(Op* const op, Expect(handle, State::kReceived));
   const auto rows = static_cast<size_t>(op->grouping.offsets.back());
-  if (expert_rows.rows() != rows || expert_rows.cols() != static_cast<size_t>(options_.hidden)) {
-    return absl::InvalidArgumentError(absl::StrCat("combine: expert rows [", expert_rows.rows(),
-                                                   ", ", expert_rows.cols(), "], wanted [", rows,
-                                                   ", ", options_.hidden, "]"));
-  }
+  RETURN_IF_ERROR(CheckCombine(Shape(), op->tokens, rows, expert_rows, weights, out));
   op->expert_rows = expert_rows;
+  op->weights = weights;
+  op->sums = out;
   op->state = State::kReturned;
   for (int p = 0; p < group_.world(); ++p) {
     if (group_.link(p) != nullptr) queues_[p].push_back({.op = op, .combine = true});
@@ -217,12 +240,15 @@ absl::Status EpDispatcher::CombineSend(DispatchHandle handle, Matrix<const float
   return group_.status();
 }
 
-absl::Status EpDispatcher::CombineReceive(DispatchHandle handle, Matrix<const float> weights,
-                                          Matrix<float> out) {
+absl::Status EpDispatcher::CombineReceive(DispatchHandle handle) {
+  const EpProgress::Hold hold(*progress_);
   ASSIGN_OR_RETURN(Op* const op, Expect(handle, State::kReturned));
-  RETURN_IF_ERROR(CheckCombine(op->tokens, options_.top_k, options_.hidden, weights, out));
-  RETURN_IF_ERROR(WaitFor([&] { return SumReturned(*op, weights, out); }, *op, "combine"));
+  RETURN_IF_ERROR(WaitFor([&] { return op->done(); }, *op, "combine"));
   op->state = State::kIdle;
+  const absl::Duration took = group_.clock().Now() - step_began_;
+  step_micros_ =
+      static_cast<uint32_t>(std::clamp<int64_t>(absl::ToInt64Microseconds(took), 1, UINT32_MAX));
+  progress_->Enable(split_ && InFlight());
   return absl::OkStatus();
 }
 

@@ -11,6 +11,9 @@
 // Either way a token goes once to a rank, expert outputs return unreduced in the order of the
 // plan's entries, and the token's own rank sums them, in slot order, straight from the rings.
 //
+// In a step of two micro-batches (ep_overlap.h) frames move while the caller computes
+// (ep_progress.h).
+//
 // Owned by the engine thread. Letters as in dispatch.h and ep_plan.h; N ranks.
 #pragma once
 
@@ -23,7 +26,9 @@
 #include "kernels/gemm.h"
 #include "moe/dispatch.h"
 #include "moe/ep_group.h"
+#include "moe/ep_overlap.h"
 #include "moe/ep_plan.h"
+#include "moe/ep_progress.h"
 #include "moe/placement.h"
 #include "moe/row_codec.h"
 
@@ -37,6 +42,7 @@ class EpDispatcher final : public Dispatcher {
     int max_tokens = 0;              // T of one dispatch at most, of any rank
     DType dtype = DType::kBfloat16;  // of rows on the wire, both ways
     int low_latency_tokens = 128;    // T of every rank at most; 0: always the throughput path
+    EpOverlap overlap = EpOverlap::kOff;
   };
   // The size of ring that these options need: a power of two, `wanted` if that is enough.
   static size_t RingBytes(const Options& options, size_t wanted);
@@ -55,6 +61,7 @@ class EpDispatcher final : public Dispatcher {
   // shape is that of the one before.
   void UsePlacement(std::shared_ptr<const Placement> placement);
 
+  int micro_batches() const override { return split_ ? 2 : 1; }
   int local_experts() const override { return placement_->slots_per_rank(); }
   int LogicalExpert(int layer, int local) const override {
     return placement_->Hosted(layer, RankId(group_.rank()))[local];
@@ -63,12 +70,18 @@ class EpDispatcher final : public Dispatcher {
                                       Matrix<const int32_t> experts,
                                       std::span<const int32_t> positions) override;
   absl::StatusOr<DispatchedRows> Receive(DispatchHandle handle) override;
-  absl::Status CombineSend(DispatchHandle handle, Matrix<const float> expert_rows) override;
-  absl::Status CombineReceive(DispatchHandle handle, Matrix<const float> weights,
-                              Matrix<float> out) override;
+  absl::Status CombineSend(DispatchHandle handle, Matrix<const float> expert_rows,
+                           Matrix<const float> weights, Matrix<float> out) override;
+  absl::Status CombineReceive(DispatchHandle handle) override;
 
   // Payload bytes that this rank has put into rings, plans included, since Create.
   uint64_t bytes_sent() const { return bytes_sent_; }
+  // Steps of two micro-batches, and how long Receive and CombineReceive have waited, since Create.
+  uint64_t overlapped_steps() const { return overlapped_steps_; }
+  absl::Duration waited() const { return waited_; }
+  // From the last BeginStep to the last CombineReceive that returned; 0 before the first. For
+  // StepHeader.
+  uint32_t step_micros() const { return step_micros_; }
   // How many of this rank's tokens chose each logical expert since BeginStep [L, E].
   Matrix<const int32_t> step_counts() const {
     return {
@@ -89,8 +102,10 @@ class EpDispatcher final : public Dispatcher {
   Op& at(uint64_t id) { return *in_flight_[id % 2]; }
   absl::StatusOr<Op*> Expect(DispatchHandle handle, State state);
 
-  // Moves what can be moved in both directions, without blocking.
-  void Pump();
+  DispatchShape Shape() const;
+  bool InFlight() const;
+  // Moves what can be moved in both directions, without blocking. True if anything was.
+  bool Pump();
   bool SendPiece(int peer, Piece& piece);  // true: all of it is in the ring
   bool SendDispatch(int peer, Piece& piece);
   bool SendCombine(int peer, Piece& piece);
@@ -100,7 +115,7 @@ class EpDispatcher final : public Dispatcher {
   void Group(Op& op);  // once all plans are here
   void Place(Op& op, int peer, const std::byte* rows, size_t count);
   bool Received(const Op& op) const;
-  bool SumReturned(Op& op, Matrix<const float> weights, Matrix<float> out);
+  bool SumReturned(Op& op);  // true if it got further
   // The next returned row of `peer`, or null.
   const std::byte* NextReturned(Op& op, int peer);
   absl::Status WaitFor(FunctionRef<bool()> done, const Op& op, const char* phase);
@@ -112,15 +127,20 @@ class EpDispatcher final : public Dispatcher {
   std::shared_ptr<const Placement> placement_;
   const Options options_;
   const RowCodec& wire_;
-  const size_t row_bytes_;  // of a row on the wire
-  size_t frame_rows_ = 1;   // rows of a frame
-  bool low_latency_ = false;
+  const size_t row_bytes_;                    // of a row on the wire
+  size_t frame_rows_ = 1;                     // rows of a frame
+  bool low_latency_ = false, split_ = false;  // this step
+  OverlapPolicy policy_;
+  absl::Time step_began_;
   std::unique_ptr<Op> in_flight_[2];  // dispatch id is in slot id % 2
   uint64_t next_id_ = 0;
   std::vector<std::deque<Piece>> queues_;  // [N]
   std::vector<std::byte> scratch_;         // one row on the wire
   std::vector<int32_t> counts_;            // [L, E]
-  uint64_t bytes_sent_ = 0;
+  uint64_t bytes_sent_ = 0, overlapped_steps_ = 0;
+  absl::Duration waited_;
+  uint32_t step_micros_ = 0;
+  std::unique_ptr<EpProgress> progress_;  // goes first: its thread uses all the rest
 };
 
 }  // namespace switchyard

@@ -7,16 +7,22 @@
 
 namespace switchyard {
 
-void EpDispatcher::Pump() {
-  for (bool moved = true; moved;) {
+bool EpDispatcher::Pump() {
+  bool any = false;
+  for (bool moved = true; moved && !progress_->wanted(); any |= moved) {
     moved = false;
     for (int p = 0; p < group_.world(); ++p) {
       if (group_.link(p) == nullptr) continue;
       std::deque<Piece>& queue = queues_[p];
-      while (!queue.empty() && SendPiece(p, queue.front())) queue.pop_front();
-      while (TakeFrame(p)) moved = true;
+      for (; !queue.empty() && SendPiece(p, queue.front()); moved = true) queue.pop_front();
+      moved |= TakeFrame(p);
+    }
+    // What returns lies in the rings in the order of the dispatches.
+    for (const uint64_t id : {next_id_, next_id_ + 1}) {
+      if (at(id).state == State::kReturned) moved |= SumReturned(at(id));
     }
   }
+  return any;
 }
 
 bool EpDispatcher::Sent(const Op& op) const {
@@ -100,7 +106,7 @@ bool EpDispatcher::TakeFrame(int peer) {
   const EpFrameHeader* const frame = link.Peek();
   if (frame == nullptr || frame->kind == EpFrameKind::kStep ||
       frame->kind == EpFrameKind::kCombine) {
-    return false;  // a later call is for these
+    return false;  // not what a Receive waits for
   }
   Op& op = at(frame->op);
   if (op.id != frame->op || op.state != State::kSent) return false;  // the peer is ahead of us
@@ -205,7 +211,8 @@ const std::byte* EpDispatcher::NextReturned(Op& op, int peer) {
   return link.payload() + from.row_of_frame * row_bytes_;
 }
 
-bool EpDispatcher::SumReturned(Op& op, Matrix<const float> weights, Matrix<float> out) {
+bool EpDispatcher::SumReturned(Op& op) {
+  const size_t before = op.summed;
   const RowCodec& memory = RowCodecOf(DType::kFloat32);
   const size_t top_k = options_.top_k, width = options_.hidden;
   for (; op.summed < op.rank_of.size(); ++op.summed) {
@@ -216,15 +223,15 @@ bool EpDispatcher::SumReturned(Op& op, Matrix<const float> weights, Matrix<float
     const std::byte* const row = own ? reinterpret_cast<const std::byte*>(op.expert_rows.row(
                                            op.grouping.rows[rank][from.returned]))
                                      : NextReturned(op, rank);
-    if (row == nullptr) return false;
+    if (row == nullptr) break;
     const RowCodec& codec = own ? memory : wire_;
-    (slot == 0 ? codec.set : codec.add)(weights(token, slot), row, width, out.row(token));
+    (slot == 0 ? codec.set : codec.add)(op.weights(token, slot), row, width, op.sums.row(token));
     ++from.returned;
     if (own || ++from.row_of_frame < group_.link(rank)->Peek()->count) continue;
     group_.link(rank)->Pop();
     from.row_of_frame = 0;
   }
-  return true;
+  return op.summed != before;
 }
 
 }  // namespace switchyard

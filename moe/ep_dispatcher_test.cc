@@ -22,6 +22,7 @@ struct Case {
   int world = 2, redundant = 0, hidden = 40, max_tokens = 64, low_latency_tokens = 0;
   DType dtype = DType::kBfloat16;
   size_t ring_bytes = kEpRingBytesMin;
+  EpOverlap overlap = EpOverlap::kOff;
 };
 
 // Some rounds of dispatches, two in flight at a time, with any number of tokens per rank.
@@ -33,7 +34,8 @@ void ExpectLoopbackBits(const Case& c, unsigned seed) {
                                          .hidden = c.hidden,
                                          .max_tokens = c.max_tokens,
                                          .dtype = c.dtype,
-                                         .low_latency_tokens = c.low_latency_tokens};
+                                         .low_latency_tokens = c.low_latency_tokens,
+                                         .overlap = c.overlap};
   RunRanks(c.world,
            {.lanes = {c.lane}, .ring_bytes = EpDispatcher::RingBytes(options, c.ring_bytes)},
            [&](EpGroup& group, int rank) {
@@ -57,14 +59,18 @@ void ExpectLoopbackBits(const Case& c, unsigned seed) {
                auto ra = d.Receive(*ha);
                ASSERT_TRUE(ra.ok()) << ra.status();
                const std::vector<float> ya = Compute(d, layer, *ra, c.dtype);
-               ASSERT_TRUE(d.CombineSend(*ha, {ya.data(), ra->rows.extents()}).ok());
                std::vector<float> out_a(a.rows.size(), NAN), out_b(b.rows.size(), NAN);
+               ASSERT_TRUE(d.CombineSend(*ha, {ya.data(), ra->rows.extents()}, a.w(),
+                                         {out_a.data(), a.h().extents()})
+                               .ok());
                auto rb = d.Receive(*hb);
                ASSERT_TRUE(rb.ok()) << rb.status();
                const std::vector<float> yb = Compute(d, layer, *rb, c.dtype);
-               ASSERT_TRUE(d.CombineReceive(*ha, a.w(), {out_a.data(), a.h().extents()}).ok());
-               ASSERT_TRUE(d.CombineSend(*hb, {yb.data(), rb->rows.extents()}).ok());
-               ASSERT_TRUE(d.CombineReceive(*hb, b.w(), {out_b.data(), b.h().extents()}).ok());
+               ASSERT_TRUE(d.CombineReceive(*ha).ok());
+               ASSERT_TRUE(d.CombineSend(*hb, {yb.data(), rb->rows.extents()}, b.w(),
+                                         {out_b.data(), b.h().extents()})
+                               .ok());
+               ASSERT_TRUE(d.CombineReceive(*hb).ok());
                ASSERT_EQ(out_a, Wanted(a, kExperts, c.dtype)) << "seed " << seed;
                ASSERT_EQ(out_b, Wanted(b, kExperts, c.dtype)) << "seed " << seed;
              }
@@ -94,6 +100,70 @@ TEST_P(EpDispatcherTest, ADispatchMayBeManyTimesTheRing) {
   // 300 tokens of 4 KiB and four times as many outputs, through rings of 128 KiB.
   ExpectLoopbackBits({.lane = GetParam(), .hidden = 2048, .max_tokens = 300}, 50);
   ExpectLoopbackBits({.lane = GetParam(), .world = 4, .hidden = 1024, .max_tokens = 200}, 51);
+}
+
+TEST_P(EpDispatcherTest, BitsAreTheLoopbacksWhileFramesMoveInTheBackground) {
+  unsigned seed = 70;
+  for (const int world : {1, 2, 4}) {
+    for (const int low_latency : {0, 64}) {
+      ExpectLoopbackBits({.lane = GetParam(),
+                          .world = world,
+                          .redundant = 4,
+                          .hidden = 256,
+                          .low_latency_tokens = low_latency,
+                          .overlap = EpOverlap::kOn},
+                         seed++);
+    }
+  }
+}
+
+// Nobody calls a dispatcher while the experts of the other micro-batch are computed: what is many
+// times the rings is sent, received and summed all the same.
+TEST_P(EpDispatcherTest, FramesMoveWhileTheCallerComputes) {
+  constexpr size_t kTokens = 300, kWidth = 1024;
+  std::mt19937 rng(8);
+  const auto placement = std::make_shared<const Placement>(RandomPlacement(rng, 1, kExperts, 0, 2));
+  const EpDispatcher::Options options = {.top_k = kTopK,
+                                         .hidden = kWidth,
+                                         .max_tokens = kTokens,
+                                         .low_latency_tokens = 0,
+                                         .overlap = EpOverlap::kOn};
+  std::atomic<int> computing = 0;
+  RunRanks(
+      2, {.lanes = {GetParam()}, .ring_bytes = EpDispatcher::RingBytes(options, kEpRingBytesMin)},
+      [&](EpGroup& group, int rank) {
+        const auto d = EpDispatcher::Create(&group, placement, options).value();
+        std::mt19937 mine(rank);
+        // One rank has a single row in one of its two halves.
+        const Tokens a = RandomTokens(mine, rank == 0 ? kTokens : 1, kExperts, kTopK, kWidth);
+        const Tokens b = RandomTokens(mine, rank == 0 ? kTokens : 0, kExperts, kTopK, kWidth);
+        d->BeginStep(*group.OpenStep({.rows = static_cast<uint32_t>(a.count() + b.count())}));
+        EXPECT_EQ(d->micro_batches(), 2);
+        std::vector<float> out_a(a.rows.size(), NAN), out_b(b.rows.size(), NAN);
+        const auto ha = d->Send(0, a.h(), a.e(), a.positions).value();
+        const auto hb = d->Send(0, b.h(), b.e(), b.positions).value();
+        const DispatchedRows ra = d->Receive(ha).value();
+        const std::vector<float> ya = Compute(*d, 0, ra, DType::kBfloat16);
+        ASSERT_TRUE(d->CombineSend(ha, {ya.data(), ra.rows.extents()}, a.w(),
+                                   {out_a.data(), a.h().extents()})
+                        .ok());
+        // Both ranks "compute" at the same time, for long enough.
+        ++computing;
+        while (computing < 2) absl::SleepFor(absl::Milliseconds(1));
+        absl::SleepFor(absl::Seconds(1));
+        const absl::Duration before = d->waited();
+        ASSERT_TRUE(d->CombineReceive(ha).ok());
+        const DispatchedRows rb = d->Receive(hb).value();
+        EXPECT_LT(d->waited() - before, absl::Milliseconds(5)) << "nothing has moved meanwhile";
+        const std::vector<float> yb = Compute(*d, 0, rb, DType::kBfloat16);
+        ASSERT_TRUE(d->CombineSend(hb, {yb.data(), rb.rows.extents()}, b.w(),
+                                   {out_b.data(), b.h().extents()})
+                        .ok());
+        ASSERT_TRUE(d->CombineReceive(hb).ok());
+        EXPECT_EQ(out_a, Wanted(a, kExperts, DType::kBfloat16));
+        EXPECT_EQ(out_b, Wanted(b, kExperts, DType::kBfloat16));
+        EXPECT_EQ(d->overlapped_steps(), 1u);
+      });
 }
 
 TEST_P(EpDispatcherTest, SleepsWhileNobodyHasWork) {

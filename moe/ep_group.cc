@@ -322,25 +322,32 @@ void EpGroup::AskWhoLives() {
   }
 }
 
-void EpGroup::SleepOnce(FunctionRef<bool()> done, FunctionRef<bool(int)> wants_room, int wake_fd,
-                        absl::Duration timeout) {
+bool EpGroup::FallAsleep(FunctionRef<bool()> done, FunctionRef<bool(int)> wants_room) {
   for (const auto& link : links_) {
     if (link == nullptr) continue;
     link->SetSleeping(EpLink::kForFrames | (wants_room(link->peer()) ? EpLink::kForRoom : 0));
   }
   // Whoever writes a frame after this look sees that we sleep, and rings.
-  if (!done() && CheckLinks() && !Progress()) {
-    const absl::StatusOr<bool> armed = workers_.tcp->Arm();
-    if (!armed.ok()) Fail(armed.status());
-    if (armed.ok() && *armed) {
-      pollfd fds[2] = {{workers_.tcp->event_fd(), POLLIN, 0}, {wake_fd, POLLIN, 0}};
-      const absl::Duration nap = std::clamp(timeout, absl::ZeroDuration(), kSleepMax);
-      poll(fds, wake_fd >= 0 ? 2 : 1, static_cast<int>(absl::ToInt64Milliseconds(nap)) + 1);
-    }
-  }
+  if (done() || !CheckLinks() || Progress()) return false;
+  const absl::StatusOr<bool> armed = workers_.tcp->Arm();
+  if (!armed.ok()) Fail(armed.status());
+  return armed.ok() && *armed;
+}
+
+void EpGroup::Awake() {
   for (const auto& link : links_) {
     if (link != nullptr) link->SetSleeping(0);
   }
+}
+
+void EpGroup::SleepOnce(FunctionRef<bool()> done, FunctionRef<bool(int)> wants_room, int wake_fd,
+                        absl::Duration timeout) {
+  if (FallAsleep(done, wants_room)) {
+    pollfd fds[2] = {{event_fd(), POLLIN, 0}, {wake_fd, POLLIN, 0}};
+    const absl::Duration nap = std::clamp(timeout, absl::ZeroDuration(), kSleepMax);
+    poll(fds, wake_fd >= 0 ? 2 : 1, static_cast<int>(absl::ToInt64Milliseconds(nap)) + 1);
+  }
+  Awake();
 }
 
 }  // namespace switchyard

@@ -100,6 +100,12 @@ class EpGroup {
   // which rank.
   absl::Status Wait(FunctionRef<bool()> done, FunctionRef<bool(int peer)> wants_room,
                     FunctionRef<std::string()> missing);
+  // A sleep in two parts, for who polls event_fd() itself: true if nothing is to be done until it
+  // is readable. Awake() follows, whatever the answer.
+  bool FallAsleep(FunctionRef<bool()> done, FunctionRef<bool(int peer)> wants_room);
+  void Awake();
+  int event_fd() const { return workers_.tcp->event_fd(); }
+  const Clock& clock() const { return clock_; }
   // OK while the epoch lasts.
   const absl::Status& status() const { return status_; }
   void Fail(absl::Status why);  // ends the epoch

@@ -18,14 +18,16 @@ struct EpDispatcher::Op {
   uint64_t id = 0;
   int layer = 0;
   bool low_latency = false, grouped = false;
-  size_t tokens = 0;                        // T
-  Matrix<const float> hidden, expert_rows;  // the caller's
-  std::vector<RankPlan> out, in;            // [N] to and from each rank; this rank's own in both
-  std::vector<int32_t> rank_of;             // [T, K]
+  size_t tokens = 0;                                 // T
+  Matrix<const float> hidden, expert_rows, weights;  // the caller's
+  Matrix<float> sums;                                // as well
+  std::vector<RankPlan> out, in;  // [N] to and from each rank; this rank's own in both
+  std::vector<int32_t> rank_of;   // [T, K]
   Grouping grouping;
   std::vector<Peer> peers;  // [N]
   AlignedBuffer rows;       // [R, H] grows
   size_t summed = 0;        // of [T, K]
+  bool done() const { return summed == rank_of.size(); }
   float* row(size_t i, size_t width) { return reinterpret_cast<float*>(rows.data()) + i * width; }
 };
 

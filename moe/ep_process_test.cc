@@ -19,7 +19,8 @@ constexpr int kExperts = 8, kTopK = 2, kHidden = 64, kTokens = 32;
 struct RankSetup {
   std::string lane;
   int world, rank;
-  bool low_latency;
+  bool low_latency, overlap;
+  int dies_in = -1;  // step; between its two micro-batches
 };
 
 // Connects over `exchange`, which sends this rank's hellos and returns those for it.
@@ -60,17 +61,24 @@ absl::Status RunSteps(const RankSetup& s, EpGroup& group,
                                 {.top_k = kTopK,
                                  .hidden = kHidden,
                                  .max_tokens = kTokens,
-                                 .low_latency_tokens = s.low_latency ? kTokens : 0});
+                                 .low_latency_tokens = s.low_latency ? kTokens : 0,
+                                 .overlap = s.overlap ? EpOverlap::kOn : EpOverlap::kOff});
   if (!d.ok()) return d.status();
   std::mt19937 rng(s.rank);
   for (int step = 0;; ++step) {
-    const Tokens tokens = RandomTokens(rng, rng() % kTokens, kExperts, kTopK, kHidden);
-    auto headers = group.OpenStep({.rows = static_cast<uint32_t>(tokens.count())});
+    auto headers = group.OpenStep({.rows = 1});
     if (!headers.ok()) return headers.status();
     (*d)->BeginStep(*headers);
-    const auto out = Exchange(**d, 0, tokens, DType::kBfloat16);
+    std::vector<Tokens> tokens;
+    for (int i = 0; i < (*d)->micro_batches(); ++i) {
+      tokens.push_back(RandomTokens(rng, rng() % kTokens, kExperts, kTopK, kHidden));
+    }
+    const auto out = ExchangeAll(**d, 0, tokens, DType::kBfloat16, [&] {
+      if (step == s.dies_in) raise(SIGKILL);
+    });
     if (!out.ok()) return out.status();
-    if (*out != Wanted(tokens, kExperts, DType::kBfloat16)) {
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      if ((*out)[i] == Wanted(tokens[i], kExperts, DType::kBfloat16)) continue;
       return absl::DataLossError("other sums than the loopback's");
     }
     on_step(step);
@@ -83,6 +91,8 @@ int RankMain(int fd) {
   s.world = static_cast<int>(ReceiveNumber(fd));
   s.rank = static_cast<int>(ReceiveNumber(fd));
   s.low_latency = ReceiveNumber(fd) != 0;
+  s.overlap = ReceiveNumber(fd) != 0;
+  s.dies_in = static_cast<int>(ReceiveNumber(fd));
   MonotonicClock clock;
   int turns = 0;
   const auto exchange = [&](const std::vector<std::string>& mine) {
@@ -101,17 +111,22 @@ int RankMain(int fd) {
 
 class EpProcessTest : public ::testing::TestWithParam<std::tuple<std::string, int, bool>> {
  protected:
-  // Rank 0 is this process; the last one gets `signal` after some steps.
+  // Rank 0 is this process; the last one gets `signal` after some steps, or dies (0) within one.
   void LoseTheLastRank(int signal, absl::Duration within) {
+    constexpr int kLastStep = 50;
     const auto [lane, world, low_latency] = GetParam();
+    const bool overlap = signal == 0 || world == 4;
     MonotonicClock clock;
     std::vector<std::unique_ptr<OtherProcess>> others(1);
     for (int r = 1; r < world; ++r) {
       others.push_back(std::make_unique<OtherProcess>("rank"));
       SendText(others[r]->fd(), lane);
-      for (int n : {world, r, low_latency ? 1 : 0}) SendNumber(others[r]->fd(), n);
+      const int dies_in = signal == 0 && r + 1 == world ? kLastStep + 1 : -1;
+      for (int n : {world, r, low_latency ? 1 : 0, overlap ? 1 : 0, dies_in}) {
+        SendNumber(others[r]->fd(), n);
+      }
     }
-    const RankSetup s = {lane, world, 0, low_latency};
+    const RankSetup s = {lane, world, 0, low_latency, overlap};
     int turns = 0;
     const auto exchange = [&](const std::vector<std::string>& mine) {
       std::vector<std::vector<std::string>> from(world, std::vector<std::string>(world));
@@ -130,10 +145,10 @@ class EpProcessTest : public ::testing::TestWithParam<std::tuple<std::string, in
     ASSERT_TRUE(group.ok()) << group.status();
     absl::Time lost;
     const absl::Status end = RunSteps(s, **group, [&](int step) {
-      if (step != 50) return;
+      if (step != kLastStep) return;
       lost = clock.Now();
       turns = 0;
-      others.back()->Signal(signal);
+      if (signal != 0) others.back()->Signal(signal);
     });
     EXPECT_TRUE(absl::IsUnavailable(end)) << end;
     EXPECT_LT(clock.Now() - lost, within);
@@ -148,6 +163,9 @@ class EpProcessTest : public ::testing::TestWithParam<std::tuple<std::string, in
 };
 
 TEST_P(EpProcessTest, AKilledRankIsNoticed) { LoseTheLastRank(SIGKILL, absl::Seconds(2)); }
+TEST_P(EpProcessTest, ARankThatDiesBetweenItsMicroBatchesIsNoticed) {
+  LoseTheLastRank(0, absl::Seconds(2));
+}
 TEST_P(EpProcessTest, AStoppedRankIsNoticed) { LoseTheLastRank(SIGSTOP, absl::Seconds(4)); }
 
 INSTANTIATE_TEST_SUITE_P(Groups, EpProcessTest,

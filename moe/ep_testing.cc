@@ -5,6 +5,7 @@
 #include <numeric>
 #include <thread>
 
+#include "common/status_macros.h"
 #include "moe/loopback.h"
 
 namespace switchyard::testing {
@@ -91,19 +92,32 @@ std::vector<float> Compute(const Dispatcher& dispatcher, int layer, const Dispat
   return out;
 }
 
+absl::StatusOr<std::vector<std::vector<float>>> ExchangeAll(Dispatcher& dispatcher, int layer,
+                                                            std::span<const Tokens> batches,
+                                                            DType dtype,
+                                                            const std::function<void()>& between) {
+  std::vector<DispatchHandle> handles;
+  for (const Tokens& t : batches) {
+    ASSIGN_OR_RETURN(handles.emplace_back(), dispatcher.Send(layer, t.h(), t.e(), t.positions));
+    between();
+  }
+  std::vector<std::vector<float>> outputs(batches.size()), sums;
+  for (const Tokens& t : batches) sums.emplace_back(t.rows.size(), NAN);
+  for (size_t i = 0; i < batches.size(); ++i) {
+    const Tokens& t = batches[i];
+    ASSIGN_OR_RETURN(const DispatchedRows in, dispatcher.Receive(handles[i]));
+    outputs[i] = Compute(dispatcher, layer, in, dtype);
+    RETURN_IF_ERROR(dispatcher.CombineSend(handles[i], {outputs[i].data(), in.rows.extents()},
+                                           t.w(), {sums[i].data(), t.h().extents()}));
+  }
+  for (const DispatchHandle handle : handles) RETURN_IF_ERROR(dispatcher.CombineReceive(handle));
+  return sums;
+}
+
 absl::StatusOr<std::vector<float>> Exchange(Dispatcher& dispatcher, int layer, const Tokens& tokens,
                                             DType dtype) {
-  auto handle = dispatcher.Send(layer, tokens.h(), tokens.e(), tokens.positions);
-  if (!handle.ok()) return handle.status();
-  auto in = dispatcher.Receive(*handle);
-  if (!in.ok()) return in.status();
-  const std::vector<float> outputs = Compute(dispatcher, layer, *in, dtype);
-  absl::Status s = dispatcher.CombineSend(*handle, {outputs.data(), in->rows.extents()});
-  if (!s.ok()) return s;
-  std::vector<float> out(tokens.rows.size(), NAN);
-  s = dispatcher.CombineReceive(*handle, tokens.w(), {out.data(), tokens.h().extents()});
-  if (!s.ok()) return s;
-  return out;
+  ASSIGN_OR_RETURN(auto all, ExchangeAll(dispatcher, layer, {&tokens, 1}, dtype, [] {}));
+  return std::move(all[0]);
 }
 
 std::vector<float> Wanted(const Tokens& tokens, int experts, DType dtype) {

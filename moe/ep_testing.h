@@ -44,6 +44,11 @@ std::vector<float> Compute(const Dispatcher& dispatcher, int layer, const Dispat
 // One whole dispatch on `dispatcher`.
 absl::StatusOr<std::vector<float>> Exchange(Dispatcher& dispatcher, int layer, const Tokens& tokens,
                                             DType dtype);
+// One or two, overlapped as the executor does; between() is called while one waits for the other.
+absl::StatusOr<std::vector<std::vector<float>>> ExchangeAll(Dispatcher& dispatcher, int layer,
+                                                            std::span<const Tokens> batches,
+                                                            DType dtype,
+                                                            const std::function<void()>& between);
 // What it has to be: the same by a loopback dispatcher.
 std::vector<float> Wanted(const Tokens& tokens, int experts, DType dtype);
 

@@ -47,6 +47,8 @@ struct StepHeader {
   uint64_t ready = 0;      // digest of the next placement, once its experts are here; 0: none is
   uint32_t rows = 0;       // of this rank in this step
   uint32_t wants = 0;      // kWants…
+  uint32_t micros = 0;     // what the last step that had rows took on this rank; 0: none yet
+  uint32_t reserved = 0;
   friend bool operator==(const StepHeader&, const StepHeader&) = default;
 };
 inline constexpr uint32_t kWantsToLeave = 1;  // the rank drains: it opens no step of its own

@@ -14,7 +14,9 @@ struct LoopbackDispatcher::InFlight {
   std::vector<float> rows;          // [T·K, H] grouped by expert
   std::vector<int32_t> offsets;     // [E + 1]
   std::vector<int32_t> row_of;      // [T·K]: where slot k of token t lies in rows
-  Matrix<const float> expert_rows;  // [T·K, H], the caller's
+  Matrix<const float> expert_rows;  // [T·K, H]; this and the next two are the caller's
+  Matrix<const float> weights;      // [T, K]
+  Matrix<float> out;                // [T, H]
 };
 
 absl::StatusOr<std::unique_ptr<LoopbackDispatcher>> LoopbackDispatcher::Create(
@@ -45,6 +47,13 @@ LoopbackDispatcher::LoopbackDispatcher(const Options& options) : options_(option
 
 LoopbackDispatcher::~LoopbackDispatcher() = default;
 
+DispatchShape LoopbackDispatcher::Shape() const {
+  return {.experts = options_.experts,
+          .top_k = options_.top_k,
+          .hidden = options_.hidden,
+          .max_tokens = options_.max_tokens};
+}
+
 void LoopbackDispatcher::ForTokens(size_t tokens,
                                    FunctionRef<void(size_t, size_t, int)> body) const {
   if (options_.pool == nullptr) return body(0, tokens, 0);
@@ -55,11 +64,7 @@ absl::StatusOr<DispatchHandle> LoopbackDispatcher::Send(int, Matrix<const float>
                                                         Matrix<const int32_t> experts,
                                                         std::span<const int32_t> positions) {
   const size_t tokens = hidden.rows(), top_k = options_.top_k, width = options_.hidden;
-  RETURN_IF_ERROR(CheckDispatch({.experts = options_.experts,
-                                 .top_k = options_.top_k,
-                                 .hidden = options_.hidden,
-                                 .max_tokens = options_.max_tokens},
-                                hidden, experts, positions));
+  RETURN_IF_ERROR(CheckDispatch(Shape(), hidden, experts, positions));
   InFlight& d = at(next_id_);
   if (d.state != State::kIdle) {
     return absl::FailedPreconditionError("a third dispatch: two are in flight");
@@ -120,35 +125,27 @@ absl::StatusOr<DispatchedRows> LoopbackDispatcher::Receive(DispatchHandle handle
   return DispatchedRows{{in.rows.data(), {in.rows.size() / width, width}}, in.offsets};
 }
 
-absl::Status LoopbackDispatcher::CombineSend(DispatchHandle handle,
-                                             Matrix<const float> expert_rows) {
-  auto d = Expect(handle, State::kReceived);
-  if (!d.ok()) return d.status();
-  InFlight& in = **d;
-  if (expert_rows.rows() != in.row_of.size() ||
-      expert_rows.cols() != static_cast<size_t>(options_.hidden)) {
-    return absl::InvalidArgumentError(absl::StrCat("combine: expert rows [", expert_rows.rows(),
-                                                   ", ", expert_rows.cols(), "], wanted [",
-                                                   in.row_of.size(), ", ", options_.hidden, "]"));
-  }
-  in.expert_rows = expert_rows;
-  in.state = State::kReturned;
+absl::Status LoopbackDispatcher::CombineSend(DispatchHandle handle, Matrix<const float> expert_rows,
+                                             Matrix<const float> weights, Matrix<float> out) {
+  ASSIGN_OR_RETURN(InFlight* const in, Expect(handle, State::kReceived));
+  RETURN_IF_ERROR(CheckCombine(Shape(), in->tokens, in->row_of.size(), expert_rows, weights, out));
+  in->expert_rows = expert_rows;
+  in->weights = weights;
+  in->out = out;
+  in->state = State::kReturned;
   return absl::OkStatus();
 }
 
-absl::Status LoopbackDispatcher::CombineReceive(DispatchHandle handle, Matrix<const float> weights,
-                                                Matrix<float> out) {
-  auto d = Expect(handle, State::kReturned);
-  if (!d.ok()) return d.status();
-  InFlight& in = **d;
+absl::Status LoopbackDispatcher::CombineReceive(DispatchHandle handle) {
+  ASSIGN_OR_RETURN(InFlight* const returned, Expect(handle, State::kReturned));
+  InFlight& in = *returned;
   const size_t top_k = options_.top_k, width = options_.hidden;
-  RETURN_IF_ERROR(CheckCombine(in.tokens, options_.top_k, options_.hidden, weights, out));
   ForTokens(in.tokens, [&](size_t begin, size_t end, int) {
     for (size_t t = begin; t < end; ++t) {
-      float* __restrict y = out.row(t);
+      float* __restrict y = in.out.row(t);
       for (size_t k = 0; k < top_k; ++k) {
         const float* x = in.expert_rows.row(in.row_of[t * top_k + k]);
-        const float w = weights(t, k);
+        const float w = in.weights(t, k);
         if (k == 0) {
           for (size_t i = 0; i < width; ++i) y[i] = w * x[i];
         } else {

@@ -35,15 +35,16 @@ class LoopbackDispatcher final : public Dispatcher {
                                       Matrix<const int32_t> experts,
                                       std::span<const int32_t> positions) override;
   absl::StatusOr<DispatchedRows> Receive(DispatchHandle handle) override;
-  absl::Status CombineSend(DispatchHandle handle, Matrix<const float> expert_rows) override;
-  absl::Status CombineReceive(DispatchHandle handle, Matrix<const float> weights,
-                              Matrix<float> out) override;
+  absl::Status CombineSend(DispatchHandle handle, Matrix<const float> expert_rows,
+                           Matrix<const float> weights, Matrix<float> out) override;
+  absl::Status CombineReceive(DispatchHandle handle) override;
 
  private:
   enum class State : uint8_t { kIdle, kSent, kReceived, kReturned };
   struct InFlight;
 
   explicit LoopbackDispatcher(const Options& options);
+  DispatchShape Shape() const;
   void ForTokens(size_t tokens, FunctionRef<void(size_t begin, size_t end, int thread)> body) const;
   InFlight& at(uint64_t id) { return *in_flight_[id % 2]; }
   // The dispatch `handle` if it is in `state` and no older one is behind it.

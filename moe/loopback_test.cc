@@ -91,14 +91,18 @@ TEST(LoopbackTest, CombinesInSlotOrderWithTwoInFlight) {
       auto ra = d->Receive(*ha);
       ASSERT_TRUE(ra.ok());
       const std::vector<float> ya = Experts(*ra);
-      ASSERT_TRUE(d->CombineSend(*ha, {ya.data(), {ra->rows.rows(), kHidden}}).ok());
+      std::vector<float> out_a(a.tokens * kHidden, NAN), out_b(b.tokens * kHidden, NAN);
+      ASSERT_TRUE(d->CombineSend(*ha, {ya.data(), {ra->rows.rows(), kHidden}}, a.w(),
+                                 {out_a.data(), {a.tokens, kHidden}})
+                      .ok());
       auto rb = d->Receive(*hb);
       ASSERT_TRUE(rb.ok());
       const std::vector<float> yb = Experts(*rb);
-      std::vector<float> out_a(a.tokens * kHidden, NAN), out_b(b.tokens * kHidden, NAN);
-      ASSERT_TRUE(d->CombineReceive(*ha, a.w(), {out_a.data(), {a.tokens, kHidden}}).ok());
-      ASSERT_TRUE(d->CombineSend(*hb, {yb.data(), {rb->rows.rows(), kHidden}}).ok());
-      ASSERT_TRUE(d->CombineReceive(*hb, b.w(), {out_b.data(), {b.tokens, kHidden}}).ok());
+      ASSERT_TRUE(d->CombineReceive(*ha).ok());
+      ASSERT_TRUE(d->CombineSend(*hb, {yb.data(), {rb->rows.rows(), kHidden}}, b.w(),
+                                 {out_b.data(), {b.tokens, kHidden}})
+                      .ok());
+      ASSERT_TRUE(d->CombineReceive(*hb).ok());
       for (size_t i = 0; i < out_a.size(); ++i) {
         EXPECT_EQ(out_a[i], Wanted(a, i / kHidden, static_cast<int>(i % kHidden), dtype));
       }
@@ -118,8 +122,8 @@ TEST(LoopbackTest, NoTokensIsAnOrdinaryStep) {
   ASSERT_TRUE(in.ok());
   EXPECT_EQ(in->rows.rows(), 0u);
   EXPECT_EQ(in->offsets.back(), 0);
-  EXPECT_TRUE(d->CombineSend(*handle, in->rows).ok());
-  EXPECT_TRUE(d->CombineReceive(*handle, b.w(), {nullptr, {0, kHidden}}).ok());
+  EXPECT_TRUE(d->CombineSend(*handle, in->rows, b.w(), {nullptr, {0, kHidden}}).ok());
+  EXPECT_TRUE(d->CombineReceive(*handle).ok());
 }
 
 TEST(LoopbackTest, RefusesBadShapesAndIds) {
@@ -158,13 +162,13 @@ TEST(LoopbackTest, RefusesCallsOutOfOrder) {
   auto in = d->Receive(first);
   ASSERT_TRUE(in.ok());
   EXPECT_EQ(d->Receive(first).status().code(), kWrong);
-  EXPECT_EQ(d->CombineReceive(first, b.w(), y).code(), kWrong);
-  EXPECT_EQ(d->CombineSend(first, in->rows.Slice(0, 1)).code(), absl::StatusCode::kInvalidArgument);
-  ASSERT_TRUE(d->CombineSend(first, in->rows).ok());
-  EXPECT_EQ(d->CombineReceive(first, b.w().Slice(0, 1), y).code(),
-            absl::StatusCode::kInvalidArgument);
-  ASSERT_TRUE(d->CombineReceive(first, b.w(), y).ok());
-  EXPECT_EQ(d->CombineReceive(first, b.w(), y).code(), kWrong);
+  EXPECT_EQ(d->CombineReceive(first).code(), kWrong);
+  constexpr auto kBad = absl::StatusCode::kInvalidArgument;
+  EXPECT_EQ(d->CombineSend(first, in->rows.Slice(0, 1), b.w(), y).code(), kBad);
+  EXPECT_EQ(d->CombineSend(first, in->rows, b.w().Slice(0, 1), y).code(), kBad);
+  ASSERT_TRUE(d->CombineSend(first, in->rows, b.w(), y).ok());
+  ASSERT_TRUE(d->CombineReceive(first).ok());
+  EXPECT_EQ(d->CombineReceive(first).code(), kWrong);
   EXPECT_TRUE(d->Receive(second).ok());
 }
 

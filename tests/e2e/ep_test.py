@@ -19,20 +19,20 @@ NEVER = ("--prefill", "0", "--disaggregate", "never")
 # Experts move all the time.
 MOVE = ("--ep-rebalance-interval-seconds", "0.05", "--ep-rebalance-threshold", "0")
 
-# name: (KV must have moved, flags). Every value of every factor (roles, ranks, replicas, lane, path, moving experts) at least
-# once, and each pair that shares code.
+# name: (KV must have moved, flags). Every value of every factor (roles, ranks, replicas, lane, path, moving experts,
+# micro-batches) at least once, and each pair that shares code.
 LAYOUTS = {
-    "decode EP2, shared memory": (False, (*NEVER, "--decode-ep", "2", "--ep-lane", "shm")),
+    "decode EP2, shared memory": (False, (*NEVER, "--decode-ep", "2", "--ep-lane", "shm", "--ep-overlap", "on")),
     "decode EP2, 2 redundant, TCP": (
-        False, (*NEVER, "--decode-ep", "2", "--redundant-experts", "2", "--ep-lane", "tcp")),
+        False, (*NEVER, "--decode-ep", "2", "--redundant-experts", "2", "--ep-lane", "tcp", "--ep-overlap", "off")),
     "decode EP4, 4 redundant, shared memory, experts move": (
         False, (*NEVER, "--decode-ep", "4", "--redundant-experts", "4", "--ep-lane", "shm", *MOVE)),
-    "prefill EP2, decode alone": (True, (*ALWAYS, "--prefill-ep", "2")),
+    "prefill EP2 in two micro-batches, decode alone": (True, (*ALWAYS, "--prefill-ep", "2", "--ep-overlap", "on")),
     "prefill alone, decode EP2, throughput path only": (
-        True, (*ALWAYS, "--decode-ep", "2", "--ep-low-latency-tokens", "0")),
+        True, (*ALWAYS, "--decode-ep", "2", "--ep-low-latency-tokens", "0", "--ep-overlap", "off")),
     "prefill EP2, decode EP2, 4 redundant, all TCP, experts move": (
         True, (*ALWAYS, "--prefill-ep", "2", "--decode-ep", "2", "--redundant-experts", "4", "--ep-lane", "tcp",
-               "--kv-lane", "tcp", *MOVE)),
+               "--kv-lane", "tcp", "--ep-overlap", "on", *MOVE)),
 }
 
 
