@@ -33,6 +33,8 @@ Child::~Child() {
 }
 
 absl::Status Child::Start() {
+  ready_.reset();
+  ready_line_.clear();
   int fds[2];
   if (pipe2(fds, O_CLOEXEC) != 0) return Errno("pipe");
   std::vector<std::string> words = {"switchyard", role_};
@@ -55,8 +57,6 @@ absl::Status Child::Start() {
   close(fds[1]);
   ready_fd_ = fds[0];
   fcntl(ready_fd_, F_SETFL, O_NONBLOCK);
-  ready_.reset();
-  ready_line_.clear();
   if (pid_ > 0) return absl::OkStatus();
   pid_ = 0;
   CloseReadyPipe();

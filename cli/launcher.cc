@@ -172,8 +172,8 @@ absl::Status Launcher::WriteReadyFile() const {
   file["grpc_address"] = HostPort(options_.host, grpc_port_);
   file["processes"] = nlohmann::ordered_json::array();
   for (const Member& m : members_) {
-    nlohmann::ordered_json process = {
-        {"role", m.child->role()}, {"rank", m.child->rank()}, {"pid", m.child->pid()}};
+    nlohmann::ordered_json process = {{"role", m.child->role()}, {"rank", m.child->rank()}};
+    if (m.child->pid() != 0) process["pid"] = m.child->pid();
     if (m.child->role() == "router") {
       process["url"] = file["http_url"];
     } else if (m.child->ready().has_value()) {
@@ -193,7 +193,7 @@ absl::Status Launcher::Watch() {
     if (now >= m.restart_at) {
       m.restart_at = absl::InfiniteFuture();
       m.killed = false;
-      RETURN_IF_ERROR(m.child->Start());
+      if (const absl::Status s = m.child->Start(); !s.ok()) OnEnded(m, s.ToString(), now);
     }
     if (Listen(m, now)) {
       Say(absl::StrCat(m.child->name(), " is back as process ", m.child->pid()));

@@ -17,6 +17,7 @@ namespace switchyard {
 namespace {
 
 constexpr int kInterrupted = 130;
+constexpr timespec kLookEvery = {.tv_sec = 0, .tv_nsec = 20'000'000};
 constexpr timespec kBeatEvery = {.tv_sec = 0, .tv_nsec = 200'000'000};
 
 sigset_t StopSignals(const ChildFlags& flags) {
@@ -66,7 +67,20 @@ void ChildFlags::AddTo(CLI::App& app) {
   app.add_option("--parent-pid", parent_pid, "")->group("");
 }
 
-absl::Status PrepareRole(const ChildFlags& flags) {
+Starting::Starting(const ChildFlags& flags)
+    : watcher_([this, set = StopSignals(flags)] {
+        while (!over_) {
+          const int signal_number = sigtimedwait(&set, nullptr, &kLookEvery);
+          if (signal_number > 0) std::_Exit(128 + signal_number);
+        }
+      }) {}
+
+Starting::~Starting() {
+  over_ = true;
+  watcher_.join();
+}
+
+absl::StatusOr<std::unique_ptr<Starting>> PrepareRole(const ChildFlags& flags) {
   if (flags.parent_pid != 0) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     // The parent may have ended before the line above.
@@ -77,7 +91,7 @@ absl::Status PrepareRole(const ChildFlags& flags) {
   signal(SIGPIPE, SIG_IGN);
   const sigset_t set = StopSignals(flags);
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  return absl::OkStatus();
+  return std::make_unique<Starting>(flags);
 }
 
 absl::StatusOr<int> RunRole(const ChildFlags& flags, const RoleProcess& process, Logger& log) {

@@ -3,8 +3,11 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <atomic>
 #include <functional>
+#include <memory>
 #include <string>
+#include <thread>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -22,9 +25,21 @@ struct ChildFlags {
   void AddTo(CLI::App& app);
 };
 
+// While it lives, a signal to stop ends the process at once: nothing is served yet.
+class Starting {
+ public:
+  explicit Starting(const ChildFlags& flags);
+  ~Starting();
+  Starting(const Starting&) = delete;
+
+ private:
+  std::atomic<bool> over_{false};
+  std::thread watcher_;
+};
+
 // To be called before any thread is made: dies with the parent, and blocks the signals that
-// RunRole waits for.
-absl::Status PrepareRole(const ChildFlags& flags);
+// RunRole waits for. What it returns ends when there is something to drain.
+absl::StatusOr<std::unique_ptr<Starting>> PrepareRole(const ChildFlags& flags);
 
 struct RoleProcess {
   std::string role;

@@ -52,7 +52,7 @@ class RouterCommand final : public Command {
   }
 
   absl::StatusOr<int> Run(const CLI::App& app) override {
-    RETURN_IF_ERROR(PrepareRole(child_));
+    ASSIGN_OR_RETURN(std::unique_ptr<Starting> starting, PrepareRole(child_));
     const std::unique_ptr<Logger> log = log_.Make("router");
     options_.log = log.get();
     RETURN_IF_ERROR(ChoosePorts(app, &front_));
@@ -75,6 +75,7 @@ class RouterCommand final : public Command {
     ASSIGN_OR_RETURN(const std::unique_ptr<RouterProcess> router, RouterProcess::Create(options_));
     if (child_.ready_fd >= 0) AwaitWorkers(router->core());
     log->Info("ready", {{"http_port", router->http_port()}, {"grpc_port", router->grpc_port()}});
+    starting.reset();
     return RunRole(child_,
                    {.role = "router",
                     .port = router->http_port(),

@@ -62,7 +62,7 @@ class WorkerCommand final : public Command {
   }
 
   absl::StatusOr<int> Run(const CLI::App&) override {
-    RETURN_IF_ERROR(PrepareRole(child_));
+    ASSIGN_OR_RETURN(std::unique_ptr<Starting> starting, PrepareRole(child_));
     options_.name = absl::StrCat(name_, "-", child_.rank);
     const std::unique_ptr<Logger> log = log_.Make(options_.name);
     options_.model_dir = model_;
@@ -83,6 +83,7 @@ class WorkerCommand final : public Command {
     log->Info(
         "ready",
         {{"port", worker->port()}, {"metrics_port", worker->metrics_port()}, {"model", model_}});
+    starting.reset();
     return RunRole(child_,
                    {.role = name_,
                     .port = worker->port(),

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "common/check.h"
 
@@ -31,7 +32,11 @@ void ComputePool::Drain(int thread) {
   while (static_cast<uint32_t>(ticket) != 0) {
     if (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acquire)) continue;
     // The job cannot end before this task has: what it consists of does not change.
-    (*task_)(count_ - static_cast<uint32_t>(ticket), thread);
+    try {
+      (*task_)(count_ - static_cast<uint32_t>(ticket), thread);
+    } catch (...) {
+      if (!failed_.exchange(true)) error_ = std::current_exception();
+    }
     done_.fetch_add(1, std::memory_order_release);
     ticket = ticket_.load(std::memory_order_acquire);
   }
@@ -55,6 +60,10 @@ void ComputePool::ParallelFor(size_t count, FunctionRef<void(size_t, int)> task)
   while (done_.load(std::memory_order_acquire) != count) {
     // Its last task may be another thread's that waits for this core.
     if (std::chrono::steady_clock::now() - start > kSpin) std::this_thread::yield();
+  }
+  if (failed_.load(std::memory_order_relaxed)) {
+    failed_.store(false, std::memory_order_relaxed);
+    std::rethrow_exception(std::exchange(error_, nullptr));
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <thread>
@@ -46,7 +47,8 @@ class ComputePool {
 
   // Calls task(i, thread) for every i in [0, count), each once, on any thread in [0, threads()),
   // and returns when all are done. Which thread takes which task is not fixed: a task's result must
-  // not depend on it. Not reentrant. count < 2^32.
+  // not depend on it. Not reentrant. count < 2^32. What a task throws (bad_alloc) is thrown here,
+  // the first of it, when the others are done.
   void ParallelFor(size_t count, FunctionRef<void(size_t task, int thread)> task);
 
   // Calls body(begin, end, thread) for ranges that cover [0, count), each item in one of them: in
@@ -69,6 +71,8 @@ class ComputePool {
   alignas(64) std::atomic<size_t> done_{0};     // tasks that are finished
   alignas(64) std::atomic<uint32_t> epoch_{0};  // futex: changes with each job, and at the end
   std::atomic<bool> stop_{false};
+  std::atomic<bool> failed_{false};  // a task of the job has thrown `error_`
+  std::exception_ptr error_;
 };
 
 }  // namespace switchyard

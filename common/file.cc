@@ -19,7 +19,8 @@ absl::Status ErrnoStatus(const std::string& path, const char* what) {
 }  // namespace
 
 absl::StatusOr<MappedFile> MappedFile::Open(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // O_NONBLOCK: a FIFO would wait for who writes it.
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return ErrnoStatus(path, "cannot open");
   absl::Cleanup close_fd = [fd] { close(fd); };
   struct stat st;

@@ -57,6 +57,10 @@ absl::StatusOr<EngineOptions> Resolve(const Model& model, EngineOptions o) {
   // Nobody is promised a length that the pool cannot hold; who asks for one by name is told at each
   // request that does not fit.
   const int64_t room = int64_t{o.kv_blocks} * o.block_size;
+  if (room < 2) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "kv_blocks is ", o.kv_blocks, " of ", o.block_size, " token; room for 2 tokens is needed"));
+  }
   if (!length_given) o.max_model_len = static_cast<int>(std::min<int64_t>(positions, room));
   return o;
 }

@@ -54,9 +54,8 @@ absl::Status CheckLogits(const SamplingParams& p) {
 }
 
 absl::Status CheckSampling(const SamplingParams& p) {
-  if (!(p.temperature >= 0) || !std::isfinite(p.temperature)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("temperature is ", p.temperature, "; it must be finite and at least 0"));
+  if (!(p.temperature >= 0 && p.temperature <= kTemperatureMax)) {
+    return OutOfRange("temperature", p.temperature, 0, kTemperatureMax);
   }
   if (p.top_k < 0) {
     return absl::InvalidArgumentError(

@@ -20,6 +20,8 @@ constexpr size_t kRequestsMax = size_t{1} << 20;
 
 // A value as it stands in the file, cut to a readable length.
 std::string Show(const Json& value) {
+  if (value.is_array()) return absl::StrCat("an array of ", value.size());  // of any depth
+  if (value.is_object()) return absl::StrCat("an object of ", value.size());
   std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
   if (text.size() > 60) text = text.substr(0, 60) + "…";
   return text;

@@ -66,7 +66,7 @@ TEST(WireConversionTest, RefusesWhatAPeerMayNotSay) {
       {[](auto& s) { s.set_max_tokens(1); },
        "generated_ids has 1 tokens; max_tokens 1 leaves none to generate"},
       {[&](auto& s) { s.mutable_sampling()->set_temperature(nan); },
-       "temperature is nan; it must be finite and at least 0"},
+       "temperature is nan; allowed are 0 to 100"},
       {[](auto& s) { s.mutable_sampling()->set_top_p(0); }, "top_p is 0; allowed is (0, 1]"},
       {[&](auto& s) { s.mutable_sampling()->set_top_p(nan); }, "top_p is nan; allowed is (0, 1]"},
       {[](auto& s) { s.mutable_sampling()->set_top_k(-1); },

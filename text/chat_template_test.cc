@@ -75,6 +75,21 @@ TEST(ChatTemplateTest, WorkAndOutputAreBounded) {
   const std::string ns = "{% set ns = namespace(x=[1]) %}";
   expect(ns + "{% for i in range(100) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}");
   expect("{{ ('x' * 9999)|list|map('replace', 'x', 'y' * 99999)|list|length }}");
+  expect("{{ range(9999)|tojson(separators=('x' * 9999999, ':')) }}");
+  expect("{% set x = 'x' * 9999999 %}" + loop + "{% if x is lower %}{% endif %}{% endfor %}");
+  expect("{{ ('x ' * 999999).split(' ')|length }}");
+  expect("{{ range(99999)|list * 99 }}");
+}
+
+TEST(ChatTemplateTest, LongTextsAndLargeNumbersAreExact) {
+  EXPECT_EQ(
+      *RenderSource("{% set s = 'é' * 999999 + 'ab' %}{{ s[999999] }}{{ s[-1] }}{{ s[-9999999] }}"),
+      "ab");
+  EXPECT_EQ(*RenderSource("{{ '9007199254740993'|int }}"), "9007199254740993");
+  EXPECT_EQ(*RenderSource("{{ {'a': 1, 'a': 2} }}"), "{'a': 2}");
+  EXPECT_EQ(*RenderSource("{{ [[1], [2, 3]]|sum(start=[]) }}"), "[1, 2, 3]");
+  EXPECT_EQ(*RenderSource("{{ ['b', 'a', 'B', 1, 1.0]|unique|list }}"), "['b', 'a', 1]");
+  EXPECT_FALSE(RenderSource("{{ '%d' % 1e300 }}").ok());
 }
 
 TEST(ChatTemplateTest, DeepNestingIsRefused) {

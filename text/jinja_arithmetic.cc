@@ -1,7 +1,7 @@
-#include <cctype>
 #include <cmath>
 #include <limits>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "text/jinja_interpreter.h"
@@ -62,7 +62,12 @@ absl::StatusOr<std::string> FormatOne(char letter, int precision, const Value& v
         absl::StrCat("%", std::string(1, letter), " of ", value.TypeName()));
   }
   if (letter == 'f') return absl::StrFormat("%.*f", precision, value.ToDouble());
-  return absl::StrCat(value.IsFloat() ? static_cast<int64_t>(value.ToDouble()) : value.ToInt());
+  if (!value.IsFloat()) return absl::StrCat(value.ToInt());
+  if (!(std::abs(value.ToDouble()) < 9.2e18)) {
+    return absl::InvalidArgumentError(absl::StrCat("%", std::string(1, letter), " of ", value.Str(),
+                                                   ": it does not fit 64 bits"));
+  }
+  return absl::StrCat(static_cast<int64_t>(value.ToDouble()));
 }
 
 // text % values. A list that has as many items as there are places stands for Python's tuple.
@@ -89,7 +94,8 @@ absl::StatusOr<Value> PercentFormat(std::string_view text, const Value& values) 
       continue;
     }
     int precision = 6;
-    if (text.substr(i + 1, 1) == "." && i + 3 < text.size() && std::isdigit(text[i + 2])) {
+    if (text.substr(i + 1, 1) == "." && i + 3 < text.size() &&
+        absl::ascii_isdigit(static_cast<unsigned char>(text[i + 2]))) {
       precision = text[i + 2] - '0';
       i += 2;
     }

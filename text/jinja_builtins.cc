@@ -64,7 +64,7 @@ absl::StatusOr<Value> ToJsonFilter(const Value& in, const Arguments& args) {
     style.item = (*pair)[0].Str();
     style.key = (*pair)[1].Str();
   }
-  ASSIGN_OR_RETURN(std::string text, ToJson(in, style));
+  ASSIGN_OR_RETURN(std::string text, ToJson(in, style, kBytesMax));
   return Value(std::move(text));
 }
 
@@ -104,6 +104,7 @@ absl::StatusOr<Value> ToNumber(const std::string& name, const Value& in, const A
   if (ok) number = in.ToDouble();
   if (const auto* s = in.AsString()) {
     const std::string text(Strip(*s, nullptr, true, true));
+    if (int64_t exact = 0; to_int && ParseInteger(text, 10, &exact)) return Value(exact);
     char* end = nullptr;
     number = std::strtod(text.c_str(), &end);
     ok = !text.empty() && *end == '\0';
@@ -164,9 +165,9 @@ absl::StatusOr<Value> Items(const Value& in) {
 
 }  // namespace
 
-absl::Status TooLong() {
+absl::Status TooLong(size_t bytes_max) {
   return absl::ResourceExhaustedError(
-      absl::StrCat("a value or the output is longer than ", kBytesMax, " bytes"));
+      absl::StrCat("a value or the output is longer than ", bytes_max, " bytes"));
 }
 
 const Value* Arguments::Get(size_t index, std::string_view name) const {
@@ -183,7 +184,7 @@ absl::StatusOr<List> Iterate(const Value& value) {
   if (const auto* dict = value.AsDict()) {
     for (const auto& item : *dict) out.emplace_back(item.first);
   } else if (const auto* text = value.AsString()) {
-    if (text->size() > kIteratedBytesMax) return TooLong();
+    if (text->size() > kIteratedBytesMax) return TooLong(kIteratedBytesMax);
     std::string_view rest = *text;
     while (!rest.empty()) {
       const size_t length = FirstCodePoint(rest).length;
@@ -229,9 +230,11 @@ Value GetItem(const Value& object, const Value& key) {
     if (index < 0) index += size;
     return index >= 0 && index < size ? (*list)[index] : missing;
   }
-  if (object.AsString()) {
-    absl::StatusOr<List> characters = Iterate(object);
-    return characters.ok() ? GetItem(Value(*std::move(characters)), key) : missing;
+  if (const auto* text = object.AsString()) {
+    if (index < 0) index += static_cast<int64_t>(CountCodePoints(*text));
+    std::string_view rest = index < 0 ? std::string_view() : *text;
+    for (; index > 0 && !rest.empty(); --index) rest.remove_prefix(FirstCodePoint(rest).length);
+    return rest.empty() ? missing : Value(std::string(rest.substr(0, FirstCodePoint(rest).length)));
   }
   return missing;
 }

@@ -40,6 +40,6 @@ Value GetPath(const Value& object, const Value& path);
 absl::StatusOr<Value> Slice(const Value& object, const Value* start, const Value* stop,
                             const Value* step);
 
-absl::Status TooLong();
+absl::Status TooLong(size_t bytes_max = kBytesMax);
 
 }  // namespace switchyard::jinja

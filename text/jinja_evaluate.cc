@@ -1,3 +1,6 @@
+#include <map>
+#include <string_view>
+
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "text/jinja_interpreter.h"
@@ -40,6 +43,7 @@ absl::StatusOr<Value> Interpreter::EvalKind(const Expr& expr) {
     case Expr::kTest: {
       ASSIGN_OR_RETURN(const Value in, Eval(*expr.kids[0]));
       ASSIGN_OR_RETURN(const Arguments args, EvalArguments(expr));
+      RETURN_IF_ERROR(ChargeReading(in, args));
       ASSIGN_OR_RETURN(const bool is, ApplyTest(expr.name, in, args));
       return Value(is);
     }
@@ -62,6 +66,7 @@ absl::StatusOr<Value> Interpreter::EvalKind(const Expr& expr) {
     case Expr::kFilter: {
       ASSIGN_OR_RETURN(const Value in, Eval(*expr.kids[0]));
       ASSIGN_OR_RETURN(const Arguments args, EvalArguments(expr));
+      RETURN_IF_ERROR(ChargeReading(in, args));
       made = ApplyFilter(expr.name, in, args);
       break;
     }
@@ -91,6 +96,14 @@ absl::StatusOr<Value> Interpreter::EvalKind(const Expr& expr) {
   }
   RETURN_IF_ERROR(Charge(made->weight() / kBytesPerStep));
   return made;
+}
+
+absl::Status Interpreter::ChargeReading(const Value& in, const Arguments& args) {
+  const size_t items = in.AsList() ? in.AsList()->size() : 1;
+  size_t weight = in.weight();
+  for (const Value& value : args.positional) weight += items * value.weight();
+  for (const auto& [name, value] : args.named) weight += items * value.weight();
+  return Charge(weight / kBytesPerStep);
 }
 
 absl::StatusOr<Value> Interpreter::EvalAttribute(const Expr& expr) {
@@ -131,12 +144,18 @@ absl::StatusOr<Value> Interpreter::EvalContainer(const Expr& expr) {
   }
   if (expr.kind == Expr::kList) return Value(std::move(items));
   Dict dict;
+  std::map<std::string_view, size_t> places;
   for (size_t i = 0; i < items.size(); i += 2) {
     if (!items[i].AsString()) {
       return absl::InvalidArgumentError(
           absl::StrCat("a dict key is ", items[i].TypeName(), "; only strings are supported"));
     }
-    dict.emplace_back(*items[i].AsString(), items[i + 1]);
+    const auto [at, is_new] = places.emplace(*items[i].AsString(), dict.size());
+    if (is_new) {
+      dict.emplace_back(at->first, items[i + 1]);
+    } else {
+      dict[at->second].second = items[i + 1];  // the last one counts
+    }
   }
   return Value(std::move(dict));
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
@@ -20,9 +21,13 @@ bool Flag(const Arguments& args, size_t index, std::string_view name, bool other
   return value == nullptr ? otherwise : value->Truthy();
 }
 
+Value Attribute(const Value& item, const Value* attribute) {
+  return attribute && !attribute->IsNone() ? GetPath(item, *attribute) : item;
+}
+
 // What two items are compared by: an attribute, without case if they are strings.
 Value KeyOf(const Value& item, const Value* attribute, bool case_sensitive) {
-  Value key = attribute && !attribute->IsNone() ? GetPath(item, *attribute) : item;
+  Value key = Attribute(item, attribute);
   if (case_sensitive || key.AsString() == nullptr) return key;
   return *CallStringMethod(*key.AsString(), "lower", {});
 }
@@ -69,15 +74,21 @@ absl::StatusOr<Value> DictSort(const Value& in, const Arguments& args) {
 
 // In the order of their first appearance.
 absl::StatusOr<Value> Unique(const Value& in, const Arguments& args) {
-  constexpr size_t kItemsMax = 4096;  // each is compared with all before it
+  constexpr size_t kOthersMax = 4096;  // what is no string is compared with all before it
   ASSIGN_OR_RETURN(const List items, Iterate(in));
-  if (items.size() > kItemsMax) return Bad(absl::StrCat("unique of more than ", kItemsMax));
+  std::set<std::string> strings;
   List keys, out;
   for (const Value& item : items) {
     Value key = KeyOf(item, args.Get(1, "attribute"), Flag(args, 0, "case_sensitive", false));
+    if (key.AsList() || key.AsDict()) return Bad(absl::StrCat("unique of a ", key.TypeName()));
+    if (const auto* text = key.AsString()) {
+      if (strings.insert(*text).second) out.push_back(item);
+      continue;
+    }
     if (std::any_of(keys.begin(), keys.end(), [&](const Value& k) { return Equal(k, key); })) {
       continue;
     }
+    if (keys.size() == kOthersMax) return Bad(absl::StrCat("unique of more than ", kOthersMax));
     keys.push_back(std::move(key));
     out.push_back(item);
   }
@@ -100,15 +111,25 @@ absl::StatusOr<Value> Extreme(const std::string& name, const Value& in, const Ar
   return best;
 }
 
+absl::StatusOr<Value> SumOfLists(const List& items, const Value* attribute, List sum) {
+  size_t weight = 0;
+  for (const Value& item : items) {
+    const Value more = Attribute(item, attribute);
+    if (!more.AsList()) return Bad(absl::StrCat("sum of a list and a ", more.TypeName()));
+    if ((weight += more.weight()) > kBytesMax) return TooLong();
+    sum.insert(sum.end(), more.AsList()->begin(), more.AsList()->end());
+  }
+  return Value(std::move(sum));
+}
+
 absl::StatusOr<Value> Sum(const Value& in, const Arguments& args) {
   ASSIGN_OR_RETURN(const List items, Iterate(in));
   const Value *attribute = args.Get(0, "attribute"), *start = args.Get(1, "start");
+  if (start && start->AsString()) return Bad("sum of strings: join does that");
+  if (start && start->AsList()) return SumOfLists(items, attribute, *start->AsList());
   Value sum = start ? *start : Value(int64_t{0});
   for (const Value& item : items) {
-    ASSIGN_OR_RETURN(
-        sum,
-        Arithmetic("+", sum, attribute && !attribute->IsNone() ? GetPath(item, *attribute) : item));
-    if (sum.weight() > kBytesMax) return TooLong();
+    ASSIGN_OR_RETURN(sum, Arithmetic("+", sum, Attribute(item, attribute)));
   }
   return sum;
 }

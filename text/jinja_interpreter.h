@@ -58,6 +58,8 @@ class Interpreter {
   Value Lookup(const std::string& name) const;
   // Counts `steps` and refuses too many.
   absl::Status Charge(size_t steps);
+  // What a filter or a test may read: all of `in`, and for each of its items the arguments.
+  absl::Status ChargeReading(const Value& in, const Arguments& args);
   absl::Status Print(std::string_view text, std::string* out);
 
   const absl::Time now_;

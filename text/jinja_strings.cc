@@ -12,6 +12,8 @@
 namespace switchyard::jinja {
 namespace {
 
+constexpr size_t kItemsMax = kBytesMax / Value::kBytes;  // of a list that split makes
+
 // Python's str.isspace: White_Space and the four information separators.
 bool IsPythonSpace(char32_t c) { return IsWhiteSpace(c) || (c >= 0x1c && c <= 0x1f); }
 
@@ -71,6 +73,7 @@ absl::StatusOr<Value> Split(std::string_view self, const Arguments& args) {
         end += FirstCodePoint(self.substr(end)).length;
       }
       out.emplace_back(std::string(self.substr(0, end)));
+      if (out.size() > kItemsMax) return TooLong();
       self = Strip(self.substr(end), nullptr, true, false);
     }
     self = Strip(self, nullptr, false, true);
@@ -81,6 +84,7 @@ absl::StatusOr<Value> Split(std::string_view self, const Arguments& args) {
   if (!by || by->empty()) return Bad("split needs a separator that is a string and not empty");
   for (size_t at; left-- > 0 && (at = self.find(*by)) != self.npos;) {
     out.emplace_back(std::string(self.substr(0, at)));
+    if (out.size() > kItemsMax) return TooLong();
     self.remove_prefix(at + by->size());
   }
   out.emplace_back(std::string(self));
@@ -108,6 +112,7 @@ absl::StatusOr<Value> SplitFromRight(std::string_view self, const Arguments& arg
   List out;
   for (size_t at; left-- > 0 && (at = self.rfind(*by)) != self.npos;) {
     out.emplace_back(std::string(self.substr(at + by->size())));
+    if (out.size() > kItemsMax) return TooLong();
     self = self.substr(0, at);
   }
   out.emplace_back(std::string(self));
@@ -120,6 +125,7 @@ absl::StatusOr<Value> SplitLines(std::string_view self) {
   while (!self.empty()) {
     const size_t end = std::min(self.find_first_of("\n\r"), self.size());
     out.emplace_back(std::string(self.substr(0, end)));
+    if (out.size() > kItemsMax) return TooLong();
     const bool pair = self.substr(end, 2) == "\r\n";
     self.remove_prefix(std::min(self.size(), end + (pair ? 2 : 1)));
   }

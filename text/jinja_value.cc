@@ -138,9 +138,14 @@ void QuotePython(std::string_view text, std::string* out) {
 
 class JsonWriter {
  public:
-  JsonWriter(const JsonStyle& style, std::string* out) : style_(style), out_(out) {}
+  JsonWriter(const JsonStyle& style, size_t bytes_max, std::string* out)
+      : style_(style), bytes_max_(bytes_max), out_(out) {}
 
   absl::Status Write(const Value& value, int level) {
+    if (out_->size() > bytes_max_) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("tojson makes more than ", bytes_max_, " bytes"));
+    }
     if (const auto* text = value.AsString()) {
       QuoteJson(*text, style_.ensure_ascii, out_);
     } else if (const auto* list = value.AsList()) {
@@ -191,6 +196,7 @@ class JsonWriter {
   }
 
   const JsonStyle& style_;
+  const size_t bytes_max_;
   std::string* out_;
 };
 
@@ -199,9 +205,9 @@ class JsonWriter {
 absl::StatusOr<Value> FromJson(const nlohmann::json& json) { return Convert(json, 0); }
 absl::StatusOr<Value> FromJson(const nlohmann::ordered_json& json) { return Convert(json, 0); }
 
-absl::StatusOr<std::string> ToJson(const Value& value, const JsonStyle& style) {
+absl::StatusOr<std::string> ToJson(const Value& value, const JsonStyle& style, size_t bytes_max) {
   std::string out;
-  RETURN_IF_ERROR(JsonWriter(style, &out).Write(value, 0));
+  RETURN_IF_ERROR(JsonWriter(style, bytes_max, &out).Write(value, 0));
   return out;
 }
 

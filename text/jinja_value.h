@@ -82,9 +82,10 @@ class Value {
   // recursion over values stays bounded, and a namespace can never hold itself.
   static constexpr int kDepthMax = 200;
   int depth() const { return AsNamespace() != nullptr ? kDepthMax : depth_; }
-  // Bytes of strings and number of values below, each counted as often as it would be printed: a
-  // list of a list twice of a list twice … is small in memory but not to whoever walks it.
-  size_t weight() const { return AsString() != nullptr ? AsString()->size() + 1 : weight_; }
+  // Bytes of strings, and kBytes for each value, counted as often as it would be printed: a list of
+  // a list twice of a list twice … is small in memory but not to whoever walks it.
+  static constexpr size_t kBytes = 64;
+  size_t weight() const { return AsString() != nullptr ? AsString()->size() + kBytes : weight_; }
 
   bool Truthy() const;
   int64_t ToInt() const;    // of a bool or int, else 0
@@ -110,7 +111,7 @@ class Value {
   }
 
   int depth_ = 0;
-  size_t weight_ = 1;
+  size_t weight_ = kBytes;
   std::variant<Undefined, None, bool, int64_t, double, std::shared_ptr<const std::string>,
                std::shared_ptr<const List>, std::shared_ptr<const Dict>, std::shared_ptr<Namespace>,
                Macro, Builtin>
@@ -131,7 +132,8 @@ struct JsonStyle {
   std::string item = ", ", key = ": ";  // separators
   bool ensure_ascii = false, sort_keys = false;
 };
-absl::StatusOr<std::string> ToJson(const Value& value, const JsonStyle& style);
+// kResourceExhausted beyond `bytes_max` bytes.
+absl::StatusOr<std::string> ToJson(const Value& value, const JsonStyle& style, size_t bytes_max);
 
 // repr() of a float: the shortest digits that read back the same.
 std::string FloatRepr(double value);

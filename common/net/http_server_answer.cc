@@ -140,9 +140,12 @@ bool Connection::Run(std::function<void()> work) {
 }
 
 void Connection::Abandon(uint64_t exchange) {
-  if (Begin(exchange, HttpError(500, "the request was dropped", "server_error"), false)) return;
-  MutexLock lock(mu_);
-  if (!gone_ && exchange == exchange_ && answer_ == Answer::kStreaming) Cut();
+  {
+    MutexLock lock(mu_);
+    if (gone_ || exchange != exchange_ || answer_ == Answer::kComplete) return;
+    if (answer_ == Answer::kStreaming) return Cut();
+  }
+  Begin(exchange, HttpError(500, "the request was dropped", "server_error"), false);
 }
 
 // Only while the connection is not gone, so that nothing is posted after the server has stopped.

@@ -140,8 +140,8 @@ class UcxEndpoint {
 // maps them.
 class UcxMemory {
  public:
-  // `context` must outlive it. Zeroed, page-aligned, populated: a full /dev/shm is
-  // kResourceExhausted here and not a SIGBUS later.
+  // `context` must outlive it. Zeroed, page-aligned, populated (Linux 5.14 or later): a full
+  // /dev/shm is kResourceExhausted here and not a SIGBUS later.
   static absl::StatusOr<std::unique_ptr<UcxMemory>> Create(UcxContext* context, size_t bytes);
   ~UcxMemory();
   UcxMemory(const UcxMemory&) = delete;
