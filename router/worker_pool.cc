@@ -50,7 +50,9 @@ int WorkerPool::Addresses(pb::Role role) const {
 }
 
 void WorkerPool::OnRegistered(size_t n, StreamId stream, const pb::Registration& registration) {
-  Slot& slot = slots_[n];
+  const auto it = slots_.find(n);
+  if (it == slots_.end()) return;  // forgotten, but its client was still dialling
+  Slot& slot = it->second;
   slot.stream = stream;
   absl::StatusOr<WorkerId> id =
       membership_.Register(slot.address, slot.role, registration, clock_->Now());
