@@ -234,7 +234,7 @@ TEST_F(OpenAiRequestTest, NeutralValuesPassAndOthersAreRefused) {
                "logit_bias":{},"repetition_penalty":1.0,"min_p":0,"tools":[],"tool_choice":"auto",
                "response_format":{"type":"text"},"use_beam_search":false,"top_k":-1,"seed":-1,
                "stop":null,"stop_token_ids":null,"logprobs":null,"temperature":null,
-               "max_tokens":null,"user":null,"guided_json":null,"best_of":null)"));
+               "max_tokens":null,"user":null,"guided_json":null)"));
   EXPECT_FALSE(Good(With(R"("seed":-1)")).choices[0].seed_given);
   Refused(With(R"("best_of":3)"), "best_of", "3 is not supported");
   Refused(With(R"("suffix":"x")"), "suffix", "\"x\" is not supported");

@@ -93,7 +93,7 @@ def test_stops(client):
     fields = dict(text="Once upon a time", sampling={"temperature": 0})
     plain = client.generate(max_tokens=16, **fields)
     text = "".join(r.text for r in plain)
-    token = plain[3].token_ids[0]
+    token = [t for r in plain for t in r.token_ids][3]
     stopped = client.generate(max_tokens=16, stop_token_ids=[token], **fields)[-1]
     assert stopped.finish_reason == 1 and stopped.stop_token == token
     word = text.split()[2]

@@ -55,8 +55,8 @@ MUTATIONS = {
          "  if (!ON) Free({target.blocks, target.generations}, peer_may_write);"),
     ],
     "a tombstone keeps the prompt of a late submit": [
-        ("decode/decode_attempts.cc", "  attempt.request = {};  // a tombstone",
-         "  if (!ON || !had_ended) attempt.request = {};  // a tombstone"),
+        ("decode/decode_attempts.cc", "  attempt.request = {};\n  if (!had_ended)",
+         "  if (!ON || !had_ended) attempt.request = {};\n  if (!had_ended)"),
     ],
     "the prefill rank frees blocks that are being sent": [
         ("prefill/handoff_client.cc", "  if (transfer_ == Transfer::kOver) {\n    freed_ = true;",
