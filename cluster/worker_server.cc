@@ -15,6 +15,8 @@ namespace switchyard {
 namespace {
 
 namespace pb = cluster::v1;
+// How long a router that made an error may take to read what came before the answer to it.
+constexpr absl::Duration kErrorReadMax = absl::Seconds(1);
 constexpr size_t kBatchBytesMax = 4 << 20;  // of one StepEvents, unless one event is larger
 
 }  // namespace
@@ -90,6 +92,20 @@ class WorkerSession {
     Cancel();  // wakes the reader
   }
 
+  void WriterEnded() {
+    MutexLock lock(mu_);
+    writer_ended_ = true;
+    work_.NotifyAll();
+  }
+  // After Close: whether the writer ends within `limit`.
+  bool AwaitWriter(absl::Duration limit) {
+    const MonotonicClock clock;
+    const absl::Time until = clock.Now() + limit;
+    MutexLock lock(mu_);
+    while (!writer_ended_ && clock.Now() < until) work_.WaitFor(mu_, until - clock.Now());
+    return writer_ended_;
+  }
+
   // Later Queue calls fail. Returns the attempts that have not ended.
   std::vector<AttemptKey> Close() {
     MutexLock lock(mu_);
@@ -118,6 +134,7 @@ class WorkerSession {
   OpenAttempts open_ ABSL_GUARDED_BY(mu_);
   bool heartbeat_wanted_ ABSL_GUARDED_BY(mu_) = false;
   bool closed_ ABSL_GUARDED_BY(mu_) = false;
+  bool writer_ended_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 WorkerServer::WorkerServer(WorkerCallbacks callbacks, WorkerServerOptions options)
@@ -205,13 +222,16 @@ grpc::Status WorkerServer::Serve(WorkerSession& session, grpc::ServerContext* co
   hello.mutable_registration()->set_wire_version(kClusterWireVersion);
   grpc::Status status = grpc::Status::OK;
   if (stream->Write(hello)) {
-    std::thread writer(
-        [&] { session.WriteLoop(stream, callbacks_.heartbeat, options_.heartbeat_every); });
+    std::thread writer([&] {
+      session.WriteLoop(stream, callbacks_.heartbeat, options_.heartbeat_every);
+      session.WriterEnded();
+    });
     pb::ToWorker message;
     while (status.ok() && stream->Read(&message)) status = Take(session, std::move(message));
     std::vector<AttemptKey> open = session.Close();
-    // A writer may wait for a router that is gone; one that made an error is told which.
-    if (status.ok()) context->TryCancel();
+    // A writer may wait for a router that is gone, or does not read; one that made an error is told
+    // which, if it listens.
+    if (status.ok() || !session.AwaitWriter(kErrorReadMax)) context->TryCancel();
     writer.join();
     callbacks_.on_session_end(session.id(), std::move(open));
   } else {

@@ -72,7 +72,8 @@ void DecodeAttempts::Reserve(hpb::ReserveRequest request, Answer<hpb::ReserveRes
   ReserveCall call{std::move(request), std::move(answer)};
   const AttemptKey key{call.request.request(), call.request.attempt()};
   if (env_->draining() && !attempts_.contains(key)) {
-    return call.answer(absl::UnavailableError("the decode rank is draining"));
+    // As if it were full: what runs goes on, and nobody is to blame.
+    return call.answer(absl::ResourceExhaustedError("the decode rank is draining"));
   }
   if (const absl::Status s = FindOrMake(key).status(); !s.ok()) return call.answer(s);
   const AttemptJoin::WaiterId waiter = next_waiter_++;
