@@ -119,7 +119,8 @@ bool EpDispatcher::TakeFrame(int peer) {
   }
   if (!op.grouped) return false;
   const size_t tokens = op.in[peer].counts.size(), rows_bytes = frame->count * row_bytes_;
-  if (frame->kind == EpFrameKind::kPlanRows && from.rows_in == 0) {
+  if (frame->kind == EpFrameKind::kPlanRows && op.low_latency && from.rows_in == 0 &&
+      frame->count == tokens && frame->bytes >= rows_bytes) {
     Place(op, peer, link.payload() + (frame->bytes - rows_bytes), frame->count);
   } else if (frame->kind == EpFrameKind::kRows && frame->first == from.rows_in &&
              frame->count > 0 && frame->count <= tokens - from.rows_in &&

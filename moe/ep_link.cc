@@ -113,7 +113,7 @@ std::byte* EpLink::Begin(size_t payload_bytes) {
   SY_CHECK(payload_bytes <= payload_max());
   if (shm_) {
     // The peer's word: never more than was written, never less than before.
-    const absl::Status credited = writer_->Credit(out_->consumed.load(std::memory_order_acquire));
+    const absl::Status credited = writer_->Credit(out_->consumed.load(std::memory_order_seq_cst));
     if (!credited.ok()) Break(credited);
   }
   const uint64_t before = writer_->written();
