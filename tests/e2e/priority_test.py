@@ -1,7 +1,7 @@
 """An urgent request does not wait for those that fill the KV blocks: the least urgent give way, and all get the tokens that they
 would have got alone.
 
-usage: priority_test.py BINARY MODEL
+usage: priority_test.py BINARY MODEL [alone]     alone: without a prefill rank, which a slow build takes long to answer from
 """
 import random
 import sys
@@ -73,8 +73,8 @@ def test(cluster):
 
 
 def main():
-    binary, model = sys.argv[1:3]
-    for flags in (["--prefill", "0"], ["--disaggregate", "always"]):
+    binary, model, *alone = sys.argv[1:]
+    for flags in [["--prefill", "0"]] + ([] if alone else [["--disaggregate", "always"]]):
         with e2e.Cluster(binary, model, "--kv-blocks", str(BLOCKS), "--max-model-len", str(BLOCKS * 16 - 16), *flags) as cluster:
             print(f"{flags}: {test(cluster)} of the others ran on when the urgent one had ended")
 
