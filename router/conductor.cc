@@ -12,7 +12,7 @@ namespace {
 namespace pb = cluster::v1;
 using End = RequestAttempts::End;
 constexpr size_t kPrefixBlocksMax = 1 << 17;
-constexpr size_t kLineMax = 64;  // that are dispatched in one turn
+constexpr size_t kLineMax = 64;  // that are looked at together
 constexpr absl::Duration kLongWait = absl::Seconds(1);
 
 MembershipOptions MembershipFor(const CoreOptions& options) {
@@ -152,17 +152,21 @@ std::vector<uint64_t> Conductor::NextInLine(absl::Time now) const {
 
 // One that finds no room holds back those behind it, so that a large one is not passed forever.
 void Conductor::Dispatch() {
-  for (const uint64_t number : NextInLine(clock_->Now())) {
-    Request& r = *requests_.at(number);
-    const std::map<WorkerId, int> prefix = PrefixesOf(r);
-    const std::optional<Route> route =
-        workers_.Choose(options_.disaggregate, {.tokens = r.tokens(),
-                                                .priority = r.client.priority,
-                                                .avoid = &r.attempts.avoid(),
-                                                .prefix_tokens = &prefix});
-    if (!route) return;
-    StartAttempt(r, *route);
-  }
+  std::vector<uint64_t> line;
+  do {
+    line = NextInLine(clock_->Now());
+    for (const uint64_t number : line) {
+      Request& r = *requests_.at(number);
+      const std::map<WorkerId, int> prefix = PrefixesOf(r);
+      const std::optional<Route> route =
+          workers_.Choose(options_.disaggregate, {.tokens = r.tokens(),
+                                                  .priority = r.client.priority,
+                                                  .avoid = &r.attempts.avoid(),
+                                                  .prefix_tokens = &prefix});
+      if (!route) return;
+      StartAttempt(r, *route);
+    }
+  } while (line.size() == kLineMax);
 }
 
 }  // namespace switchyard

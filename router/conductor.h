@@ -119,7 +119,7 @@ class Conductor {
   std::map<uint64_t, std::unique_ptr<Request>> requests_;
   std::map<std::string, uint64_t> by_wire_id_;
   // By priority; who has begun already and lost its workers; deadline (who has little time goes
-  // before who has much, and waiting makes it less); arrival. But see Dispatch.
+  // before who has much, and waiting makes it less); arrival. But see NextInLine.
   using Place = std::tuple<int, bool, absl::Time, uint64_t>;
   static Place PlaceOf(const Request& r);
   std::set<Place> waiting_;
