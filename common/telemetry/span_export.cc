@@ -51,9 +51,10 @@ class FileOutput final : public SpanOutput {
   FileOutput(int fd, const std::string& path) : fd_(fd), path_(path) {}
   ~FileOutput() override { close(fd_); }
   absl::Status Write(const std::string& request) override {
-    const std::string line = request + "\n";
+    const std::string line = absl::StrCat(torn_ ? "\n" : "", request, "\n");
     const ssize_t n = write(fd_, line.data(), line.size());
-    if (n == static_cast<ssize_t>(line.size())) return absl::OkStatus();
+    if (n >= 0) torn_ = n < static_cast<ssize_t>(line.size());
+    if (n >= 0 && !torn_) return absl::OkStatus();
     return n < 0 ? absl::ErrnoToStatus(errno, path_) : absl::DataLossError(path_ + ": cut short");
   }
   const std::string& name() const override { return path_; }
@@ -61,6 +62,7 @@ class FileOutput final : public SpanOutput {
  private:
   const int fd_;
   const std::string path_;
+  bool torn_ = false;  // the last line has no end: the next one must not be glued to it
 };
 
 class OtlpOutput final : public SpanOutput {
