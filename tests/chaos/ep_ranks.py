@@ -3,7 +3,7 @@
 exactly the tokens of the undisturbed run, and the others go on soon.
 
 A killed rank is started again at once. A stopped one is continued after a while, or killed while it is stopped and started
-again. usage: ep_ranks.py [--kills N] [--hangs N] [--prefill N] [--decode N] [--seed N] BINARY MODEL_DIR [-- EP flags…]"""
+again. usage: ep_ranks.py [--kills N] [--hangs N] [--prefill N] [--decode N] [--seed N] [--pauses] BINARY MODEL_DIR [-- EP flags…]"""
 import argparse
 import http.client
 import random
@@ -85,6 +85,7 @@ def main():
     parser.add_argument("model")
     for name, default in (("kills", 20), ("hangs", 10), ("prefill", 2), ("decode", 2), ("seed", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--pauses", action="store_true", help="bound the pauses too: on a quiet machine")
     parser.add_argument("ep", nargs="*", default=["--ep-lane", "auto"])
     args = parser.parse_args()
     rng = random.Random(args.seed)
@@ -114,6 +115,7 @@ def main():
             pauses.sort()
             print(f"{len(pauses)} x {kind}: seconds to the next step: median {statistics.median(pauses):.2f}, p95 "
                   f"{pauses[int(len(pauses) * 0.95)]:.2f}, longest {pauses[-1]:.2f}; promised {NEXT_STEP_MAX[kind]}")
+            assert not args.pauses or pauses[-1] <= NEXT_STEP_MAX[kind], f"{kind}: too long"
     print(f"{load.done} requests, all with the tokens of the undisturbed run")
     if moves:
         print(f"{moves} times a rank changed its placement meanwhile")
