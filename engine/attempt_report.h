@@ -40,7 +40,6 @@ class AttemptReport {
   void End(const absl::Status& status);
 
  private:
-  absl::Time Now() const { return env_->clock().Now(); }
   WorkerEnv* env_ = nullptr;
   const char* rank_ = "";
   std::string request_;

@@ -262,7 +262,7 @@ void Scheduler::Start(Sequence& s, const PrefixIndex::Hit& hit) {
 }
 
 void Scheduler::Admit(Budget* budget) {
-  const int headroom = Growing();  // as above
+  const int headroom = Growing();  // a block for each stays free, as in AdmitUrgent
   int admitted = 0;
   while (!waiting_.empty() && FreeSlots() > 0) {
     Sequence& s = **waiting_.begin();

@@ -252,9 +252,6 @@ HttpFront::~HttpFront() {
 }
 
 int HttpFront::port() const { return impl_->server->port(); }
-int HttpFront::metrics_port() const {
-  return impl_->metrics == nullptr ? -1 : impl_->metrics->port();
-}
 void HttpFront::StartDrain() { impl_->server->StartDrain(); }
 
 }  // namespace switchyard

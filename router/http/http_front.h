@@ -19,8 +19,8 @@ struct HttpFrontOptions {
   std::vector<std::string> api_keys = {};  // if any, all but health, metrics and version need one
   std::vector<std::string> allowed_origins = {};  // CORS: HttpServerOptions
   TlsOptions tls = {};
-  int metrics_port =
-      -1;  // also /health, /readyz and /metrics in clear, for probes; 0: any, -1: none
+  // Also /health, /readyz, /version and /metrics, in clear, for probes; 0: any, -1: none.
+  int metrics_port = -1;
 };
 
 // Serves /v1/models, /v1/completions, /v1/chat/completions, /tokenize, /detokenize, /health,
@@ -36,7 +36,6 @@ class HttpFront {
   ~HttpFront();
 
   int port() const;
-  int metrics_port() const;  // -1: none
   // Connections close after their present answer. New ones are still accepted, so that /readyz can
   // tell why the router takes nothing.
   void StartDrain();
