@@ -39,7 +39,6 @@ class WorkerClient {
   ~WorkerClient();
   WorkerClient(const WorkerClient&) = delete;
 
-  const std::string& address() const { return address_; }
   // Queues one message on that stream; never blocks. False if the stream is over, or if its queue
   // is full (a worker that does not read): then it is ended, and `lost` follows.
   bool Send(StreamId stream, cluster::v1::ToWorker message);

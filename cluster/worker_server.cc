@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "cluster/grpc_server.h"
 #include "cluster/open_attempts.h"
 #include "common/check.h"
@@ -18,6 +19,23 @@ namespace pb = cluster::v1;
 // How long a router that made an error may take to read what came before the answer to it.
 constexpr absl::Duration kErrorReadMax = absl::Seconds(1);
 constexpr size_t kBatchBytesMax = 4 << 20;  // of one StepEvents, unless one event is larger
+
+// Cancels a call that has not got on in time: a read of the blocking API has no limit of its own.
+class Fuse {
+ public:
+  Fuse(grpc::ServerContext* context, absl::Duration limit)
+      : thread_([this, context, limit] {
+          if (!done_.WaitForNotificationWithTimeout(limit)) context->TryCancel();
+        }) {}
+  ~Fuse() {
+    done_.Notify();
+    thread_.join();
+  }
+
+ private:
+  absl::Notification done_;
+  std::thread thread_;
+};
 
 }  // namespace
 
@@ -151,13 +169,6 @@ std::shared_ptr<WorkerSession> WorkerServer::Find(SessionId id) const {
   return it == sessions_.end() ? nullptr : it->second;
 }
 
-bool WorkerServer::Send(SessionId id, pb::AttemptEvent event) {
-  const std::shared_ptr<WorkerSession> session = Find(id);
-  if (session == nullptr || !session->Queue(std::move(event))) return false;
-  session->Wake();
-  return true;
-}
-
 void WorkerServer::SendAll(std::vector<Addressed> events) {
   std::map<SessionId, std::shared_ptr<WorkerSession>> woken;
   for (auto& [id, event] : events) {
@@ -180,9 +191,29 @@ int WorkerServer::sessions() const {
   return static_cast<int>(sessions_.size());
 }
 
-grpc::Status WorkerServer::Session(grpc::ServerContext* context, Stream* stream) {
+// Until the first message has come, and with an answer that says what is wrong with it.
+grpc::Status WorkerServer::Greet(grpc::ServerContext* context, Stream* stream,
+                                 std::string* router_id) {
+  {
+    MutexLock lock(mu_);
+    if (greetings_ >= options_.greetings_max) {
+      return grpc::Status(
+          grpc::RESOURCE_EXHAUSTED,
+          absl::StrCat("streams without RouterHello: limit ", options_.greetings_max));
+    }
+    ++greetings_;
+  }
   pb::ToWorker first;
-  if (!stream->Read(&first)) return grpc::Status::OK;
+  bool came;
+  {
+    const Fuse fuse(context, options_.hello_wait);
+    came = stream->Read(&first);
+  }
+  {
+    MutexLock lock(mu_);
+    --greetings_;
+  }
+  if (!came) return grpc::Status(grpc::CANCELLED, "no RouterHello");
   if (!first.has_hello()) {
     return grpc::Status(grpc::INVALID_ARGUMENT, "the first message must be RouterHello");
   }
@@ -191,6 +222,13 @@ grpc::Status WorkerServer::Session(grpc::ServerContext* context, Stream* stream)
                         absl::StrCat("wire_version: router ", first.hello().wire_version(),
                                      ", worker ", kClusterWireVersion));
   }
+  *router_id = first.hello().router_id();
+  return grpc::Status::OK;
+}
+
+grpc::Status WorkerServer::Session(grpc::ServerContext* context, Stream* stream) {
+  std::string router_id;
+  if (grpc::Status s = Greet(context, stream, &router_id); !s.ok()) return s;
   std::shared_ptr<WorkerSession> session;
   {
     MutexLock lock(mu_);
@@ -200,11 +238,11 @@ grpc::Status WorkerServer::Session(grpc::ServerContext* context, Stream* stream)
     }
     // A router that dials again has given up its old stream, whether or not we have noticed.
     for (const auto& [id, old] : sessions_) {
-      if (old->router_id() == first.hello().router_id()) old->Cancel();
+      if (old->router_id() == router_id) old->Cancel();
     }
     session = std::make_shared<WorkerSession>(SessionId(next_session_++), context,
                                               options_.queue_max, options_.attempts_max);
-    session->set_router_id(first.hello().router_id());
+    session->set_router_id(std::move(router_id));
     sessions_.emplace(session->id(), session);
   }
   const grpc::Status status = Serve(*session, context, stream);
@@ -271,14 +309,11 @@ grpc::Status WorkerServer::Take(WorkerSession& session, pb::ToWorker message) {
       callbacks_.on_abort(session.id(), key);
       return grpc::Status::OK;
     }
-    case pb::ToWorker::kDrain:
-      callbacks_.on_drain();
-      return grpc::Status::OK;
     case pb::ToWorker::kHello:
     case pb::ToWorker::MESSAGE_NOT_SET:
       break;
   }
-  return grpc::Status(grpc::INVALID_ARGUMENT, "submit, abort or drain expected");
+  return grpc::Status(grpc::INVALID_ARGUMENT, "submit or abort expected");
 }
 
 }  // namespace switchyard

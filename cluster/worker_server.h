@@ -28,11 +28,12 @@ struct WorkerCallbacks {
   std::function<void(SessionId, const AttemptKey&)> on_abort;
   // The stream is over: abort these, the attempts that came by it and have not ended.
   std::function<void(SessionId, std::vector<AttemptKey>)> on_session_end;
-  std::function<void()> on_drain = [] {};  // the router asks for a drain
 };
 
 struct WorkerServerOptions {
-  int sessions_max = 16;          // routers
+  int sessions_max = 16;                         // routers
+  int greetings_max = 64;                        // streams that have not said RouterHello yet
+  absl::Duration hello_wait = absl::Seconds(5);  // for that; then the stream is cancelled
   size_t attempts_max = 1 << 14;  // open ones of a session; more are answered kResourceExhausted
   size_t queue_max = 1 << 16;     // events that a session holds for a router that does not read;
                                   // past it the session is cancelled
@@ -47,11 +48,9 @@ class WorkerServer final : public cluster::v1::Worker::Service {
   explicit WorkerServer(WorkerCallbacks callbacks, WorkerServerOptions options = {});
   ~WorkerServer() override;
 
-  // Queues one event; never blocks. An event with a finish, or handed_off, is the attempt's last.
-  // False if the session is over: its attempts have been, or are about to be, ended by
-  // on_session_end.
-  bool Send(SessionId session, cluster::v1::AttemptEvent event);
-  // The same with many: those of one session go in one message.
+  // Queues events, those of one session for one message; never blocks. An event with a finish, or
+  // handed_off, is the attempt's last. Events of a session that is over are dropped: its attempts
+  // have been, or are about to be, ended by on_session_end.
   using Addressed = std::pair<SessionId, cluster::v1::AttemptEvent>;
   void SendAll(std::vector<Addressed> events);
   // Sends every session a heartbeat now (after a change that routers should know at once).
@@ -61,6 +60,7 @@ class WorkerServer final : public cluster::v1::Worker::Service {
  private:
   using Stream = grpc::ServerReaderWriter<cluster::v1::FromWorker, cluster::v1::ToWorker>;
   grpc::Status Session(grpc::ServerContext* context, Stream* stream) override;
+  grpc::Status Greet(grpc::ServerContext* context, Stream* stream, std::string* router_id);
   grpc::Status Serve(WorkerSession& session, grpc::ServerContext* context, Stream* stream);
   grpc::Status Take(WorkerSession& session, cluster::v1::ToWorker message);
   std::shared_ptr<WorkerSession> Find(SessionId id) const;
@@ -69,6 +69,7 @@ class WorkerServer final : public cluster::v1::Worker::Service {
   const WorkerServerOptions options_;
   mutable Mutex mu_;
   uint64_t next_session_ ABSL_GUARDED_BY(mu_) = 1;
+  int greetings_ ABSL_GUARDED_BY(mu_) = 0;
   std::map<SessionId, std::shared_ptr<WorkerSession>> sessions_ ABSL_GUARDED_BY(mu_);
 };
 

@@ -123,7 +123,7 @@ TEST(WorkerStreamTest, CarriesRequestsDownAndTokensUp) {
   ASSERT_TRUE(router.Submit("a"));
   ASSERT_TRUE(worker.log.WaitFor("submit a"));
   for (int i = 0; i < 1000; ++i)
-    ASSERT_TRUE(worker.service.Send(worker.session, Token("a", i, i == 999)));
+    worker.service.SendAll({{worker.session, Token("a", i, i == 999)}});
   ASSERT_TRUE(router.log.WaitFor("event a 999"));
 }
 
@@ -151,11 +151,10 @@ TEST(WorkerStreamTest, SessionEndNamesTheAttemptsStillOpen) {
     ToProto(AttemptKey{"aborted", 1}, abort.mutable_abort()->mutable_id());
     ASSERT_TRUE(router.client.Send(router.stream, abort));
     ASSERT_TRUE(worker.log.WaitFor("abort aborted"));
-    ASSERT_TRUE(worker.service.Send(worker.session, Token("done", 0, true)));
+    worker.service.SendAll({{worker.session, Token("done", 0, true)}});
     ASSERT_TRUE(router.log.WaitFor("event done 0"));
   }
   EXPECT_TRUE(worker.log.WaitFor("end open"));
-  EXPECT_FALSE(worker.service.Send(worker.session, Token("open", 0, true)));
 }
 
 TEST(WorkerStreamTest, RouterComesBackAfterTheWorkerRestarts) {
@@ -193,6 +192,56 @@ TEST(WorkerStreamTest, WrongVersionAndTooManyAttemptsAreRefused) {
   ASSERT_TRUE(router.Submit("a"));
   ASSERT_TRUE(router.Submit("b"));
   EXPECT_TRUE(router.log.WaitFor("event b 0"));  // the refusal
+}
+
+// How a stream ends that says nothing.
+grpc::StatusCode EndOfSilent(const std::string& address) {
+  grpc::ClientContext context;
+  auto stub = pb::Worker::NewStub(DialChannel(address));
+  auto stream = stub->Session(&context);
+  pb::FromWorker answer;
+  EXPECT_FALSE(stream->Read(&answer));
+  return stream->Finish().error_code();
+}
+
+TEST(WorkerStreamTest, WhoNeverSaysHelloIsSentAwayAndHoldsBackNobody) {
+  TestWorker worker(0, {.greetings_max = 2, .hello_wait = absl::Seconds(2)});
+  std::atomic<int> cancelled = 0, refused = 0;
+  std::vector<std::thread> silent;
+  for (int i = 0; i < 4; ++i) {
+    silent.emplace_back([&] {
+      const grpc::StatusCode code = EndOfSilent(worker.address());
+      cancelled += code == grpc::CANCELLED;
+      refused += code == grpc::RESOURCE_EXHAUSTED;
+    });
+  }
+  for (std::thread& t : silent) t.join();
+  EXPECT_EQ(cancelled, 2);
+  EXPECT_EQ(refused, 2);
+  EXPECT_EQ(worker.service.sessions(), 0);
+  TestRouter router(worker.address());
+  EXPECT_TRUE(router.log.WaitFor("registered"));
+}
+
+// As a later minor version may send: what is not known is no reason to refuse.
+TEST(WorkerStreamTest, FieldsThatAreNotKnownAreIgnored) {
+  TestWorker worker;
+  grpc::ClientContext context;
+  auto stub = pb::Worker::NewStub(DialChannel(worker.address()));
+  auto stream = stub->Session(&context);
+  pb::ToWorker hello;
+  hello.mutable_hello()->set_wire_version(kClusterWireVersion);
+  hello.mutable_hello()->set_router_id("later");
+  auto* unknown = hello.GetReflection()->MutableUnknownFields(&hello);
+  unknown->AddVarint(1000, 7);
+  pb::RouterHello* inner = hello.mutable_hello();
+  inner->GetReflection()->MutableUnknownFields(inner)->AddLengthDelimited(1001, "more");
+  ASSERT_TRUE(stream->Write(hello));
+  pb::FromWorker answer;
+  ASSERT_TRUE(stream->Read(&answer));
+  EXPECT_TRUE(answer.has_registration());
+  context.TryCancel();
+  (void)stream->Finish();
 }
 
 TEST(GrpcServerTest, TakenPortIsAnErrorOrMovesOn) {

@@ -145,7 +145,7 @@ void AttemptJoin::OnCommit(const CommitCalled& e, Effects* out) {
   if (peer_token_ == 0 || e.peer_token != peer_token_) {
     return answer(ended() ? end_ : absl::NotFoundError("no such hand-off of this peer"));
   }
-  if (phase_ == Phase::kRunning) return answer(absl::OkStatus());
+  if (adopted_) return answer(absl::OkStatus());  // a repeat, and be it after the end
   if (ended()) return answer(end_);
   if (!opened_) return answer(absl::FailedPreconditionError("nothing has been reserved yet"));
   if (commit_waiters_.size() >= kWaitersMax) {
@@ -189,6 +189,7 @@ void AttemptJoin::OnAdopted(const Adopted& e, absl::Time now, Effects* out) {
     return End(e.status, /*tell_router=*/true, now, out);
   }
   phase_ = Phase::kRunning;
+  adopted_ = true;
   blocks_ = Blocks::kEngines;
   AnswerAll(Do::kAnswerCommit, &commit_waiters_, absl::OkStatus(), out);
 }

@@ -95,7 +95,6 @@ class AttemptJoin {
   bool forgettable(absl::Time now) const {
     return ended() && blocks_ == Blocks::kNone && now >= forget_at_;
   }
-  bool holds_blocks() const { return blocks_ != Blocks::kNone; }
   int tokens() const { return tokens_; }
 
  private:
@@ -119,6 +118,7 @@ class AttemptJoin {
   Phase phase_ = Phase::kNew;
   Blocks blocks_ = Blocks::kNone;
   bool submitted_ = false, opened_ = false;
+  bool adopted_ = false;    // Commit's answer is OK, whatever came after
   bool cancelled_ = false;  // by the prefill rank, which tells the router
   uint64_t peer_token_ = 0;
   int tokens_ = 0;

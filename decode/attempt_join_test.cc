@@ -20,6 +20,8 @@ std::vector<Do> Whats(const J::Effects& effects) {
   return out;
 }
 using Dos = std::vector<Do>;
+// Of one that has ended.
+bool OwnsNothing(const AttemptJoin& join) { return join.forgettable(absl::InfiniteFuture()); }
 
 struct Join {
   AttemptJoin join{AttemptJoin::Options{}};
@@ -40,7 +42,35 @@ TEST(AttemptJoinTest, HandOffThenSubmit) {
       << "a repeat gets the first answer";
   EXPECT_EQ(j(J::Finished{}), Dos{});
   EXPECT_TRUE(j.join.ended());
-  EXPECT_FALSE(j.join.holds_blocks());
+  EXPECT_TRUE(OwnsNothing(j.join));
+}
+
+TEST(AttemptJoinTest, RepeatedCommitGetsTheFirstAnswerAlsoAfterTheEnd) {
+  for (const J::Event& end : {J::Event(J::Finished{}), J::Event(J::Aborted{})}) {
+    Join j;
+    j(J::Submitted{});
+    j(J::ReserveCalled{1, kPeer, 40});
+    j(J::Leased{});
+    j(J::Opened{});
+    j(J::CommitCalled{2, kPeer});
+    j(J::KvCommitted{});
+    EXPECT_EQ(j(J::Adopted{}), Dos{Do::kAnswerCommit});
+    j(end);
+    const auto repeat = j.join.Step(J::CommitCalled{3, kPeer}, kStart);
+    ASSERT_EQ(Whats(repeat), Dos{Do::kAnswerCommit});
+    EXPECT_TRUE(repeat[0].status.ok()) << repeat[0].status;
+    const auto stranger = j.join.Step(J::CommitCalled{4, kPeer + 1}, kStart);
+    EXPECT_FALSE(stranger.at(0).status.ok());
+  }
+  Join failed;
+  failed(J::ReserveCalled{1, kPeer, 40});
+  failed(J::Leased{});
+  failed(J::Opened{});
+  failed(J::CommitCalled{2, kPeer});
+  const auto first = failed.join.Step(J::KvCommitted{absl::DataLossError("checksum")}, kStart);
+  EXPECT_EQ(first.at(0).status.code(), absl::StatusCode::kDataLoss);
+  const auto repeat = failed.join.Step(J::CommitCalled{3, kPeer}, kStart);
+  EXPECT_EQ(repeat.at(0).status, first.at(0).status);
 }
 
 TEST(AttemptJoinTest, SubmitThenHandOff) {
@@ -146,7 +176,7 @@ TEST(AttemptJoinTest, AbortWhileTheEngineAdoptsFreesThroughTheEngine) {
   j(J::KvCommitted{});
   EXPECT_EQ(j(J::Aborted{}), (Dos{Do::kAnswerCommit, Do::kAbortEngine}));
   EXPECT_EQ(j(J::Adopted{}), Dos{});
-  EXPECT_FALSE(j.join.holds_blocks());
+  EXPECT_TRUE(OwnsNothing(j.join));
 }
 
 TEST(AttemptJoinTest, ComputesThePromptItself) {
@@ -206,7 +236,7 @@ class World {
     while (!engine_.empty() || !receiver_.empty()) Deliver();
     if (in_engine_) EndInEngine();
     EXPECT_EQ(ours_, 0) << "blocks leaked";
-    EXPECT_FALSE(join_.holds_blocks());
+    EXPECT_TRUE(!join_.ended() || OwnsNothing(join_));
     EXPECT_EQ(answers_, waiters_) << "a call without its one answer";
     EXPECT_LE(errors_sent_, 1);
   }

@@ -13,7 +13,6 @@ namespace switchyard {
 namespace {
 
 constexpr size_t kAttemptsMax = 1 << 16;  // tombstones included
-constexpr size_t kLanesMax = 1024;        // of peers that were introduced; most are long gone
 constexpr absl::Duration kCommitWaitMax = absl::Minutes(1);
 
 }  // namespace
@@ -29,15 +28,12 @@ KvReceiver::OnDropped DecodeAttempts::MakeOnDropped() {
 }
 
 void DecodeAttempts::Hello(const hpb::HelloRequest& request, Answer<hpb::HelloResponse> answer) {
-  receiver_->Hello(FromProto(request),
-                   [this, answer = std::move(answer)](absl::StatusOr<KvHelloAnswer> a) {
-                     if (!a.ok()) return answer(a.status());
-                     env_->Post([this, token = a->peer_token, lane = a->lane] {
-                       if (lanes_.size() >= kLanesMax) lanes_.erase(lanes_.begin());
-                       lanes_[token] = lane;
-                     });
-                     answer(ToProto(*a));
-                   });
+  receiver_->Hello(
+      FromProto(request), [this, answer = std::move(answer)](absl::StatusOr<KvHelloAnswer> a) {
+        if (!a.ok()) return answer(a.status());
+        env_->Post([this, token = a->peer_token, lane = a->lane] { lanes_.Add(token, lane); });
+        answer(ToProto(*a));
+      });
 }
 
 void DecodeAttempts::Renew(const hpb::RenewRequest& request, Answer<hpb::RenewResponse> answer) {
@@ -254,8 +250,7 @@ void DecodeAttempts::Open(const AttemptKey& key, const Attempt& attempt) {
 
 void DecodeAttempts::CommitKv(const AttemptKey& key, Attempt& attempt,
                               const hpb::CommitRequest& request) {
-  const auto lane = lanes_.find(request.peer_token());
-  attempt.lane = lane == lanes_.end() ? "unknown" : lane->second;
+  attempt.lane = lanes_.Find(request.peer_token());
   attempt.first_token = request.first_token();
   attempt.first_index = request.first_index();
   const absl::Duration wait =
@@ -296,8 +291,6 @@ void DecodeAttempts::AnswerReserve(const Attempt& attempt, AttemptJoin::WaiterId
   response.set_session(attempt.kv_session);
   response.mutable_generations()->Add(attempt.reservation.generations.begin(),
                                       attempt.reservation.generations.end());
-  response.set_prefix_tokens(static_cast<int32_t>(attempt.reservation.shared()) *
-                             env_->kv().layout().block_tokens);
   response.set_lease_ms(absl::ToInt64Milliseconds(KvReceiverOptions().lease));
   call.mapped().answer(std::move(response));
 }

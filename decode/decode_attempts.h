@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "decode/attempt_join.h"
+#include "decode/peer_lanes.h"
 #include "engine/attempt_report.h"
 #include "engine/engine.h"
 #include "engine/worker_env.h"
@@ -96,7 +97,7 @@ class DecodeAttempts {
   AttemptJoin::WaiterId next_waiter_ = 1;
   std::map<AttemptJoin::WaiterId, ReserveCall> reserve_calls_;
   std::map<AttemptJoin::WaiterId, CommitCall> commit_calls_;
-  std::map<uint64_t, std::string> lanes_;  // by peer_token
+  PeerLanes lanes_;
 };
 
 }  // namespace switchyard

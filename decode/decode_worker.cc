@@ -73,9 +73,6 @@ WorkerCore::Hooks DecodeWorkerImpl::MakeHooks(const WorkerOptions& options) {
     const std::string& host = advertised.empty() ? core_->host() : advertised;
     r->set_handoff_address(HostPort(host, core_->port()));
   };
-  hooks.fill_heartbeat = [this](cpb::Heartbeat* h) {
-    h->set_kv_bytes_moved(receiver_->stats().bytes);
-  };
   hooks.services = {service_.get()};
   return hooks;
 }

@@ -5,12 +5,12 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <random>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/random_word.h"
 #include "common/status_macros.h"
 
 namespace switchyard {
@@ -28,11 +28,6 @@ size_t GatherBytes(const Placement& p) {
   return static_cast<size_t>(p.layers()) *
              std::max(slots * sizeof(int32_t), p.experts() * sizeof(int64_t)) +
          sizeof(uint64_t);
-}
-
-uint64_t RandomWord() {
-  std::random_device entropy;
-  return (uint64_t{entropy()} << 32 | entropy()) | 1;
 }
 
 }  // namespace
@@ -78,7 +73,7 @@ EpRank::EpRank(const EpOptions& options, Model* model, std::shared_ptr<const Pla
                 .overlap = options.overlap},
       clock_(*clock),
       log_(log),
-      incarnation_(RandomWord()),
+      incarnation_(RandomWord() | 1),
       rendezvous_({.rank = options.rank,
                    .addresses = options.peers,
                    .incarnation = incarnation_,

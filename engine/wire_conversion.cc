@@ -134,8 +134,6 @@ void ToProto(const EngineStats& stats, cluster::v1::Heartbeat* heartbeat) {
   heartbeat->set_kv_blocks_owned(stats.blocks.owned);
   heartbeat->set_kv_blocks_leased(stats.blocks.leased);
   heartbeat->set_kv_blocks_quarantined(stats.blocks.quarantined);
-  heartbeat->set_prompt_tokens(stats.prompt_tokens);
-  heartbeat->set_generated_tokens(stats.generated_tokens);
   heartbeat->set_preemptions(stats.preemptions);
   heartbeat->set_prefix_queries(stats.prefix_queries);
   heartbeat->set_prefix_hits(stats.prefix_hits);

@@ -4,11 +4,11 @@
 #include <chrono>
 #include <filesystem>
 #include <future>
-#include <random>
 #include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/random_word.h"
 #include "common/status_macros.h"
 #include "engine/wire_conversion.h"
 
@@ -21,8 +21,7 @@ absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(const WorkerOptio
   std::unique_ptr<WorkerCore> core(new WorkerCore());
   ASSIGN_OR_RETURN(auto host_port, SplitHostPort(options.listen));
   std::tie(core->host_, core->wanted_port_) = std::move(host_port);
-  std::random_device entropy;
-  core->incarnation_ = (uint64_t{entropy()} << 32 | entropy()) | 1;  // 0 means: not known
+  core->incarnation_ = RandomWord() | 1;  // 0 means: not known
   core->log_ = options.log;
   core->spans_ = options.spans;
   core->tls_ = options.tls;
@@ -172,7 +171,6 @@ WorkerCallbacks WorkerCore::MakeCallbacks() {
       for (const AttemptKey& key : keys) hooks_.on_abort(key);
     });
   };
-  callbacks.on_drain = [this] { draining_ = true; };
   return callbacks;
 }
 
@@ -185,7 +183,6 @@ pb::Registration WorkerCore::MakeRegistration() const {
   r.set_max_model_len(engine_options_.max_model_len);
   r.set_block_tokens(layout.block_tokens);
   r.set_kv_blocks_total(kv_->blocks());
-  r.set_kv_bytes_per_token(layout.BlockBytesAllLayers() / layout.block_tokens);
   r.set_vocab_size(model_->config().vocab_size);
   hooks_.fill_registration(&r);
   return r;
@@ -226,7 +223,6 @@ pb::Heartbeat WorkerCore::MakeHeartbeat() {
   h.set_busy(engine_thread_->busy());
   h.set_draining(draining());
   ToProto(Stats(), &h);
-  hooks_.fill_heartbeat(&h);
   return h;
 }
 

@@ -36,7 +36,6 @@ class WorkerCore final : public WorkerEnv {
     std::function<void(EngineOutput)> on_output;      // one call per output, in order
     std::function<void(absl::Time now)> on_tick;      // every kWorkerTick
     std::function<void(cluster::v1::Registration*)> fill_registration;  // role and addresses
-    std::function<void(cluster::v1::Heartbeat*)> fill_heartbeat;  // what the engine cannot know
     std::vector<grpc::Service*> services;  // besides Worker; outlive the core's Stop
   };
 

@@ -1,9 +1,9 @@
 // The decode rank's end with its I/O: a thread that owns a ReceiveEnd and its UCX workers.
-#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/mutex.h"
+#include "common/random_word.h"
 #include "common/status_macros.h"
 #include "kvtransfer/io_loop.h"
 #include "kvtransfer/kv_transfer.h"
@@ -25,7 +25,7 @@ class Receiver final : public KvReceiver {
               return ConnectReceiveLane(workers_, hello, options, kv->layout().BlockBytes(), answer,
                                         std::move(on_error));
             },
-            [this] { return (uint64_t{random_()} << 32) | random_(); }, std::move(on_dropped)) {}
+            RandomWord, std::move(on_dropped)) {}
 
   absl::Status Start() {
     RETURN_IF_ERROR(workers_.tcp->SetAmHandler(
@@ -106,7 +106,6 @@ class Receiver final : public KvReceiver {
 
   const Clock* const clock_;
   TransportWorkers workers_;
-  std::random_device random_;
   ReceiveEnd end_;
   absl::Time next_publish_ = absl::InfinitePast();
   mutable Mutex stats_mu_;

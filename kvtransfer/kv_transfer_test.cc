@@ -320,7 +320,10 @@ TEST_P(KvTransferTest, HelloIsIdempotentAndRefusesMismatchesByName) {
   std::string layout = refused([](KvHello& h) { h.layout_id = "other"; });
   EXPECT_NE(layout.find("other"), layout.npos);
   EXPECT_NE(layout.find(ends.to.layout().LayoutId()), layout.npos);
-  refused([](KvHello& h) { h.wire_version = kHandoffWireVersion + 1; });
+  std::string version = refused([](KvHello& h) { h.wire_version = kHandoffWireVersion + 70; });
+  for (const uint32_t v : {kHandoffWireVersion, kHandoffWireVersion + 70}) {
+    EXPECT_NE(version.find("\"" + std::to_string(v) + "\""), version.npos) << version;
+  }
   refused([](KvHello& h) { h.lanes = {"rdma"}; });
   refused([](KvHello& h) { h.lanes = {}; });
   if (GetParam() == "shm") refused([](KvHello& h) { h.host_id = "elsewhere"; });
@@ -340,6 +343,33 @@ TEST(KvTransferLaneTest, FirstOfferedLaneThatIsAllowedWins) {
   ASSERT_TRUE(answer.ok()) << answer.status();
   EXPECT_EQ(answer->lane, "tcp");
   EXPECT_EQ(answer->ring_bytes, 0u);
+}
+
+TEST(KvTransferLaneTest, LogSaysOnceWhyAPeerHasNoSharedMemory) {
+  ::testing::internal::CaptureStderr();
+  {
+    Logger log("decode", LogLevel::kInfo, LogFormat::kText);
+    const MonotonicClock clock;
+    KvStorage kv(testing::TinyLayout(1), 8);
+    KvReceiverOptions options;
+    options.numerics_id = "n";
+    options.ring_bytes = 64;  // not even two blocks
+    options.log = &log;
+    auto receiver = KvReceiver::Create(options, &kv, &clock, [](auto&&...) {});
+    ASSERT_TRUE(receiver.ok()) << receiver.status();
+    auto sender = KvSender::Create({}, &kv, &clock);
+    ASSERT_TRUE(sender.ok()) << sender.status();
+    for (int i = 0; i < 2; ++i) {
+      auto answer = Hello(receiver->get(), (*sender)->MakeHello());
+      ASSERT_TRUE(answer.ok()) << answer.status();
+      EXPECT_EQ(answer->lane, "tcp");
+    }
+  }
+  const std::string text = ::testing::internal::GetCapturedStderr();
+  const size_t first = text.find("no shm lane");
+  ASSERT_NE(first, text.npos) << text;
+  EXPECT_NE(text.find("ring_bytes is 64"), text.npos) << text;
+  EXPECT_EQ(text.find("no shm lane", first + 1), text.npos) << text;
 }
 
 TEST_P(KvTransferTest, PeersAreBoundedAndIdleOnesGiveWay) {

@@ -105,14 +105,21 @@ absl::StatusOr<std::unique_ptr<ReceiveLane>> ConnectReceiveLane(
       continue;
     }
     if (offer == "shm") {
-      if (!same_host) continue;
-      auto made = MakeRing(workers, options.ring_bytes, block_bytes, answer, wire.get());
+      absl::StatusOr<std::span<const std::byte>> made =
+          absl::FailedPreconditionError("it is on another host");
+      if (same_host) {
+        made = MakeRing(workers, options.ring_bytes, block_bytes, answer, wire.get());
+      }
       why = made.status();
       if (!why.ok()) continue;  // e.g. /dev/shm is full: the next lane may do
       ring = *made;
     }
     answer->lane = offer;
     break;
+  }
+  if (!why.ok() && !answer->lane.empty() && options.log != nullptr) {
+    options.log->Log(same_host ? LogLevel::kWarning : LogLevel::kInfo, "KV peer has no shm lane",
+                     {{"peer", hello.peer_name}, {"why", why.message()}});
   }
   if (answer->lane.empty()) {
     return absl::FailedPreconditionError(absl::StrCat(

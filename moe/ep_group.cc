@@ -5,10 +5,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <random>
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/random_word.h"
 #include "common/status_macros.h"
 
 namespace switchyard {
@@ -34,11 +34,10 @@ absl::StatusOr<std::unique_ptr<EpGroup>> EpGroup::Create(const EpGroupOptions& o
   }
   std::unique_ptr<EpGroup> group(new EpGroup(options, clock));
   ASSIGN_OR_RETURN(group->workers_, TransportWorkers::Create(options.lanes, options.net_devices));
-  std::random_device entropy;
   for (int peer = 0; peer < options.world; ++peer) {
     std::unique_ptr<EpLink> link;
     if (peer != options.rank) {
-      const uint64_t token = (uint64_t{entropy()} << 32 | entropy()) | 1;
+      const uint64_t token = RandomWord() | 1;
       ASSIGN_OR_RETURN(link, EpLink::Create(group->workers_, peer, options.ring_bytes, token));
     }
     group->links_.push_back(std::move(link));

@@ -43,6 +43,11 @@ void DecodeClient::Introduced(uint64_t incarnation, Done<uint64_t> done) {
 
 void DecodeClient::OnHello(absl::StatusOr<pb::HelloResponse> answer) {
   asking_ = false;
+  if (answer.ok() && answer->wire_version() != kHandoffWireVersion) {
+    answer = absl::FailedPreconditionError(
+        absl::StrCat("decode rank ", address_, ": wire_version is ", answer->wire_version(),
+                     ", this rank speaks ", kHandoffWireVersion));
+  }
   if (answer.ok() && answer->peer_token() == 0) {
     answer = absl::InternalError(absl::StrCat(address_, ": Hello answered peer_token 0"));
   }

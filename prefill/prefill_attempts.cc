@@ -124,7 +124,6 @@ void PrefillAttempts::OnSent(const AttemptKey& key, absl::StatusOr<KvSendResult>
     }
     return Feed(key, HandoffClient::Failed{result.status(), /*transfer_over=*/true});
   }
-  kv_bytes_ += result->bytes;
   it->second.report.Stage("send", it->second.send_at,
                           {{"bytes", absl::StrCat(result->bytes)}, {"lane", result->lane}});
   it->second.sent = *std::move(result);

@@ -4,7 +4,6 @@
 // control loop, but for feed(), which is the engine thread's.
 #pragma once
 
-#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
@@ -46,8 +45,6 @@ class PrefillAttempts {
   void Clear();
   size_t size() const { return attempts_.size(); }
 
-  uint64_t kv_bytes_sent() const { return kv_bytes_; }  // thread-safe
-
  private:
   struct Attempt {
     Attempt(SessionId session, absl::Time deadline, absl::Time now)
@@ -85,7 +82,6 @@ class PrefillAttempts {
   const KvHello hello_;
   const Dial dial_;
   KvFeed feed_;
-  std::atomic<uint64_t> kv_bytes_{0};
   std::map<AttemptKey, Attempt> attempts_;
   std::map<std::string, std::shared_ptr<DecodeClient>> peers_;  // by address
   // By decode rank and peer_token: attempts whose leases are due.

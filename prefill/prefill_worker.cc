@@ -76,9 +76,6 @@ WorkerCore::Hooks PrefillWorkerImpl::MakeHooks() {
   hooks.on_output = [this](EngineOutput output) { attempts_->OnOutput(std::move(output)); };
   hooks.on_tick = [this](absl::Time) { attempts_->OnTick(); };
   hooks.fill_registration = [](pb::Registration* r) { r->set_role(pb::ROLE_PREFILL); };
-  hooks.fill_heartbeat = [this](pb::Heartbeat* h) {
-    h->set_kv_bytes_moved(attempts_->kv_bytes_sent());
-  };
   return hooks;
 }
 

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include "absl/strings/str_cat.h"
 #include "cluster/convert.h"
 
@@ -28,6 +30,10 @@ class ConductorTest : public testing::Test {
   ConductorTest()
       : metrics_("m"), options_(MakeOptions()), conductor_(&options_, "r", MakeOutside()) {
     conductor_.workers().SetAddresses(pb::ROLE_DECODE, {"127.0.0.1:1"});
+    Register(StreamId(1));
+  }
+
+  void Register(StreamId stream) {
     pb::Registration r;
     r.set_role(pb::ROLE_DECODE);
     r.set_wire_version(kClusterWireVersion);
@@ -37,12 +43,11 @@ class ConductorTest : public testing::Test {
     r.set_max_model_len(2048);
     r.set_block_tokens(16);
     r.set_kv_blocks_total(1 << 20);
-    r.set_kv_bytes_per_token(1);
     r.set_vocab_size(4096);
-    conductor_.workers().OnRegistered(0, StreamId(1), r);
+    conductor_.workers().OnRegistered(0, stream, r);
     pb::Heartbeat h;
     h.set_kv_blocks_free(1 << 20);
-    conductor_.workers().OnHeartbeat(0, StreamId(1), h);
+    conductor_.workers().OnHeartbeat(0, stream, h);
   }
 
   static CoreOptions MakeOptions() {
@@ -57,13 +62,16 @@ class ConductorTest : public testing::Test {
             .metrics = &metrics_,
             .ended = [](const std::string&) {}};
   }
-  void Begin(int number, int priority = 0) {
+  void Begin(int number, int priority = 0, absl::Duration deadline = absl::InfiniteDuration()) {
     ClientRequest request;
     request.prompt_ids = {number};
     request.max_tokens = 2;
     request.priority = priority;
+    request.deadline = deadline;
     conductor_.Begin(static_cast<uint64_t>(number), absl::StrCat(number), request,
-                     [](ClientUpdate) {});
+                     [this, number](const ClientUpdate& u) {
+                       if (!u.error.ok()) errors_[number] = u.error.code();
+                     });
     conductor_.Turn();
   }
   // The worker's answer to the i-th submit: a token.
@@ -80,6 +88,7 @@ class ConductorTest : public testing::Test {
   ManualClock clock_;
   Logger log_{"router", LogLevel::kError, LogFormat::kText};
   Links links_;
+  std::map<int, absl::StatusCode> errors_;  // by request
   RouterMetrics metrics_;
   CoreOptions options_;
   Conductor conductor_;
@@ -104,6 +113,31 @@ TEST_F(ConductorTest, ALongQueueIsServedFromItsEnd) {
   Serve(3);
   EXPECT_EQ(Last(), kUnservedMax + 2);
   EXPECT_EQ(conductor_.waiting(), 0);
+}
+
+TEST_F(ConductorTest, WithoutAWorkerRequestsWaitForOneAMinuteOrTheirDeadline) {
+  conductor_.workers().OnLost(0, StreamId(1), absl::UnavailableError("gone"));
+  Begin(1);
+  Begin(2, /*priority=*/0, absl::Seconds(5));
+  clock_.Advance(absl::Milliseconds(5001));
+  conductor_.Turn();
+  EXPECT_EQ(errors_, (std::map<int, absl::StatusCode>{{2, absl::StatusCode::kDeadlineExceeded}}));
+  clock_.Advance(absl::Seconds(54));
+  conductor_.Turn();
+  EXPECT_EQ(conductor_.waiting(), 1);
+  Register(StreamId(2));
+  conductor_.Turn();
+  ASSERT_EQ(links_.submitted.size(), 1u);
+  EXPECT_EQ(Last(), 1);
+  EXPECT_LE(links_.submitted[0].deadline_ms(), 541'000) << "what is left of its ten minutes";
+  conductor_.workers().OnLost(0, StreamId(2), absl::UnavailableError("gone again"));
+  clock_.Advance(absl::Seconds(59));
+  conductor_.Turn();
+  EXPECT_EQ(conductor_.waiting(), 1);
+  clock_.Advance(absl::Milliseconds(1001));
+  conductor_.Turn();
+  EXPECT_EQ(errors_[1], absl::StatusCode::kUnavailable);
+  EXPECT_EQ(conductor_.requests(), 0);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/random_word.h"
 #include "common/status_macros.h"
 #include "router/samples.h"
 
@@ -145,7 +146,7 @@ absl::StatusOr<std::vector<ClientRequest>> FromProto(const v1::GenerateRequest& 
   out.cache_salt = request.cache_salt();
   std::vector<ClientRequest> answers;
   AppendSamples(out, n, &answers);
-  ShareSeeds(RandomSeed, &answers);
+  ShareSeeds(RandomWord, &answers);
   return answers;
 }
 

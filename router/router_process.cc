@@ -1,10 +1,10 @@
 #include <filesystem>
-#include <random>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
+#include "common/random_word.h"
 #include "common/status_macros.h"
 #include "common/telemetry/log.h"
 #include "model/config.h"
@@ -32,8 +32,7 @@ class RouterProcessImpl final : public RouterProcess {
     core.limits = options.limits;
     core.spans = options.spans;
     core.worker_tls = options.worker_tls;
-    std::random_device random;
-    core.seed = uint64_t{random()} << 32 | random();
+    core.seed = RandomWord();
     ASSIGN_OR_RETURN(core_, Core::Create(std::move(core), &clock_, &log_));
     ASSIGN_OR_RETURN(http_,
                      HttpFront::Create(core_.get(), {.model_dir = options.model_dir,

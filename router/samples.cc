@@ -1,7 +1,5 @@
 #include "router/samples.h"
 
-#include <random>
-
 #include "absl/strings/str_cat.h"
 
 namespace switchyard {
@@ -23,11 +21,6 @@ void ShareSeeds(const std::function<uint64_t()>& draw, std::vector<ClientRequest
     first.seed_given = next.seed_given = true;
     next.sampling.seed = first.sampling.seed;
   }
-}
-
-uint64_t RandomSeed() {
-  std::random_device random;
-  return uint64_t{random()} << 32 | random();
 }
 
 }  // namespace switchyard

@@ -19,7 +19,4 @@ void AppendSamples(const ClientRequest& prompt, int n, std::vector<ClientRequest
 // a prompt follow each other. A prompt's only answer is left to the core.
 void ShareSeeds(const std::function<uint64_t()>& draw, std::vector<ClientRequest>* samples);
 
-// A seed from the system.
-uint64_t RandomSeed();
-
 }  // namespace switchyard

@@ -117,7 +117,7 @@ bool TestWorker::EmitToken(Attempt& a) {
   *e.mutable_id() = a.submit.id();
   if (options_.fail_after_tokens >= 0 &&
       a.index - a.submit.generated_ids_size() >= options_.fail_after_tokens) {
-    service_->Send(a.session, ErrorEvent(FromProto(a.submit.id()), options_.failure));
+    service_->SendAll({{a.session, ErrorEvent(FromProto(a.submit.id()), options_.failure)}});
     return true;
   }
   const TokenId token = TestToken(a.history, options_.vocab_size);
@@ -126,7 +126,7 @@ bool TestWorker::EmitToken(Attempt& a) {
   e.mutable_token()->set_token(token);
   const bool last = a.index >= a.submit.max_tokens();
   if (last) e.set_finish(pb::FINISH_LENGTH);
-  service_->Send(a.session, std::move(e));
+  service_->SendAll({{a.session, std::move(e)}});
   ++tokens_sent_;
   return last;
 }
@@ -146,7 +146,8 @@ void TestWorker::Step() {
           MutexLock lock(peers_->mu);
           auto peer = peers_->by_address.find(address);
           if (peer == peers_->by_address.end()) {
-            service_->Send(session, ErrorEvent(key, absl::UnavailableError("no decode worker")));
+            service_->SendAll(
+                {{session, ErrorEvent(key, absl::UnavailableError("no decode worker"))}});
             return;
           }
           peer->second->Deliver(key, first);
@@ -156,7 +157,7 @@ void TestWorker::Step() {
         e.set_handed_off(true);
         e.set_kv_bytes_moved(1234);
         e.set_kv_lane("shm");
-        service_->Send(session, std::move(e));
+        service_->SendAll({{session, std::move(e)}});
       });
       done = true;
     }

@@ -12,6 +12,7 @@
 #include "absl/synchronization/notification.h"
 #include "common/mailbox.h"
 #include "common/net/http_client.h"
+#include "common/random_word.h"
 #include "common/version.h"
 
 namespace switchyard {
@@ -180,10 +181,9 @@ class SpanExport::Lane {
 
 SpanExport::SpanExport(std::string service, std::string instance, const Clock* clock, Logger* log,
                        std::vector<std::unique_ptr<SpanOutput>> outputs) {
-  std::random_device entropy;
   {
     MutexLock lock(mu_);
-    rng_.seed(uint64_t{entropy()} << 32 | entropy());
+    rng_.seed(RandomWord());
   }
   const Json resource = {
       {"attributes",

@@ -1,13 +1,14 @@
 #include "router/http/openai_job.h"
 
 #include "absl/strings/str_cat.h"
+#include "common/random_word.h"
 #include "router/samples.h"
 
 namespace switchyard {
 namespace {
 
 ApiRequest WithSeeds(ApiRequest request) {
-  ShareSeeds(RandomSeed, &request.choices);
+  ShareSeeds(RandomWord, &request.choices);
   return request;
 }
 

@@ -41,6 +41,10 @@ MUTATIONS = {
         ("decode/attempt_join.cc", "if (phase_ != Phase::kReserved) return;  // a repeat",
          "if (!ON && phase_ != Phase::kReserved) return;  // a repeat"),
     ],
+    "a commit that is repeated after the end is refused": [
+        ("decode/attempt_join.cc", "if (adopted_) return answer(absl::OkStatus());",
+         "if (ON ? phase_ == Phase::kRunning : adopted_) return answer(absl::OkStatus());"),
+    ],
     "blocks of an aborted hand-off are free at once": [
         ("decode/attempt_join.cc", "out->push_back({.what = Do::kCancelKv});",
          "out->push_back({.what = ON ? Do::kFreeBlocks : Do::kCancelKv});"),

@@ -1,5 +1,5 @@
 // tests/sim/sim_channel.h: handoff.proto's calls over the simulated network: an answer may be late,
-// lost with its connection, or come from a handler that ran twice.
+// lost with its connection, or come from a handler that ran twice, perhaps seconds later.
 #pragma once
 
 #include <memory>
@@ -35,7 +35,14 @@ class Channel final : public HandoffChannel {
               Done<handoff::v1::CommitResponse> done) override {
     Call(
         std::move(r), t, std::move(done),
-        [](DecodeAttempts& d, const auto& q, auto answer) { d.Commit(q, answer); },
+        [world = &world_, to = to_, first = std::make_shared<FirstAnswer>()](
+            DecodeAttempts& d, const auto& q, auto answer) {
+          d.Commit(q, [world, life = world->nodes[to]->life, first,
+                       answer](absl::StatusOr<handoff::v1::CommitResponse> response) {
+            CheckRepeat(world, life, first.get(), response.status());
+            answer(std::move(response));
+          });
+        },
         /*on_loop=*/true);
   }
   void Cancel(handoff::v1::CancelRequest r, absl::Duration t,
@@ -57,6 +64,21 @@ class Channel final : public HandoffChannel {
   }
 
  private:
+  // What a decode rank has answered to one of the copies of a call.
+  struct FirstAnswer {
+    uint64_t life = 0;
+    absl::Status status;
+  };
+  // A repeat gets the first answer, or, once it is forgotten, NOT_FOUND.
+  static void CheckRepeat(World* world, uint64_t life, FirstAnswer* first,
+                          const absl::Status& status) {
+    if (first->life == life && status != first->status && !absl::IsNotFound(status)) {
+      world->Fail(absl::StrCat("a commit was answered ", first->status.ToString(), ", its repeat ",
+                               status.ToString()));
+    }
+    *first = {life, status};
+  }
+
   template <typename Request, typename Response, typename Handler>
   void Call(Request request, absl::Duration timeout, Done<Response> done, Handler handler,
             bool on_loop) {
@@ -82,8 +104,12 @@ class Channel final : public HandoffChannel {
     world_.loop.After(timeout, [end] { (*end)(absl::DeadlineExceededError("call timed out")); });
     const int copies = world_.loop.random().Chance(0.02) ? 2 : 1;
     for (int i = 0; i < copies; ++i) {
-      world_.loop.At(world_.network.Arrival(from_, to_), [=, world = &world_, from = from_,
-                                                          to = to_] {
+      absl::Time at = world_.network.Arrival(from_, to_);
+      // Whoever introduces itself again is somebody new; of the others late copies do no harm.
+      if (i > 0 && on_loop && world_.loop.random().Chance(0.5)) {
+        at += world_.loop.random().Between(absl::ZeroDuration(), absl::Seconds(3));
+      }
+      world_.loop.At(at, [=, world = &world_, from = from_, to = to_] {
         Worker* worker = world->processes[to].get();
         if (worker == nullptr) {
           world->loop.At(world->network.Arrival(to, from),
