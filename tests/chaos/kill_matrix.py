@@ -110,6 +110,9 @@ class Cell:
     def retries(self):
         return int(sum(v for k, v in self.cluster.metrics().items() if k.startswith("switchyard_request_retries_total")))
 
+    def requests(self):
+        return int(sum(v for k, v in self.cluster.metrics().items() if k.startswith("switchyard_num_requests_")))
+
     def router_serves(self):
         return self.role != "router" or not (self.phase == "draining" or self.fault in ("SIGKILL", "restart", "SIGSTOP"))
 
@@ -173,7 +176,10 @@ class Cell:
             stream.leave()
         if not self.symbols:
             return marker
-        time.sleep(0.2)  # the router has sent the abort
+        deadline = time.monotonic() + 30
+        while self.requests() > 1 and time.monotonic() < deadline:  # the router has not noticed
+            time.sleep(0.01)
+        time.sleep(0.05)  # its aborts are on their way
         trap = Trap(self.symbols, marker.child.pid, "Scheduler::Abort")
         marker.signal(signal.SIGCONT)
         return self.stopped_by([trap])
