@@ -16,13 +16,14 @@ namespace pb = cluster::v1;
 class Links final : public WorkerLinks {
  public:
   void Dial(size_t, const std::string&) override {}
-  void Forget(size_t) override {}
+  void Forget(size_t slot) override { forgotten.push_back(slot); }
   bool Send(size_t, StreamId, pb::ToWorker message) override {
     if (message.has_submit()) submitted.push_back(message.submit());
     return true;
   }
   void Cancel(size_t, StreamId) override {}
   std::vector<pb::Submit> submitted;
+  std::vector<size_t> forgotten;
 };
 
 class ConductorTest : public testing::Test {
@@ -138,6 +139,17 @@ TEST_F(ConductorTest, WithoutAWorkerRequestsWaitForOneAMinuteOrTheirDeadline) {
   conductor_.Turn();
   EXPECT_EQ(errors_[1], absl::StatusCode::kUnavailable);
   EXPECT_EQ(conductor_.requests(), 0);
+}
+
+TEST_F(ConductorTest, WhoIsNoLongerListedIsForgottenWhenItsStreamEnds) {
+  conductor_.workers().SetAddresses(pb::ROLE_DECODE, {"127.0.0.1:2"});
+  Begin(1);
+  EXPECT_EQ(links_.submitted.size(), 1u) << "it lives, whatever the name server says";
+  EXPECT_TRUE(links_.forgotten.empty());
+  conductor_.workers().OnLost(0, StreamId(1), absl::UnavailableError("gone"));
+  EXPECT_EQ(links_.forgotten, std::vector<size_t>{0});
+  EXPECT_EQ(conductor_.workers().Addresses(pb::ROLE_DECODE), 1);
+  EXPECT_EQ(conductor_.waiting(), 1);
 }
 
 }  // namespace

@@ -135,6 +135,15 @@ TEST_F(CoreTest, EveryRouteGivesTheSameTokens) {
   EXPECT_TRUE(Metric("switchyard_kv_bytes_moved_total{model_name=\"m\"} 3702"));
 }
 
+TEST_F(CoreTest, WorkersAreFoundByTheNameOfTheirService) {
+  const std::string address = Start({}).address();
+  options_.decode_addresses = {"dns:localhost" + address.substr(address.rfind(':'))};
+  StartCore();
+  Client client;
+  ASSERT_TRUE(core_->Submit(Request(20, 5), client.Sink()).ok());
+  EXPECT_EQ(client.Wait().tokens, TestTokens(Request(20, 1).prompt_ids, 5));
+}
+
 TEST_F(CoreTest, OneTokenRequestEndsAtPrefill) {
   StartPrefill();
   Start({});
