@@ -94,7 +94,8 @@ void ReceiveSessions::On(const Block& e, absl::Time now, Effects* out) {
   s.arrived[at] = true;
   --s.missing;
   // Progress proves life as a renewal does. It does not move the deadline of a commit.
-  if (!s.commit) s.expires = std::max(s.expires, now + options_.lease);
+  s.expires = std::max(s.expires, now + options_.lease);
+  if (s.commit) s.expires = std::min(s.expires, s.commit->deadline);
   if (s.missing == 0 && s.commit) Finish(e.session, now, out);
 }
 
@@ -114,9 +115,10 @@ void ReceiveSessions::On(const Commit& e, absl::Time now, Effects* out) {
         e.op, absl::AlreadyExistsError(absl::StrCat("session ", e.session, " is committing"))});
     return;
   }
-  s->commit = PendingCommit{e.op, e.digest};
+  const absl::Duration wait = std::clamp(e.wait, absl::ZeroDuration(), options_.commit_wait_max);
+  s->commit = PendingCommit{e.op, e.digest, now + wait};
   if (s->missing == 0) return Finish(e.session, now, out);
-  s->expires = now + std::clamp(e.wait, absl::ZeroDuration(), options_.commit_wait_max);
+  s->expires = std::min(s->commit->deadline, now + options_.lease);
   CheckBy(s->expires);
 }
 

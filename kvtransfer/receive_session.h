@@ -52,7 +52,7 @@ class ReceiveSessions {
   };
   struct Commit {
     uint64_t op = 0, peer_token = 0, session = 0, digest = 0;
-    absl::Duration wait;
+    absl::Duration wait;  // for all that is missing; for each further block a lease at most
   };
   struct Cancel {
     AttemptKey key;
@@ -105,6 +105,7 @@ class ReceiveSessions {
  private:
   struct PendingCommit {
     uint64_t op, digest;
+    absl::Time deadline;
   };
   struct Session {
     uint64_t peer_token = 0;
@@ -112,7 +113,7 @@ class ReceiveSessions {
     std::vector<uint64_t> checksums;  // [L][B]
     std::vector<bool> arrived;        // [L][B]
     size_t missing = 0;
-    absl::Time expires;  // the lease's end, or the commit's deadline
+    absl::Time expires;  // the lease's end, or that of a commit's wait
     std::optional<PendingCommit> commit;
   };
   struct Tombstone {

@@ -104,6 +104,23 @@ TEST_F(ReceiveSessionTest, CommitWaitsForTheLastBlock) {
   EXPECT_TRUE(std::get<S::CommitDone>(out[0]).target.ok());
 }
 
+// A frame that was damaged on its way never comes: no reason to hold the blocks for the whole wait.
+TEST_F(ReceiveSessionTest, CommitFailsWhenNothingHasComeForALease) {
+  const absl::Duration lease = S::Options().lease;
+  uint64_t s = *Open(Target("a", 2));
+  EXPECT_TRUE(Do(S::Commit{9, kPeer, s, Digest(2), 6 * lease}).empty());
+  for (int layer = 0; layer < kLayers; ++layer) {
+    now_ += lease - absl::Seconds(1);
+    EXPECT_TRUE(Do(S::Tick{}).empty());
+    EXPECT_TRUE(Do(BlockOf(s, layer, 0)).empty());
+  }
+  now_ += lease;
+  S::Effects out = Do(S::Tick{});
+  ASSERT_EQ(out.size(), 2u);
+  EXPECT_EQ(std::get<S::CommitDone>(out[1]).target.status().code(),
+            absl::StatusCode::kDeadlineExceeded);
+}
+
 TEST_F(ReceiveSessionTest, CommitFailsWhenTheWaitIsOver) {
   uint64_t s = *Open(Target("a", 2));
   EXPECT_TRUE(Do(S::Commit{9, kPeer, s, Digest(2), absl::Seconds(1)}).empty());
