@@ -110,15 +110,13 @@ class Cell:
     def retries(self):
         return int(sum(v for k, v in self.cluster.metrics().items() if k.startswith("switchyard_request_retries_total")))
 
-    def requests(self):
-        return int(sum(v for k, v in self.cluster.metrics().items() if k.startswith("switchyard_num_requests_")))
-
     def router_serves(self):
         return self.role != "router" or not (self.phase == "draining" or self.fault in ("SIGKILL", "restart", "SIGSTOP"))
 
     def start(self, *indices, salt=""):
         for i in indices:
-            stream = Stream(self.cluster.http, self.want["prompts"][i], ANSWER, cache_salt=self.salt + salt)
+            stream = Stream(self.cluster.http, self.want["prompts"][i], ANSWER, cache_salt=self.salt + salt,
+                            request_id=f"{self.salt}{salt}-{i}")
             self.streams.append(stream)
             self.threads.append(threading.Thread(target=self.read, args=(i, stream)))
             self.threads[-1].start()
@@ -172,12 +170,14 @@ class Cell:
 
     def cancel(self, marker):
         """The clients of that rank's sequences go; it goes on until it is about to end the first of them."""
-        for stream in self.streams[:2] if self.symbols else self.streams[:1]:
+        there = {r["request_id"] for r in self.cluster.requests() if r["decode_worker"].endswith(f":{marker.port}")}
+        leaving = [s for i, s in enumerate(self.streams) if f"{self.salt}-{i}" in there][:2] or self.streams[:1]
+        for stream in leaving:
             stream.leave()
         if not self.symbols:
             return marker
         deadline = time.monotonic() + 30
-        while self.requests() > 1 and time.monotonic() < deadline:  # the router has not noticed
+        while len(self.cluster.requests()) > 3 - len(leaving) and time.monotonic() < deadline:  # the router has not noticed
             time.sleep(0.01)
         time.sleep(0.05)  # its aborts are on their way
         trap = Trap(self.symbols, marker.child.pid, "Scheduler::Abort")

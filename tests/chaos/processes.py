@@ -119,6 +119,13 @@ class Processes:
         return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1])
                 for line in text.splitlines() if line and not line.startswith("#")}
 
+    def requests(self):
+        """Those that have not ended, as the router lists them."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=5)
+        with contextlib.closing(connection):
+            connection.request("GET", "/debug/requests")
+            return json.load(connection.getresponse())["requests"]
+
     def alive_workers(self):
         return sum(v for k, v in self.metrics().items() if k.startswith("switchyard_workers_alive"))
 
