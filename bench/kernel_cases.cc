@@ -6,7 +6,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "kernels/int8.h"
 #include "kvcache/layout.h"
 
 namespace switchyard {
@@ -23,26 +22,13 @@ std::vector<float> Random(size_t n) {
 }
 
 Ceiling ArithmeticOf(const cpu::Isa& isa, WeightFormat format) {
-  if (format == WeightFormat::kInt8 && isa.vnni) return Ceiling::kInt8Dot;
+  if (IsInteger(format) && isa.vnni) return Ceiling::kInt8Dot;
   return format == WeightFormat::kBfloat16 && isa.dot ? Ceiling::kBf16Dot : Ceiling::kFloat32Fma;
-}
-
-const char* NameOf(WeightFormat format) {
-  return format == WeightFormat::kInt8       ? "int8"
-         : format == WeightFormat::kBfloat16 ? "bfloat16"
-                                             : "float32";
-}
-
-// Of a weight; of 8-bit integers, with the scales and sums of their groups.
-double BytesOf(WeightFormat format, size_t numbers) {
-  return static_cast<double>(numbers) * (format == WeightFormat::kInt8       ? 1 + 4.0 / kInt8Group
-                                         : format == WeightFormat::kBfloat16 ? 2
-                                                                             : 4);
 }
 
 KernelCaseFactory Gemm(WeightFormat format, size_t m, size_t n, size_t k) {
   const std::string shape = absl::StrFormat("%dx%dx%d", m, n, k);
-  const std::string kernel = std::string("gemm/") + NameOf(format);
+  const std::string kernel = absl::StrCat("gemm/", std::string(Name(format)));
   const auto make = [=](const KernelSet& set, const cpu::Isa& isa) {
     struct Data {
       std::vector<float> x, y;
@@ -53,11 +39,12 @@ KernelCaseFactory Gemm(WeightFormat format, size_t m, size_t n, size_t k) {
     data->x = Random(m * k);
     data->y.resize(m * n);
     const std::vector<float> weight = Random(n * k);
-    for (size_t bytes = 0; bytes < kColdBytes; bytes += n * k) {
+    for (size_t bytes = 0; bytes < kColdBytes;
+         bytes += static_cast<size_t>(BytesPerWeight(format) * static_cast<double>(n * k))) {
       data->weights.push_back(set.gemm->Pack({weight.data(), DType::kFloat32, n, k}, format));
     }
     KernelCase c{kernel, shape, ArithmeticOf(isa, format), 2.0 * m * n * k, 0, {}};
-    c.bytes = BytesOf(format, n * k) + 4.0 * m * (n + k);
+    c.bytes = BytesPerWeight(format) * static_cast<double>(n * k) + 4.0 * m * (n + k);
     c.call = [=, gemm = set.gemm](KernelContext& ctx) {
       gemm->Gemm(ctx, {data->x.data(), {m, k}}, data->weights[data->turn],
                  {data->y.data(), {m, n}});
@@ -73,7 +60,7 @@ KernelCaseFactory Experts(WeightFormat format, size_t tokens, size_t experts, si
                           size_t hidden, size_t width) {
   const std::string shape =
       absl::StrFormat("%d tokens, %d of %d, %dx%d", tokens, top_k, experts, width, hidden);
-  const std::string kernel = std::string("experts/") + NameOf(format);
+  const std::string kernel = absl::StrCat("experts/", std::string(Name(format)));
   const auto make = [=](const KernelSet& set, const cpu::Isa& isa) {
     const size_t rows = tokens * top_k, busy = std::min(rows, experts);
     struct Data {
@@ -89,7 +76,7 @@ KernelCaseFactory Experts(WeightFormat format, size_t tokens, size_t experts, si
     const std::vector<float> weight = Random(hidden * width);
     const WeightView up{weight.data(), DType::kFloat32, width, hidden};
     const WeightView down{weight.data(), DType::kFloat32, hidden, width};
-    const double each = BytesOf(format, 3 * hidden * width);
+    const double each = BytesPerWeight(format) * static_cast<double>(3 * hidden * width);
     for (size_t e = 0; e < busy || static_cast<double>(e) * each < kColdBytes; ++e) {
       data->packed.push_back(set.grouped_gemm->PackExpert(up, up, down, format));
     }
@@ -173,7 +160,7 @@ KernelCaseFactory Attention(const std::string& kind, KvLayout layout, int heads,
 std::vector<KernelCaseFactory> AllKernelCases() {
   std::vector<KernelCaseFactory> cases;
   constexpr auto kFloat32 = WeightFormat::kFloat32;
-  for (const auto format : {WeightFormat::kBfloat16, WeightFormat::kInt8}) {
+  for (const auto format : {WeightFormat::kBfloat16, WeightFormat::kInt8, WeightFormat::kInt4}) {
     for (const size_t m : {1, 4, 8, 16, 32, 128, 512, 2048}) {
       cases.push_back(Gemm(format, m, 2048, 1024));
     }

@@ -119,8 +119,9 @@ void EngineFlags::AddTo(CLI::App& app) {
       ->capture_default_str()
       ->group(group);
   app.add_option("--quantization", quantization,
-                 "int8: projections and experts as 8-bit integers, half the memory")
-      ->check(CLI::IsMember({"none", "int8"}))
+                 "int8, int4: projections and experts as integers of as many bits, a half or a "
+                 "quarter of the memory")
+      ->check(CLI::IsMember({"none", "int8", "int4"}))
       ->capture_default_str()
       ->group(group);
   app.add_option("--kernels", kernels, "")
@@ -147,7 +148,8 @@ ModelOptions EngineFlags::Model() const {
   ModelOptions options;
   options.kernels = kernels;
   options.dtype = dtype == "float32" ? DType::kFloat32 : DType::kBfloat16;
-  options.int8_weights = quantization == "int8";
+  if (quantization == "int8") options.quantization = WeightFormat::kInt8;
+  if (quantization == "int4") options.quantization = WeightFormat::kInt4;
   options.threads =
       threads > 0 ? threads : std::clamp<int>(std::thread::hardware_concurrency(), 1, kThreadsMax);
   options.max_model_len = engine.max_model_len;

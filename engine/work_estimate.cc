@@ -3,37 +3,29 @@
 #include <algorithm>
 #include <cmath>
 
+#include "model/weight_source.h"
+
 namespace switchyard {
-namespace {
-
-double AttentionWeights(const ModelConfig& c) {
-  const double h = c.hidden_size, heads = c.heads;
-  if (c.attention == ModelConfig::Attention::kGqa) {
-    return h * c.head_dim * (2 * heads + 2.0 * c.kv_heads);  // q and o, k and v
-  }
-  const double qk = c.qk_nope_head_dim + c.qk_rope_head_dim;
-  const double q = c.q_lora_rank > 0 ? (h + heads * qk) * c.q_lora_rank : h * heads * qk;
-  const double kv = h * (c.kv_lora_rank + c.qk_rope_head_dim) +
-                    heads * c.kv_lora_rank * (c.qk_nope_head_dim + c.v_head_dim);
-  return q + kv + heads * c.v_head_dim * h;
-}
-
-}  // namespace
-
-WorkEstimate EstimateWork(const ModelConfig& c, DType dtype, int ranks) {
-  const double bytes = dtype == DType::kFloat32 ? 4 : 2;
+WorkEstimate EstimateWork(const ModelConfig& c, DType dtype,
+                          std::optional<WeightFormat> quantization, int ranks) {
+  const double bytes = SizeOf(dtype);
+  const double quantised = BytesPerWeight(quantization.value_or(FormatOf(dtype)));
+  const AttentionParameters attention = CountAttentionParameters(c);
   const auto moe_layers = std::count(c.layer_is_moe.begin(), c.layer_is_moe.end(), true);
   const double ffn = 3.0 * c.hidden_size;  // gate, up, down
   const double expert = ffn * c.moe_intermediate_size;
-  const double always =
-      c.layers * AttentionWeights(c) +
-      static_cast<double>(c.layers - moe_layers) * ffn * c.intermediate_size +
-      static_cast<double>(moe_layers) *
-          (c.shared_experts * expert + static_cast<double>(c.hidden_size) * c.gate.experts);
+  const double always = static_cast<double>(c.layers * attention.projections) +
+                        static_cast<double>(c.layers - moe_layers) * ffn * c.intermediate_size +
+                        static_cast<double>(moe_layers) * c.shared_experts * expert;
+  const auto absorbed = static_cast<double>(c.layers * attention.absorbed);
+  const double gates = static_cast<double>(moe_layers) * c.hidden_size * c.gate.experts;
   WorkEstimate w;
-  w.token_flops = 2 * (always + static_cast<double>(moe_layers) * c.gate.top_k * expert);
-  w.step_bytes = bytes * (always + static_cast<double>(c.vocab_size) * c.hidden_size);
-  w.expert_bytes = bytes * expert;
+  w.token_flops =
+      2 * (always + absorbed + gates + static_cast<double>(moe_layers) * c.gate.top_k * expert);
+  w.step_bytes = quantised * always +
+                 bytes * (absorbed + static_cast<double>(c.vocab_size) * c.hidden_size) +
+                 sizeof(float) * gates;
+  w.expert_bytes = quantised * expert;
   w.moe_layers = static_cast<int>(moe_layers);
   w.experts = c.gate.experts;
   w.top_k = c.gate.top_k;

@@ -3,7 +3,9 @@
 // the KV cache, which depend on every sequence's length; both figures are lower bounds.
 #pragma once
 
-#include "common/bf16.h"
+#include <optional>
+
+#include "kernels/gemm.h"
 #include "model/config.h"
 
 namespace switchyard {
@@ -21,6 +23,7 @@ struct WorkEstimate {
   double ReadBytes(double tokens, double steps) const;
 };
 
-WorkEstimate EstimateWork(const ModelConfig& config, DType dtype, int ranks);
+WorkEstimate EstimateWork(const ModelConfig& config, DType dtype,
+                          std::optional<WeightFormat> quantization, int ranks);
 
 }  // namespace switchyard

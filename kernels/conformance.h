@@ -100,7 +100,7 @@ inline void ExpectNear(Matrix<const float> a, Matrix<const float> b, float relat
 
 inline constexpr DType kDTypes[] = {DType::kFloat32, DType::kBfloat16};
 inline constexpr WeightFormat kFormats[] = {WeightFormat::kFloat32, WeightFormat::kBfloat16,
-                                            WeightFormat::kInt8};
+                                            WeightFormat::kInt8, WeightFormat::kInt4};
 
 // The test parameters: every set, for a set that this CPU lacks is skipped by name.
 inline constexpr const char* kSets[] = {"reference", "avx2", "avx512", "avx512_bf16"};

@@ -40,23 +40,45 @@ TEST_P(Conformance, SmallInt8GemmByHand) {
   EXPECT_TRUE(std::isnan(y.matrix(1, 0)));
 }
 
-TEST_P(Conformance, Int8GemmsAreTheReferencesToTheBit) {
+TEST_P(Conformance, SmallInt4GemmByHand) {
+  // A greatest value of 7 makes a scale of 1; of 14, 2.
+  KernelContext ctx(1);
+  std::vector<float> w(141, 0.0f), x(141, 0.0f);
+  for (int i = 0; i < 8; ++i) w[i] = static_cast<float>(i) - 4, x[i] = static_cast<float>(1 << i);
+  w[7] = 7, w[8] = -7, w[130] = -14, w[131] = 3.0f, w[140] = 6;
+  x[7] = 127, x[8] = -3, x[130] = 127, x[131] = -5, x[140] = 9;
+  const PackedWeight packed =
+      set_.gemm->Pack({w.data(), DType::kFloat32, 1, 141}, WeightFormat::kInt4);
+  Poisoned y(1, 1);
+  set_.gemm->Gemm(ctx, View(x, 141), packed, y.matrix);
+  float expected = 7 * 127 + 7 * 3 - 14 * 127 + 4 * -5 + 6 * 9;  // 3 / 2 is a tie: 2
+  for (int i = 0; i < 7; ++i) expected += w[i] * x[i];
+  EXPECT_EQ(y.matrix(0, 0), expected);
+}
+
+TEST_P(Conformance, IntegerGemmsAreTheReferencesToTheBit) {
   KernelContext ctx(2);
-  for (const auto& [m, n, k] : {std::array<size_t, 3>{1, 64, 512}, {7, 70, 129}, {13, 200, 1000}}) {
+  using Shape = std::array<size_t, 3>;
+  for (const auto& [format, shape] : {std::pair{WeightFormat::kInt8, Shape{1, 64, 512}},
+                                      {WeightFormat::kInt8, {7, 70, 129}},
+                                      {WeightFormat::kInt8, {13, 200, 1000}},
+                                      {WeightFormat::kInt4, {1, 64, 512}},
+                                      {WeightFormat::kInt4, {7, 70, 133}},
+                                      {WeightFormat::kInt4, {13, 200, 1001}}}) {
+    const auto [m, n, k] = shape;
     const Weight w = MakeWeight(n, k, DType::kBfloat16);
     std::vector<float> x = Normal(m * k);
     for (size_t i = 0; i < k; ++i) x[i] *= i < 128 ? 0.0f : i < 256 ? 1e-38f : 1e20f;
-    x.back() = INFINITY;
+    if (m > 1) x.back() = INFINITY;
     Poisoned y(m, n), expected(m, n);
     const Matrix<const float> view(x.data(), {m, k});
-    set_.gemm->Gemm(ctx, view, set_.gemm->Pack(w.view(), WeightFormat::kInt8), y.matrix);
-    reference_.gemm->Gemm(ctx, view, reference_.gemm->Pack(w.view(), WeightFormat::kInt8),
-                          expected.matrix);
+    set_.gemm->Gemm(ctx, view, set_.gemm->Pack(w.view(), format), y.matrix);
+    reference_.gemm->Gemm(ctx, view, reference_.gemm->Pack(w.view(), format), expected.matrix);
     for (size_t r = 0; r < m; ++r) {
       for (size_t i = 0; i < n; ++i) {
         if (m > 1 && r + 1 == m) {
           ASSERT_TRUE(std::isnan(y.matrix(r, i)) && std::isnan(expected.matrix(r, i)));
-        } else if (!std::isnan(expected.matrix(r, i))) {
+        } else {
           ASSERT_EQ(y.matrix(r, i), expected.matrix(r, i)) << r << " " << i;
         }
       }
@@ -119,7 +141,8 @@ TEST_P(Conformance, GemmsTogetherAreThoseAlone) {
       {5, 700, 90, WeightFormat::kBfloat16, false}, {5, 64, 90, WeightFormat::kBfloat16, true},
       {5, 33, 90, WeightFormat::kFloat32, true},    {0, 7, 12, WeightFormat::kBfloat16, false},
       {9, 130, 40, WeightFormat::kBfloat16, false}, {1, 900, 300, WeightFormat::kFloat32, false},
-      {1, 20, 300, WeightFormat::kBfloat16, true},  {1, 20, 300, WeightFormat::kInt8, true}};
+      {1, 20, 300, WeightFormat::kBfloat16, true},  {1, 20, 300, WeightFormat::kInt8, true},
+      {1, 20, 300, WeightFormat::kInt4, true}};
   std::vector<std::vector<float>> xs;
   std::vector<PackedWeight> weights;
   std::vector<Poisoned> together, alone;

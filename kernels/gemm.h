@@ -8,10 +8,12 @@
 #include <memory>
 #include <new>
 #include <span>
+#include <string_view>
 
 #include "common/bf16.h"
 #include "common/tensor_view.h"
 #include "kernels/context.h"
+#include "kernels/int8.h"
 
 namespace switchyard {
 
@@ -46,7 +48,25 @@ enum class WeightFormat : uint8_t {
   kBfloat16,  // x is rounded to BF16 too
   kInt8,      // x becomes 8-bit integers too (kernels/int8.h); the sums of its groups are added in
               // FP32, in ascending order
+  kInt4,      // the same with weights of 4 bits; x becomes 8-bit integers
 };
+constexpr bool IsInteger(WeightFormat f) {
+  return f == WeightFormat::kInt8 || f == WeightFormat::kInt4;
+}
+constexpr std::string_view Name(WeightFormat f) {
+  return f == WeightFormat::kFloat32    ? "float32"
+         : f == WeightFormat::kBfloat16 ? "bfloat16"
+         : f == WeightFormat::kInt8     ? "int8"
+                                        : "int4";
+}
+// Of a weight that is packed; of integers, with the scales and sums of their groups.
+constexpr double BytesPerWeight(WeightFormat f) {
+  constexpr double kGroup = 4.0 / kInt8Group;
+  return f == WeightFormat::kFloat32    ? 4
+         : f == WeightFormat::kBfloat16 ? 2
+         : f == WeightFormat::kInt8     ? 1 + kGroup
+                                        : 0.5 + kGroup;
+}
 constexpr WeightFormat FormatOf(DType t) {
   return t == DType::kFloat32 ? WeightFormat::kFloat32 : WeightFormat::kBfloat16;
 }
@@ -70,6 +90,8 @@ class GemmOps {
   virtual ~GemmOps() = default;
   // Packs `w` for arithmetic in `format`. FP32 -> BF16 rounds to nearest even. n, k >= 1.
   virtual PackedWeight Pack(const WeightView& w, WeightFormat format) const = 0;
+  // Of a weight [n, k] that this path packed.
+  virtual size_t PackedBytes(WeightFormat format, size_t n, size_t k) const = 0;
   // All of `calls`, which do not depend on each other: one wait for the threads instead of one for
   // each. The bits are those of one call at a time.
   virtual void GemmAll(KernelContext& ctx, std::span<const GemmCall> calls) const = 0;

@@ -12,7 +12,7 @@ namespace switchyard {
 
 // One expert's weights, packed. Letters: H hidden, I intermediate width.
 struct PackedExpert {
-  PackedWeight gate_up;  // [2I, H]: how gate and up rows interleave is private to the path
+  PackedWeight gate_up;  // [2I or more, H]: how gate and up rows interleave is the path's own
   PackedWeight down;     // [H, I]
   size_t hidden = 0, intermediate = 0;
 };
@@ -23,6 +23,8 @@ class GroupedGemmOps {
   // gate, up [I, H]; down [H, I].
   virtual PackedExpert PackExpert(const WeightView& gate, const WeightView& up,
                                   const WeightView& down, WeightFormat format) const = 0;
+  // n of a packed gate_up of this width.
+  virtual size_t GateUpRows(size_t intermediate) const = 0;
   // x [R, H]: rows of expert e are [offsets[e], offsets[e+1]); offsets [E+1], ascending, offsets[E]
   // == R. out [R, H], overwritten. x and the activation become what the format says; but for
   // kFloat32, out is rounded to BF16 (it holds the rounded values as FP32). Row r's bits depend on

@@ -54,7 +54,7 @@ class LoadedModel final : public Model {
   class Experts;
   LoadWeightsOptions WeightsOptions(HostedExperts hosted) const {
     return {.dtype = options_.dtype,
-            .int8 = options_.int8_weights,
+            .quantization = options_.quantization,
             .local_experts = std::move(hosted),
             .progress = {}};
   }
@@ -109,7 +109,8 @@ absl::Status LoadedModel::LoadFrom(const std::string& dir) {
   const bool mla = config_.attention == ModelConfig::Attention::kMla;
   numerics_id_ = absl::StrCat(
       digest_, options_.dummy_weights ? "-dummy:" : ":", std::string(Name(options_.dtype)),
-      options_.int8_weights ? "-int8:" : ":", kernels_.name, mla ? ":absorbed" : ":gqa");
+      options_.quantization ? absl::StrCat("-", std::string(Name(*options_.quantization))) : "",
+      ":", kernels_.name, mla ? ":absorbed" : ":gqa");
   return absl::OkStatus();
 }
 
@@ -321,9 +322,11 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir,
   RETURN_IF_ERROR(CheckRange("max_batch_tokens", options.max_batch_tokens, kMaxBatchTokensMax));
   RETURN_IF_ERROR(
       CheckRange("max_model_len", options.max_model_len, config.max_position_embeddings));
-  if (options.int8_weights && options.dtype != DType::kBfloat16) {
+  if (options.quantization &&
+      (options.dtype != DType::kBfloat16 || !IsInteger(*options.quantization))) {
     return absl::InvalidArgumentError(
-        "quantization: int8; supported with dtype bfloat16, not float32");
+        absl::StrCat("quantization: ", std::string(Name(*options.quantization)),
+                     "; supported: int8 and int4, with dtype bfloat16"));
   }
   if (options.placement != nullptr) {
     RETURN_IF_ERROR(CheckPlacement(config, *options.placement, options.rank));

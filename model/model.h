@@ -5,12 +5,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/attention.h"
+#include "kernels/gemm.h"
 #include "kernels/kernel_set.h"
 #include "kvcache/layout.h"
 #include "model/config.h"
@@ -23,9 +25,9 @@ namespace switchyard {
 struct ModelOptions {
   std::string kernels = "auto";
   DType dtype = DType::kBfloat16;
-  // --quantization int8: projections and experts as 8-bit integers, only with kBfloat16. Gate,
+  // --quantization: projections and experts as integers, kInt8 or kInt4, only with kBfloat16. Gate,
   // norms, embeddings, head and what MLA absorbs stay as they are.
-  bool int8_weights = false;
+  std::optional<WeightFormat> quantization;
   int threads = 1;
   int max_model_len = 0;       // positions of the rope table; 0: the model's own limit
   int max_batch_tokens = 0;    // T of one Forward at most; 0: 2048

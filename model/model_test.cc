@@ -27,8 +27,9 @@ INSTANTIATE_TEST_SUITE_P(All, GoldenTest,
                                                        kQwen3Bias, kFables})),
                          CaseName);
 
-INSTANTIATE_TEST_SUITE_P(Int8, GoldenTest,
-                         testing::ValuesIn(AllKernelsInt8({kV3Fp8, kQwen3, kFables})), CaseName);
+INSTANTIATE_TEST_SUITE_P(Quantized, GoldenTest,
+                         testing::ValuesIn(AllKernelsQuantized({kV3Fp8, kQwen3, kFables})),
+                         CaseName);
 
 class BitsTest : public testing::TestWithParam<Case> {};
 
@@ -78,8 +79,8 @@ TEST_P(BitsTest, BatchEqualsEachAlone) {
 INSTANTIATE_TEST_SUITE_P(All, BitsTest,
                          testing::ValuesIn(AllKernels({kV3Yarn, kQwen3, kOlmoeClip})), CaseName);
 
-INSTANTIATE_TEST_SUITE_P(Int8, BitsTest, testing::ValuesIn(AllKernelsInt8({kV3Yarn, kQwen3})),
-                         CaseName);
+INSTANTIATE_TEST_SUITE_P(Quantized, BitsTest,
+                         testing::ValuesIn(AllKernelsQuantized({kV3Yarn, kQwen3})), CaseName);
 
 TEST(ModelTest, ObserverSeesEveryLayerOnceWithFinalBytes) {
   struct Observer : LayerObserver {
@@ -152,16 +153,22 @@ TEST(ModelTest, NumericsIdNamesWeightsAndArithmetic) {
   c.dir = kV3Yarn;
   EXPECT_NE(a->numerics_id(), LoadOrDie(c)->numerics_id());
   c = kPlain;
-  c.int8 = true;
+  c.quantization = WeightFormat::kInt8;
   EXPECT_TRUE(LoadOrDie(c)->numerics_id().ends_with(":bfloat16-int8:reference:absorbed"));
+  c.quantization = WeightFormat::kInt4;
+  EXPECT_TRUE(LoadOrDie(c)->numerics_id().ends_with(":bfloat16-int4:reference:absorbed"));
 }
 
-TEST(ModelTest, Int8NeedsBfloat16) {
-  ModelOptions options;
-  options.dtype = DType::kFloat32;
-  options.int8_weights = true;
-  const absl::Status status = Model::Load(kV3, options).status();
-  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+TEST(ModelTest, QuantizationNeedsIntegersAndBfloat16) {
+  for (const auto& [dtype, format] : {std::pair{DType::kFloat32, WeightFormat::kInt8},
+                                      {DType::kFloat32, WeightFormat::kInt4},
+                                      {DType::kBfloat16, WeightFormat::kFloat32}}) {
+    ModelOptions options;
+    options.dtype = dtype;
+    options.quantization = format;
+    const absl::Status status = Model::Load(kV3, options).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+  }
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ namespace switchyard {
 struct Case {
   std::string dir, kernels;
   DType dtype;
-  bool int8 = false;
+  std::optional<WeightFormat> quantization = {};
 };
 
 inline constexpr DType kBothDtypes[] = {DType::kFloat32, DType::kBfloat16};
@@ -35,10 +35,13 @@ inline std::vector<Case> AllKernels(std::initializer_list<const char*> dirs) {
   return cases;
 }
 
-inline std::vector<Case> AllKernelsInt8(std::initializer_list<const char*> dirs) {
+inline std::vector<Case> AllKernelsQuantized(std::initializer_list<const char*> dirs) {
   std::vector<Case> cases;
   for (Case& c : AllKernels(dirs)) {
-    if (c.dtype == DType::kBfloat16) cases.push_back({c.dir, c.kernels, c.dtype, true});
+    if (c.dtype != DType::kBfloat16) continue;
+    for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+      cases.push_back({c.dir, c.kernels, c.dtype, format});
+    }
   }
   return cases;
 }
@@ -56,9 +59,10 @@ inline constexpr const char* kQwen3Bias = "model/testdata/qwen3_moe_bias";
 inline constexpr const char* kFables = "models/fables-7m";
 
 inline std::string CaseName(const testing::TestParamInfo<Case>& info) {
-  std::string name = info.param.dir.substr(info.param.dir.rfind('/') + 1) + "_" +
-                     info.param.kernels + "_" + std::string(Name(info.param.dtype)) +
-                     (info.param.int8 ? "_int8" : "");
+  std::string name =
+      info.param.dir.substr(info.param.dir.rfind('/') + 1) + "_" + info.param.kernels + "_" +
+      std::string(Name(info.param.dtype)) +
+      (info.param.quantization ? "_" + std::string(Name(*info.param.quantization)) : "");
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 }
@@ -67,7 +71,7 @@ inline std::unique_ptr<Model> LoadOrDie(const Case& c, int threads = 2, int max_
   ModelOptions options;
   options.kernels = c.kernels;
   options.dtype = c.dtype;
-  options.int8_weights = c.int8;
+  options.quantization = c.quantization;
   options.threads = threads;
   options.max_batch_tokens = max_batch_tokens;
   auto model = Model::Load(c.dir, options);

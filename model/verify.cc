@@ -14,8 +14,8 @@ namespace switchyard {
 namespace {
 
 constexpr double kFloat32MaxError = 1e-3, kGreedyMargin = 1e-3;
-constexpr double kMedianFactor = 1.25, kInt8MedianFactor = 16, kOutlierFactor = 5,
-                 kOutlierPoints = 0.05;
+constexpr double kMedianFactor = 1.25, kInt8MedianFactor = 16, kInt4MedianFactor = 256,
+                 kOutlierFactor = 5, kOutlierPoints = 0.05;
 constexpr int kBlockTokens = 16, kCasesMax = 64;
 constexpr uint64_t kTokensMax = 1 << 16;
 
@@ -222,9 +222,11 @@ void Judge(VerifyReport& r) {
             absl::StrCat("max |delta logit| ", max, " > ", kFloat32MaxError));
     require(r.greedy_equal == r.greedy_compared,
             absl::StrCat("greedy token ", r.greedy_equal, " of ", r.greedy_compared, " differs"));
-  } else if (r.int8_weights) {
-    require(r.pooled_median <= kInt8MedianFactor * r.pooled_median_bf16,
-            absl::StrCat("median |delta logit| ", r.pooled_median, " > ", kInt8MedianFactor, " x ",
+  } else if (r.quantization) {
+    const double factor =
+        *r.quantization == WeightFormat::kInt4 ? kInt4MedianFactor : kInt8MedianFactor;
+    require(r.pooled_median <= factor * r.pooled_median_bf16,
+            absl::StrCat("median |delta logit| ", r.pooled_median, " > ", factor, " x ",
                          r.pooled_median_bf16));
   } else {
     require(r.pooled_median <= kMedianFactor * r.pooled_median_bf16,
@@ -245,7 +247,7 @@ absl::StatusOr<VerifyReport> Verify(Model& model, const std::string& golden_path
   report.architecture = model.config().architecture;
   report.numerics_id = model.numerics_id();
   report.dtype = Name(model.options().dtype);
-  report.int8_weights = model.options().int8_weights;
+  report.quantization = model.options().quantization;
   for (int i = 0; i < kCasesMax && golden.Has(Numbered("input_ids", i)); ++i) {
     ASSIGN_OR_RETURN(VerifyCase c, RunCase(model, golden, i));
     report.cases.push_back(std::move(c));

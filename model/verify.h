@@ -28,7 +28,7 @@ struct VerifyCase {
 
 struct VerifyReport {
   std::string architecture, numerics_id, dtype;
-  bool int8_weights = false;
+  std::optional<WeightFormat> quantization;
   std::vector<VerifyCase> cases;
   // Greedy tokens continuing case 1, up to the first whose margin between the two best logits is at
   // most 1e-3 (EOS ignored), and how many of them are ours, before the first that is not.
@@ -41,9 +41,9 @@ struct VerifyReport {
 };
 
 // Tolerances. float32: max |Δ| <= 1e-3 and every compared greedy token equal. bfloat16: the pooled
-// median <= 1.25 times bf16's, and the outliers' share at most bf16's plus 5 points. 8-bit weights:
-// the pooled median <= 16 times bf16's, which tells what is rounded from what is wrong and no more.
-// Errors: the golden file lacks a tensor, or does not fit the model.
+// median <= 1.25 times bf16's, and the outliers' share at most bf16's plus 5 points. Weights of
+// 8 or 4 bits: the pooled median <= 16 or 256 times bf16's, which tells what is rounded from what
+// is wrong and no more. Errors: the golden file lacks a tensor, or does not fit the model.
 absl::StatusOr<VerifyReport> Verify(Model& model, const std::string& golden_path);
 
 std::string VerifyReportText(const VerifyReport& report);

@@ -49,7 +49,7 @@ std::string VerifyReportJson(const VerifyReport& r) {
       {"architecture", r.architecture},
       {"numerics_id", r.numerics_id},
       {"dtype", r.dtype},
-      {"quantization", r.int8_weights ? "int8" : "none"},
+      {"quantization", r.quantization ? Name(*r.quantization) : "none"},
       {"cases", std::move(cases)},
       {"greedy", {{"compared", r.greedy_compared}, {"equal", r.greedy_equal}}},
       {"pooled",

@@ -161,17 +161,6 @@ class DummySource final : public WeightSource {
   const size_t total_bytes_;
 };
 
-uint64_t AttentionParameters(const ModelConfig& c) {
-  const uint64_t hidden = c.hidden_size, heads = c.heads;
-  if (c.attention == ModelConfig::Attention::kGqa) {
-    return 2 * hidden * c.head_dim * (heads + c.kv_heads);
-  }
-  const uint64_t q = heads * (c.qk_nope_head_dim + c.qk_rope_head_dim), latent = c.kv_lora_rank;
-  return (c.q_lora_rank > 0 ? (hidden + q) * c.q_lora_rank : hidden * q) +
-         hidden * (latent + c.qk_rope_head_dim) +
-         latent * heads * (c.qk_nope_head_dim + c.v_head_dim) + hidden * heads * c.v_head_dim;
-}
-
 }  // namespace
 
 std::unique_ptr<WeightSource> MakeCheckpointSource(const Checkpoint& checkpoint,
@@ -183,11 +172,23 @@ std::unique_ptr<WeightSource> MakeDummySource(const ModelConfig& config) {
   return std::make_unique<DummySource>(config);
 }
 
+AttentionParameters CountAttentionParameters(const ModelConfig& c) {
+  const uint64_t hidden = c.hidden_size, heads = c.heads;
+  if (c.attention == ModelConfig::Attention::kGqa) {
+    return {2 * hidden * c.head_dim * (heads + c.kv_heads), 0};  // q and o, k and v
+  }
+  const uint64_t q = heads * (c.qk_nope_head_dim + c.qk_rope_head_dim), latent = c.kv_lora_rank;
+  return {(c.q_lora_rank > 0 ? (hidden + q) * c.q_lora_rank : hidden * q) +
+              hidden * (latent + c.qk_rope_head_dim) + hidden * heads * c.v_head_dim,
+          latent * heads * (c.qk_nope_head_dim + c.v_head_dim)};
+}
+
 uint64_t ParameterCount(const ModelConfig& c) {
   const uint64_t hidden = c.hidden_size;
+  const AttentionParameters attention = CountAttentionParameters(c);
   uint64_t count = (c.tie_word_embeddings ? 1 : 2) * hidden * c.vocab_size + hidden;
   for (int l = 0; l < c.layers; ++l) {
-    count += AttentionParameters(c) + 2 * hidden;
+    count += attention.projections + attention.absorbed + 2 * hidden;
     const uint64_t experts = c.gate.experts;
     count += c.layer_is_moe[l]
                  ? experts * hidden + 3 * hidden * c.moe_intermediate_size *

@@ -42,6 +42,11 @@ std::unique_ptr<WeightSource> MakeCheckpointSource(const Checkpoint& checkpoint,
 // norms are 1, biases 0.
 std::unique_ptr<WeightSource> MakeDummySource(const ModelConfig& config);
 
+// Weights of a layer's attention. What MLA absorbs is never quantised.
+struct AttentionParameters {
+  uint64_t projections = 0, absorbed = 0;
+};
+AttentionParameters CountAttentionParameters(const ModelConfig& config);
 // Weights of the model, embeddings and head included.
 uint64_t ParameterCount(const ModelConfig& config);
 

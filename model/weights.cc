@@ -105,9 +105,7 @@ class Loader {
 
  private:
   // Of projections and experts.
-  WeightFormat format() const {
-    return options_.int8 ? WeightFormat::kInt8 : FormatOf(options_.dtype);
-  }
+  WeightFormat format() const { return options_.quantization.value_or(FormatOf(options_.dtype)); }
 
   absl::StatusOr<LoadedTensor> Get(const std::string& name, std::initializer_list<uint64_t> shape) {
     auto tensor = source_.Get(name, shape);

@@ -63,7 +63,7 @@ using HostedExperts = std::function<std::span<const int32_t>(int layer)>;
 
 struct LoadWeightsOptions {
   DType dtype = DType::kBfloat16;
-  bool int8 = false;  // projections and experts
+  std::optional<WeightFormat> quantization;  // of projections and experts
   HostedExperts local_experts;
   std::function<void(size_t done, size_t total)> progress;  // may be empty
 };

@@ -5,6 +5,6 @@
 namespace switchyard::cpu {
 
 const Isa kAvx2 = {"avx2", kLanes, kTileVectors,
-                   false,  false,  SY_INNER_LOOPS(nullptr, nullptr, nullptr, nullptr)};
+                   false,  false,  SY_INNER_LOOPS(nullptr, nullptr, nullptr, nullptr, nullptr)};
 
 }  // namespace switchyard::cpu

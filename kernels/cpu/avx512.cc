@@ -5,6 +5,6 @@
 namespace switchyard::cpu {
 
 const Isa kAvx512 = {"avx512", kLanes, kTileVectors,
-                     false,    false,  SY_INNER_LOOPS(nullptr, nullptr, nullptr, nullptr)};
+                     false,    false,  SY_INNER_LOOPS(nullptr, nullptr, nullptr, nullptr, nullptr)};
 
 }  // namespace switchyard::cpu

@@ -4,12 +4,12 @@
 
 namespace switchyard::cpu {
 
-const Isa kAvx512Bf16 = {
-    "avx512_bf16",
-    kLanes,
-    kTileVectors,
-    true,
-    true,
-    SY_INNER_LOOPS(Tile<kTileDot>, Peak<kTileDot>, Tile<kTileInt8>, Peak<kTileInt8>)};
+const Isa kAvx512Bf16 = {"avx512_bf16",
+                         kLanes,
+                         kTileVectors,
+                         true,
+                         true,
+                         SY_INNER_LOOPS(Tile<kTileDot>, Peak<kTileDot>, Tile<kTileInt8>,
+                                        Peak<kTileInt8>, Tile<kTileInt4>)};
 
 }  // namespace switchyard::cpu

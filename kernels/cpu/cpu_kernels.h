@@ -11,6 +11,7 @@ class CpuGemm final : public GemmOps {
  public:
   explicit CpuGemm(const cpu::Isa& isa) : isa_(isa) {}
   PackedWeight Pack(const WeightView& w, WeightFormat format) const override;
+  size_t PackedBytes(WeightFormat format, size_t n, size_t k) const override;
   void GemmAll(KernelContext& ctx, std::span<const GemmCall> calls) const override;
 
  private:
@@ -22,6 +23,7 @@ class CpuGroupedGemm final : public GroupedGemmOps {
   explicit CpuGroupedGemm(const cpu::Isa& isa) : isa_(isa) {}
   PackedExpert PackExpert(const WeightView& gate, const WeightView& up, const WeightView& down,
                           WeightFormat format) const override;
+  size_t GateUpRows(size_t intermediate) const override;
   void ExpertFfn(KernelContext& ctx, Matrix<const float> x, std::span<const int32_t> offsets,
                  std::span<const PackedExpert* const> experts, Matrix<float> out) const override;
 

@@ -42,6 +42,10 @@ PackedWeight CpuGemm::Pack(const WeightView& w, WeightFormat format) const {
   return PackPanels(isa_, format, w.n, w.k, [&](size_t n) { return SourceRow{&w, n}; });
 }
 
+size_t CpuGemm::PackedBytes(WeightFormat format, size_t n, size_t k) const {
+  return Panels(isa_, format, n, k).units() * sizeof(uint32_t);
+}
+
 void CpuGemm::GemmAll(KernelContext& ctx, std::span<const GemmCall> calls) const {
   Plan* plans = ctx.scratch.Get<Plan>(1, calls.size());
   size_t count = 0, blocks = 0, multiplications = 0, left_bytes = 0;

@@ -81,6 +81,10 @@ void DownBlock(const Isa& isa, const Slice& slice, const Panels& panels, size_t 
 
 }  // namespace
 
+size_t CpuGroupedGemm::GateUpRows(size_t intermediate) const {
+  return 2 * RoundUp(intermediate, isa_.lanes);
+}
+
 PackedExpert CpuGroupedGemm::PackExpert(const WeightView& gate, const WeightView& up,
                                         const WeightView& down, WeightFormat format) const {
   SY_CHECK_MSG(up.n == gate.n && up.k == gate.k && down.n == gate.k && down.k == gate.n, "gate is ",
@@ -91,7 +95,7 @@ PackedExpert CpuGroupedGemm::PackExpert(const WeightView& gate, const WeightView
     if (row >= width) return SourceRow{};
     return SourceRow{n / lanes % 2 == 0 ? &gate : &up, row};
   };
-  return {PackPanels(isa_, format, 2 * RoundUp(width, lanes), hidden, interleaved),
+  return {PackPanels(isa_, format, GateUpRows(width), hidden, interleaved),
           PackPanels(isa_, format, hidden, width,
                      [&](size_t n) {
                        return SourceRow{&down, n};
@@ -118,9 +122,9 @@ void CpuGroupedGemm::ExpertFfn(KernelContext& ctx, Matrix<const float> x,
   const Panels down(isa_, format, hidden_width, width);
   const LeftRows left =
       PrepareLeft(isa_, ctx, ctx.scratch.Get<std::byte>(0, LeftBytes(isa_, format, x)), format, x);
-  // 8-bit integers need all of a group: they are made when its panels are there.
-  const bool int8 = format == WeightFormat::kInt8;
-  const TileKind kind = int8 ? kTileFloat : KindOf(isa_, format);
+  // Integers need all of a group: they are made when its panels are there.
+  const bool integers = IsInteger(format);
+  const TileKind kind = integers ? kTileFloat : KindOf(isa_, format);
   const size_t hidden_bytes = LeftRowBytes(kind, width);
   std::byte* hidden = ctx.scratch.Get<std::byte>(1, x.rows() * hidden_bytes);
   const std::span<const Slice> slices =
@@ -132,7 +136,7 @@ void CpuGroupedGemm::ExpertFfn(KernelContext& ctx, Matrix<const float> x,
                 hidden_bytes);
   });
   LeftRows activation{hidden, hidden_bytes};
-  if (int8) {
+  if (integers) {
     const Matrix<const float> floats(reinterpret_cast<const float*>(hidden), {x.rows(), width},
                                      hidden_bytes / sizeof(float));
     activation = PrepareLeft(

@@ -16,18 +16,22 @@ constexpr int kTileRows = 6;   // rows of a register tile
 constexpr int kSubBlock = 64;  // keys of one step of the online softmax
 
 // How a tile multiplies. A unit of b is 32 bits: one float, the BF16 of k = 2s (low) and 2s + 1, or
-// four 8-bit integers. Those come in groups: a unit with the group's scale (upper half, as BF16)
-// and the sum of its integers (lower half, signed), then up to kInt8Units of them; in a, the scale
-// as a float, then the units.
+// integers. Those come in groups: a unit with the group's scale (upper half, as BF16) and the sum
+// of its integers (lower half, signed), then up to kInt8Units of four 8-bit or kInt4Units of eight
+// 4-bit integers; in a, which has 8 bits or more always, the scale as a float, then the units.
 enum TileKind {
   kTileFloat = 0,  // a: floats, b: floats; unit s is k = s
   kTileWiden = 1,  // a: floats (the caller rounded them if it must), b: BF16 pairs
   kTileDot = 2,    // a: BF16 pairs, b: BF16 pairs, products summed by the BF16 dot instruction
   kTileInt8 = 3,   // a: 8-bit integers, each + 128, b: in the order of k, by the VNNI instruction
   kTileInt8Widen = 4,  // a: 16-bit integers, 8 bytes a unit, b: of k = 4u the 0th, 2nd, 1st, 3rd
-  kTileKinds = 5,
+  kTileInt4 = 5,  // a: as kTileInt8, b: of k = 8u + i the lower half of byte i, of 8u + 4 + i the
+                  // upper
+  kTileInt4Widen =
+      6,  // a: as kTileInt8Widen, b: as kTileInt4, bytes in the order of kTileInt8Widen
+  kTileKinds = 7,
 };
-constexpr int kInt8Units = 32;
+constexpr int kInt8Units = 32, kInt4Units = 16;
 
 // c [rows, vectors·lanes] (+)= a · b. Each c is one chain over k, ascending, whatever the tile's
 // shape, so a chain may be cut anywhere and continued by `accumulate`.
@@ -61,13 +65,12 @@ struct Isa {
   int lanes;         // floats in a register
   int tile_vectors;  // registers across a tile
   bool dot;          // has kTileDot
-  bool vnni;         // has kTileInt8; else kTileInt8Widen
+  bool vnni;         // has kTileInt8 and kTileInt4; else their Widen
 
   void (*tile[kTileKinds])(const GemmTile& tile);
   // The bit patterns of ToBf16 (common/bf16.h): denormals are kept.
   void (*to_bf16)(const float* in, size_t n, uint16_t* out);
   void (*round_to_bf16)(const float* in, size_t n, float* out);  // out may be in
-  void (*widen)(const uint16_t* in, size_t n, float* out);
   // The bits of the greatest |x|: of a NaN, if there is one.
   uint32_t (*greatest)(const float* x, size_t n);
   // x · factor to the nearest integers, as kTileInt8 or kTileInt8Widen wants them in a.

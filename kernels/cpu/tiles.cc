@@ -14,7 +14,10 @@ constexpr size_t kParallelMultiplications = size_t{1} << 17;
 constexpr size_t kTaskMultiplications = size_t{1} << 15;
 
 // Steps of all columns of a panel that are packed before the next; of integers, a group.
-constexpr size_t kPackSteps = 64, kPackInt8 = kInt8Units + 1;
+size_t StretchOf(WeightFormat format) {
+  if (!IsInteger(format)) return 64;
+  return (format == WeightFormat::kInt4 ? kInt4Units : kInt8Units) + 1;
+}
 
 float Element(const WeightView& w, size_t row, size_t k) {
   const size_t i = row * w.k + k;
@@ -33,21 +36,26 @@ uint32_t Unit(const SourceRow& s, WeightFormat format, size_t step) {
 }
 
 // The units of one group, `stride` apart: isa.h says what is in them.
-void PackInt8(const SourceRow& s, TileKind kind, size_t group, size_t units, uint32_t* to,
-              size_t stride) {
+void PackIntegers(const SourceRow& s, const Isa& isa, WeightFormat format, size_t group,
+                  size_t units, uint32_t* to, size_t stride) {
   const size_t first = group * kInt8Group, count = std::min(kInt8Group, s.weight->k - first);
+  const bool four = format == WeightFormat::kInt4;
+  constexpr uint32_t kLowHalves = 0x0f0f0f0f;
   float x[kInt8Group];
   int8_t q[kInt8Group] = {};
   for (size_t i = 0; i < count; ++i) x[i] = Element(*s.weight, s.row, first + i);
-  const float scale = QuantizeInt8(x, count, q);
+  const float scale = QuantizeInt8(x, count, q, four ? kInt4Most : kInt8Most);
   int32_t sum = 0;  // at most 127 · 128: 16 bits hold it
   for (const int8_t v : q) sum += v;
   to[0] = std::bit_cast<uint32_t>(scale) | static_cast<uint16_t>(sum);
+  const size_t second = isa.vnni ? 1 : 2;  // of the four in a unit, which is its second byte
+  const auto bytes = [&](const int8_t* v) {
+    const auto byte = [&](size_t i) { return uint32_t{static_cast<uint8_t>(v[i])}; };
+    return byte(0) | byte(second) << 8 | byte(3 - second) << 16 | byte(3) << 24;
+  };
   for (size_t u = 1; u < units; ++u) {
-    const int8_t* v = q + 4 * (u - 1);
-    const auto byte = [&](int i) { return uint32_t{static_cast<uint8_t>(v[i])}; };
-    to[u * stride] = kind == kTileInt8 ? byte(0) | byte(1) << 8 | byte(2) << 16 | byte(3) << 24
-                                       : byte(0) | byte(2) << 8 | byte(1) << 16 | byte(3) << 24;
+    const int8_t* v = q + (four ? 8 : 4) * (u - 1);
+    to[u * stride] = four ? (bytes(v) & kLowHalves) | (bytes(v + 4) & kLowHalves) << 4 : bytes(v);
   }
 }
 
@@ -65,7 +73,8 @@ void StoreInt8(const Isa& isa, TileKind kind, const float* x, size_t n, std::byt
       // Integers that are 0 are stored as 128 where they are unsigned.
       std::memset(row, kind == kTileInt8 ? 128 : 0, count * element);
     }
-    std::memset(row + count * element, 0, (RoundUp(count, 4) - count) * element);
+    // Units are of 4 elements, or of 8 where weights have 4 bits; the row has room for both.
+    std::memset(row + count * element, 0, (RoundUp(count, 8) - count) * element);
     row += RoundUp(count, 4) * element;
   }
 }
@@ -76,8 +85,7 @@ PackedWeight PackPanels(const Isa& isa, WeightFormat format, size_t n, size_t k,
                         FunctionRef<SourceRow(size_t)> source) {
   SY_CHECK_MSG(n >= 1 && k >= 1, "n ", n, " k ", k);
   const Panels panels(isa, format, n, k);
-  const bool int8 = format == WeightFormat::kInt8;
-  const size_t stretch = int8 ? kPackInt8 : kPackSteps;
+  const size_t stretch = StretchOf(format);
   PackedWeight packed{AlignedBuffer(panels.units() * sizeof(uint32_t)), format, n, k};
   for (size_t panel = 0; panel < panels.count(); ++panel) {
     const size_t width = panels.width_of(panel);
@@ -91,8 +99,8 @@ PackedWeight PackPanels(const Isa& isa, WeightFormat format, size_t n, size_t k,
         uint32_t* to = units + begin * width + column;
         if (s.weight == nullptr) {
           for (size_t step = begin; step < end; ++step, to += width) *to = 0;
-        } else if (int8) {
-          PackInt8(s, KindOf(isa, format), begin / stretch, end - begin, to, width);
+        } else if (IsInteger(format)) {
+          PackIntegers(s, isa, format, begin / stretch, end - begin, to, width);
         } else {
           for (size_t step = begin; step < end; ++step, to += width) *to = Unit(s, format, step);
         }
@@ -134,7 +142,7 @@ LeftRows PrepareLeft(const Isa& isa, KernelContext& ctx, std::byte* to, WeightFo
   ForEachBlock(ctx, x.rows(), x.rows() * x.cols(), [&](size_t r, int) {
     std::byte* row = to + r * row_bytes;
     StoreLeft(isa, kind, x.row(r), x.cols(), row);
-    if (format == WeightFormat::kInt8) return;
+    if (IsInteger(format)) return;
     const size_t element = kind == kTileDot ? sizeof(Bf16) : sizeof(float);
     std::memset(row + x.cols() * element, 0, element);  // the half past an odd end
   });

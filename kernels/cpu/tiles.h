@@ -20,18 +20,33 @@ inline size_t RoundUp(size_t n, size_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
+// How the left side of weights of `format` lies; and the tile that multiplies both.
 inline TileKind KindOf(const Isa& isa, WeightFormat format) {
   if (format == WeightFormat::kFloat32) return kTileFloat;
-  if (format == WeightFormat::kInt8) return isa.vnni ? kTileInt8 : kTileInt8Widen;
+  if (IsInteger(format)) return isa.vnni ? kTileInt8 : kTileInt8Widen;
   return isa.dot ? kTileDot : kTileWiden;
+}
+inline TileKind TileOf(const Isa& isa, WeightFormat format) {
+  if (format == WeightFormat::kInt4) return isa.vnni ? kTileInt4 : kTileInt4Widen;
+  return KindOf(isa, format);
 }
 
 // Units of k.
 inline size_t StepsOf(WeightFormat format, size_t k) {
-  if (format == WeightFormat::kInt8) return (k + 3) / 4 + (k + kInt8Group - 1) / kInt8Group;
-  return format == WeightFormat::kFloat32 ? k : (k + 1) / 2;
+  const size_t groups = (k + kInt8Group - 1) / kInt8Group;
+  switch (format) {
+    case WeightFormat::kFloat32:
+      return k;
+    case WeightFormat::kBfloat16:
+      return (k + 1) / 2;
+    case WeightFormat::kInt8:
+      return (k + 3) / 4 + groups;
+    case WeightFormat::kInt4:
+      return (k + 7) / 8 + groups;
+  }
+  return 0;
 }
-static_assert(kInt8Group == 4 * kInt8Units);
+static_assert(kInt8Group == 4 * kInt8Units && kInt8Group == 8 * kInt4Units);
 
 // The right side's geometry.
 struct Panels {
@@ -89,7 +104,7 @@ LeftRows PrepareLeft(const Isa& isa, KernelContext& ctx, std::byte* to, WeightFo
 inline void MultiplyTile(const Isa& isa, const Panels& panels, const PackedWeight& w, size_t panel,
                          LeftRows left, size_t first_row, size_t rows, float* c, size_t c_stride) {
   const size_t width = panels.width_of(panel);
-  isa.tile[KindOf(isa, w.format)](
+  isa.tile[TileOf(isa, w.format)](
       {.a = left.row(first_row),
        .a_stride = left.row_bytes,
        .b = reinterpret_cast<const uint32_t*>(w.bytes.data()) + panels.begin(panel),

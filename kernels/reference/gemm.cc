@@ -1,5 +1,5 @@
-// The packed form is the weight itself: row-major [N, K] in the target type; of 8-bit integers,
-// groups of a float, the scale, and the integers, 0 past K.
+// The packed form is the weight itself: row-major [N, K] in the target type; of integers,
+// groups of a float, the scale, and the integers, a byte each, 0 past K.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -23,15 +23,15 @@ float Element(const void* data, DType dtype, size_t i) {
                                   : ToFloat(static_cast<const Bf16*>(data)[i]);
 }
 
-void Quantize(const float* x, size_t k, Group* to) {
+void Quantize(const float* x, size_t k, Group* to, float most = kInt8Most) {
   for (size_t i = 0; i < k; i += kInt8Group, ++to) {
     *to = Group{};
-    to->scale = QuantizeInt8(x + i, std::min(kInt8Group, k - i), to->values);
+    to->scale = QuantizeInt8(x + i, std::min(kInt8Group, k - i), to->values, most);
   }
 }
 
 // The sums of groups are exact; FP32 adds them in ascending order.
-float MultiplyInt8(const Group* x, const Group* w, size_t groups) {
+float MultiplyIntegers(const Group* x, const Group* w, size_t groups) {
   float y = 0;
   for (size_t g = 0; g < groups; ++g) {
     int32_t sum = 0;
@@ -53,19 +53,23 @@ float MultiplyFloats(const float* x, const PackedWeight& w, size_t n) {
 
 }  // namespace
 
+size_t ReferenceGemm::PackedBytes(WeightFormat format, size_t n, size_t k) const {
+  return n * (IsInteger(format)                   ? Groups(k) * sizeof(Group)
+              : format == WeightFormat::kBfloat16 ? k * sizeof(Bf16)
+                                                  : k * sizeof(float));
+}
+
 PackedWeight ReferenceGemm::Pack(const WeightView& w, WeightFormat format) const {
   SY_CHECK_MSG(w.n >= 1 && w.k >= 1, "n ", w.n, " k ", w.k);
-  const bool int8 = format == WeightFormat::kInt8;
-  const size_t row_bytes = int8                                ? Groups(w.k) * sizeof(Group)
-                           : format == WeightFormat::kBfloat16 ? w.k * sizeof(Bf16)
-                                                               : w.k * sizeof(float);
+  const size_t row_bytes = PackedBytes(format, 1, w.k);
   PackedWeight packed{AlignedBuffer(w.n * row_bytes), format, w.n, w.k};
   std::vector<float> row(w.k);
   for (size_t n = 0; n < w.n; ++n) {
     std::byte* to = packed.bytes.data() + n * row_bytes;
     for (size_t k = 0; k < w.k; ++k) row[k] = Element(w.data, w.dtype, n * w.k + k);
-    if (int8) {
-      Quantize(row.data(), w.k, reinterpret_cast<Group*>(to));
+    if (IsInteger(format)) {
+      Quantize(row.data(), w.k, reinterpret_cast<Group*>(to),
+               format == WeightFormat::kInt4 ? kInt4Most : kInt8Most);
     } else if (format == WeightFormat::kBfloat16) {
       std::transform(row.begin(), row.end(), reinterpret_cast<Bf16*>(to), ToBf16);
     } else {
@@ -84,12 +88,12 @@ void ReferenceGemm::GemmAll(KernelContext& ctx, std::span<const GemmCall> calls)
     SY_CHECK_MSG(call.y.rows() == x.rows() && call.y.cols() == w.n, "y is ", call.y.rows(), " by ",
                  call.y.cols());
     ctx.pool.ParallelFor(x.rows(), [&](size_t m, int) {
-      std::vector<Group> row(w.format == WeightFormat::kInt8 ? Groups(w.k) : 0);
+      std::vector<Group> row(IsInteger(w.format) ? Groups(w.k) : 0);
       if (!row.empty()) Quantize(x.row(m), w.k, row.data());
       for (size_t n = 0; n < w.n; ++n) {
         const auto* groups = reinterpret_cast<const Group*>(w.bytes.data()) + n * row.size();
         call.y(m, n) = row.empty() ? MultiplyFloats(x.row(m), w, n)
-                                   : MultiplyInt8(row.data(), groups, row.size());
+                                   : MultiplyIntegers(row.data(), groups, row.size());
       }
     });
   }

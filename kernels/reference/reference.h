@@ -9,6 +9,7 @@ namespace switchyard {
 class ReferenceGemm final : public GemmOps {
  public:
   PackedWeight Pack(const WeightView& w, WeightFormat format) const override;
+  size_t PackedBytes(WeightFormat format, size_t n, size_t k) const override;
   void GemmAll(KernelContext& ctx, std::span<const GemmCall> calls) const override;
 };
 
@@ -16,6 +17,7 @@ class ReferenceGroupedGemm final : public GroupedGemmOps {
  public:
   PackedExpert PackExpert(const WeightView& gate, const WeightView& up, const WeightView& down,
                           WeightFormat format) const override;
+  size_t GateUpRows(size_t intermediate) const override { return 2 * intermediate; }
   void ExpertFfn(KernelContext& ctx, Matrix<const float> x, std::span<const int32_t> offsets,
                  std::span<const PackedExpert* const> experts, Matrix<float> out) const override;
 };

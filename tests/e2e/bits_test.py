@@ -134,7 +134,7 @@ def main():
     for path in runnable(binary, model, paths.split(",")):
         numbers = [("--dtype", "bfloat16"), ("--dtype", "float32")]
         if path != "reference":  # the model's own test has the slow one
-            numbers.append(("--quantization", "int8"))
+            numbers += [("--quantization", "int8"), ("--quantization", "int4")]
         for flag, name in numbers:
             path_flags = ("--kernels", path, flag, name)
             want = one_process(binary, model, few, *alone, *path_flags)
