@@ -299,6 +299,9 @@ void EngineImpl::Absorb(const Scheduler::Chunk& chunk, size_t* row,
   const EngineRequest& r = s.request;
   const bool samples = chunk.samples();
   scheduler_.Commit(chunk);
+  // What was found in the prefix cache was not computed; what was preempted was, twice.
+  prompt_tokens_ +=
+      static_cast<uint64_t>(std::clamp(s.given - (s.computed - chunk.rows), 0, chunk.rows));
   bool finite = true;
   while (s.wants_prompt_scores() && static_cast<int>(s.prompt_scores.size()) < s.computed) {
     const auto logits = LogitRow((*row)++);
@@ -321,7 +324,6 @@ void EngineImpl::Absorb(const Scheduler::Chunk& chunk, size_t* row,
   } else {
     out.token = Sample(s, logits);
     if (s.length() == s.given) {
-      prompt_tokens_ += static_cast<uint64_t>(s.given);
       out.cached_tokens = s.cached;
       out.prompt_logprobs = std::move(s.prompt_scores);
       s.request.prompt_logprobs = -1;  // told: a recomputed prompt is not scored again

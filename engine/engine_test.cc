@@ -223,6 +223,7 @@ TEST(EngineTest, TheFirstTokenTellsWhatWasCached) {
   auto engine = MakeEngine({.max_model_len = 128});
   std::mt19937 rng(3);
   const std::vector<TokenId> prompt = RandomPrompt(rng, 40);
+  uint64_t computed = 0;
   for (const int want : {0, 32}) {
     ASSERT_TRUE(engine->Add(MakeRequest("a", prompt, 2)).ok());
     int cached = -1;
@@ -233,6 +234,8 @@ TEST(EngineTest, TheFirstTokenTellsWhatWasCached) {
       }
     }
     EXPECT_EQ(cached, want);
+    computed += 40 - want;
+    EXPECT_EQ(engine->stats().prompt_tokens, computed);
   }
 }
 
