@@ -133,15 +133,27 @@ void EngineFlags::AddTo(CLI::App& app) {
       ->check(CLI::IsMember({"auto", "dummy"}))
       ->capture_default_str()
       ->group(group);
+  app.add_option("--weights-cache", weights_cache,
+                 "keeps packed weights here, and the next start reads them instead of packing")
+      ->check(CLI::ExistingDirectory)
+      ->option_text("DIR")
+      ->group(group);
 }
 
 std::vector<std::string> EngineFlags::Names() {
-  return {"max-model-len", "max-num-batched-tokens",
-          "prefill-chunk", "block-size",
-          "kv-blocks",     "max-num-seqs",
-          "threads",       "dtype",
-          "quantization",  "kernels",
-          "load-format",   "enable-prefix-caching"};
+  return {"max-model-len",
+          "max-num-batched-tokens",
+          "prefill-chunk",
+          "block-size",
+          "kv-blocks",
+          "max-num-seqs",
+          "threads",
+          "dtype",
+          "quantization",
+          "kernels",
+          "load-format",
+          "weights-cache",
+          "enable-prefix-caching"};
 }
 
 ModelOptions EngineFlags::Model() const {
@@ -155,6 +167,7 @@ ModelOptions EngineFlags::Model() const {
   options.max_model_len = engine.max_model_len;
   options.max_batch_tokens = engine.max_num_batched_tokens;
   options.dummy_weights = load_format == "dummy";
+  options.weights_cache = weights_cache;
   return options;
 }
 

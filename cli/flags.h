@@ -36,7 +36,8 @@ CLI::Option* AddMaxModelLenFlag(CLI::App& app, int* tokens);
 struct EngineFlags {
   EngineOptions engine;
   int threads = 0;  // 0: all of this machine's
-  std::string dtype = "bfloat16", kernels = "auto", load_format = "auto", quantization = "none";
+  std::string dtype = "bfloat16", kernels = "auto", load_format = "auto", quantization = "none",
+              weights_cache;
 
   void AddTo(CLI::App& app);
   ModelOptions Model() const;

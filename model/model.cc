@@ -56,6 +56,7 @@ class LoadedModel final : public Model {
     return {.dtype = options_.dtype,
             .quantization = options_.quantization,
             .local_experts = std::move(hosted),
+            .cache = cache_.get(),
             .progress = {}};
   }
   // `checkpoint` holds what the source reads from, if anything.
@@ -82,6 +83,7 @@ class LoadedModel final : public Model {
   ModelWeights weights_;
   std::string dir_;
   std::string digest_, numerics_id_;
+  std::unique_ptr<PackedCache> cache_;
   std::vector<std::string> notices_;
   Executor executor_;
   MicroBatch batches_[2];
@@ -99,18 +101,21 @@ absl::Status LoadedModel::LoadFrom(const std::string& dir) {
     return options_.placement->Hosted(layer, options_.rank);
   };
   if (options_.placement == nullptr) RETURN_IF_ERROR(MakeLoopback());
-  LoadWeightsOptions load = WeightsOptions(local);
-  load.progress = options_.progress;
-  ASSIGN_OR_RETURN(weights_, LoadWeights(*source, config_, kernels_, context_.pool, load));
-  notices_ = config_.notices;
-  for (std::string& notice : source->notices()) notices_.push_back(std::move(notice));
-
   ASSIGN_OR_RETURN(digest_, Digest(checkpoint));
   const bool mla = config_.attention == ModelConfig::Attention::kMla;
   numerics_id_ = absl::StrCat(
       digest_, options_.dummy_weights ? "-dummy:" : ":", std::string(Name(options_.dtype)),
       options_.quantization ? absl::StrCat("-", std::string(Name(*options_.quantization))) : "",
       ":", kernels_.name, mla ? ":absorbed" : ":gqa");
+  if (!options_.weights_cache.empty()) {
+    cache_ = std::make_unique<PackedCache>(options_.weights_cache, numerics_id_);
+  }
+  LoadWeightsOptions load = WeightsOptions(local);
+  load.progress = options_.progress;
+  ASSIGN_OR_RETURN(weights_, LoadWeights(*source, config_, kernels_, context_.pool, load));
+  notices_ = config_.notices;
+  for (std::string& notice : source->notices()) notices_.push_back(std::move(notice));
+  if (cache_ != nullptr) notices_.push_back(cache_->Report());
   return absl::OkStatus();
 }
 

@@ -32,6 +32,8 @@ struct ModelOptions {
   int max_model_len = 0;       // positions of the rope table; 0: the model's own limit
   int max_batch_tokens = 0;    // T of one Forward at most; 0: 2048
   bool dummy_weights = false;  // --load-format dummy: from a fixed seed by config.json alone
+  // --weights-cache: a folder where packed weights are kept for the next start; empty: none.
+  std::string weights_cache;
   // Expert parallelism: the experts of which ranks, with a row per layer of the model, and which
   // rank this is. Only its experts are loaded. Null: this rank has all of them.
   std::shared_ptr<const Placement> placement = nullptr;

@@ -8,51 +8,10 @@
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/status_macros.h"
+#include "model/tensor_parts.h"
 
 namespace switchyard {
 namespace {
-
-size_t BytesOf(const WeightView& w) { return w.n * w.k * SizeOf(w.dtype); }
-
-// Columns [begin, begin + count) of `w`, dense.
-LoadedTensor Columns(const WeightView& w, size_t begin, size_t count) {
-  const size_t size = SizeOf(w.dtype);
-  LoadedTensor out;
-  out.owned = AlignedBuffer(w.n * count * size);
-  const auto* from = static_cast<const std::byte*>(w.data);
-  for (size_t r = 0; r < w.n; ++r) {
-    std::memcpy(out.owned.data() + r * count * size, from + (r * w.k + begin) * size, count * size);
-  }
-  out.view = {out.owned.data(), w.dtype, w.n, count};
-  return out;
-}
-
-// Rows [begin, begin + count) of `w`, borrowed.
-WeightView Rows(const WeightView& w, size_t begin, size_t count) {
-  const auto* from = static_cast<const std::byte*>(w.data);
-  return {from + begin * w.k * SizeOf(w.dtype), w.dtype, count, w.k};
-}
-
-template <typename T>
-void TransposeInto(const WeightView& w, std::byte* to) {
-  const T* from = static_cast<const T*>(w.data);
-  T* out = reinterpret_cast<T*>(to);
-  for (size_t r = 0; r < w.n; ++r) {
-    for (size_t c = 0; c < w.k; ++c) out[c * w.n + r] = from[r * w.k + c];
-  }
-}
-
-LoadedTensor Transpose(const WeightView& w) {
-  LoadedTensor out;
-  out.owned = AlignedBuffer(BytesOf(w));
-  if (w.dtype == DType::kBfloat16) {
-    TransposeInto<Bf16>(w, out.owned.data());
-  } else {
-    TransposeInto<float>(w, out.owned.data());
-  }
-  out.view = {out.owned.data(), w.dtype, w.k, w.n};
-  return out;
-}
 
 void MakeTable(LayerWeights& w) {
   const auto there = [](const PackedExpert& e) { return e.hidden > 0; };
@@ -73,20 +32,16 @@ class Loader {
   absl::StatusOr<ModelWeights> Load() {
     ModelWeights w;
     const uint64_t vocab = c_.vocab_size, hidden = c_.hidden_size;
-    ASSIGN_OR_RETURN(LoadedTensor embedding, Get("model.embed_tokens.weight", {vocab, hidden}));
+    RETURN_IF_ERROR(Embedding(w));
     ASSIGN_OR_RETURN(w.final_norm, Vector("model.norm.weight", hidden));
+    const WeightFormat head = FormatOf(options_.dtype);
     if (c_.tie_word_embeddings) {
-      w.head = kernels_.gemm->Pack(embedding.view, FormatOf(options_.dtype));
+      const WeightView tied{w.embedding.data(), w.embedding_dtype, vocab, hidden};
+      ASSIGN_OR_RETURN(w.head, CachedOne("lm_head.weight", head, vocab, hidden,
+                                         [&] { return kernels_.gemm->Pack(tied, head); }));
     } else {
-      ASSIGN_OR_RETURN(const LoadedTensor head, Get("lm_head.weight", {vocab, hidden}));
-      w.head = kernels_.gemm->Pack(head.view, FormatOf(options_.dtype));
+      ASSIGN_OR_RETURN(w.head, Packed("lm_head.weight", vocab, hidden, head));
     }
-    w.embedding_dtype = embedding.view.dtype;
-    if (embedding.owned.size() == 0) {
-      embedding.owned = AlignedBuffer(BytesOf(embedding.view));
-      std::memcpy(embedding.owned.data(), embedding.view.data, embedding.owned.size());
-    }
-    w.embedding = std::move(embedding.owned);
     for (int l = 0; l < c_.layers; ++l) {
       ASSIGN_OR_RETURN(LayerWeights layer, Layer(l));
       w.layers.push_back(std::move(layer));
@@ -125,9 +80,69 @@ class Loader {
     return out;
   }
 
+  PackedShape ShapeOf(WeightFormat format, uint64_t n, uint64_t k) const {
+    return {format, n, k, kernels_.gemm->PackedBytes(format, n, k)};
+  }
+
+  // What `pack` returns, weights of `shapes`, unless the cache has it. A name is of one thing on
+  // all ranks: where a rank packs a part of a tensor, it says which.
+  absl::StatusOr<std::vector<PackedWeight>> Cached(
+      const std::string& name, std::span<const PackedShape> shapes,
+      FunctionRef<absl::StatusOr<std::vector<PackedWeight>>()> pack) {
+    if (options_.cache == nullptr) return pack();
+    if (auto kept = options_.cache->Read(name, shapes)) {
+      for (const PackedShape& s : shapes) done_ += s.n * s.k * sizeof(Bf16);
+      return *std::move(kept);
+    }
+    ASSIGN_OR_RETURN(std::vector<PackedWeight> weights, pack());
+    options_.cache->Write(name, weights);
+    return weights;
+  }
+
+  absl::StatusOr<PackedWeight> CachedOne(const std::string& name, WeightFormat format, uint64_t n,
+                                         uint64_t k,
+                                         FunctionRef<absl::StatusOr<PackedWeight>()> pack) {
+    const PackedShape shape = ShapeOf(format, n, k);
+    const auto one = [&]() -> absl::StatusOr<std::vector<PackedWeight>> {
+      std::vector<PackedWeight> weights(1);
+      ASSIGN_OR_RETURN(weights[0], pack());
+      return weights;
+    };
+    ASSIGN_OR_RETURN(std::vector<PackedWeight> weights, Cached(name, {&shape, 1}, one));
+    return std::move(weights[0]);
+  }
+
+  absl::StatusOr<PackedWeight> Packed(const std::string& name, uint64_t n, uint64_t k,
+                                      WeightFormat format) {
+    return CachedOne(name, format, n, k, [&]() -> absl::StatusOr<PackedWeight> {
+      ASSIGN_OR_RETURN(const LoadedTensor t, Get(name, {n, k}));
+      return kernels_.gemm->Pack(t.view, format);
+    });
+  }
   absl::StatusOr<PackedWeight> Packed(const std::string& name, uint64_t n, uint64_t k) {
-    ASSIGN_OR_RETURN(const LoadedTensor t, Get(name, {n, k}));
-    return kernels_.gemm->Pack(t.view, format());
+    return Packed(name, n, k, format());
+  }
+
+  // As the checkpoint has it. From the cache too: what is mapped of a checkpoint counts as this
+  // process's memory.
+  absl::Status Embedding(ModelWeights& w) {
+    const std::string name = "model.embed_tokens.weight";
+    ASSIGN_OR_RETURN(LoadedTensor t, Get(name, {static_cast<uint64_t>(c_.vocab_size),
+                                                static_cast<uint64_t>(c_.hidden_size)}));
+    w.embedding_dtype = t.view.dtype;
+    if (t.owned.size() == 0) {
+      const PackedShape shape{FormatOf(t.view.dtype), t.view.n, t.view.k, BytesOf(t.view)};
+      const auto copy = [&] {
+        std::vector<PackedWeight> copied;
+        copied.push_back({AlignedBuffer(shape.bytes), shape.format, shape.n, shape.k});
+        std::memcpy(copied[0].bytes.data(), t.view.data, shape.bytes);
+        return copied;
+      };
+      ASSIGN_OR_RETURN(std::vector<PackedWeight> copied, Cached(name, {&shape, 1}, copy));
+      t.owned = std::move(copied[0].bytes);
+    }
+    w.embedding = std::move(t.owned);
+    return absl::OkStatus();
   }
 
   // The bias of `layer`, empty if the model has none.
@@ -142,10 +157,21 @@ class Loader {
     const auto matrix = [&](std::string_view name, uint64_t n, uint64_t k) {
       return Get(absl::StrCat(prefix, std::string(name), ".weight"), {n, k});
     };
-    ASSIGN_OR_RETURN(const LoadedTensor gate, matrix(names.gate, width, hidden));
-    ASSIGN_OR_RETURN(const LoadedTensor up, matrix(names.up, width, hidden));
-    ASSIGN_OR_RETURN(const LoadedTensor down, matrix(names.down, hidden, width));
-    return kernels_.grouped_gemm->PackExpert(gate.view, up.view, down.view, format());
+    const auto pack = [&]() -> absl::StatusOr<std::vector<PackedWeight>> {
+      ASSIGN_OR_RETURN(const LoadedTensor gate, matrix(names.gate, width, hidden));
+      ASSIGN_OR_RETURN(const LoadedTensor up, matrix(names.up, width, hidden));
+      ASSIGN_OR_RETURN(const LoadedTensor down, matrix(names.down, hidden, width));
+      PackedExpert e = kernels_.grouped_gemm->PackExpert(gate.view, up.view, down.view, format());
+      std::vector<PackedWeight> weights;
+      weights.push_back(std::move(e.gate_up));
+      weights.push_back(std::move(e.down));
+      return weights;
+    };
+    const PackedShape shapes[] = {
+        ShapeOf(format(), kernels_.grouped_gemm->GateUpRows(width), hidden),
+        ShapeOf(format(), hidden, width)};
+    ASSIGN_OR_RETURN(std::vector<PackedWeight> weights, Cached(prefix + "ffn", shapes, pack));
+    return PackedExpert{std::move(weights[0]), std::move(weights[1]), hidden, width};
   }
 
   absl::StatusOr<LayerWeights> Layer(int l) {
@@ -197,13 +223,27 @@ class Loader {
     ASSIGN_OR_RETURN(w.kv_a_bias, Bias(prefix + "kv_a_proj_with_mqa", latent + rope));
     ASSIGN_OR_RETURN(w.kv_a_norm, Vector(prefix + "kv_a_layernorm.weight", latent));
     // Rows of a head: nope of W_uk [nope, C], then v of W_uv [v, C].
-    ASSIGN_OR_RETURN(const LoadedTensor kv_b,
-                     Get(prefix + "kv_b_proj.weight", {heads * (nope + v), latent}));
+    const std::string name = prefix + "kv_b_proj.weight";
+    const WeightFormat absorbed = FormatOf(options_.dtype);
+    const auto pack = [&]() -> absl::StatusOr<std::vector<PackedWeight>> {
+      ASSIGN_OR_RETURN(const LoadedTensor kv_b, Get(name, {heads * (nope + v), latent}));
+      std::vector<PackedWeight> packed;
+      for (uint64_t h = 0; h < heads; ++h) {
+        const LoadedTensor uk = Transpose(Rows(kv_b.view, h * (nope + v), nope));
+        packed.push_back(kernels_.gemm->Pack(uk.view, absorbed));
+        packed.push_back(kernels_.gemm->Pack(Rows(kv_b.view, h * (nope + v) + nope, v), absorbed));
+      }
+      return packed;
+    };
+    std::vector<PackedShape> shapes;
     for (uint64_t h = 0; h < heads; ++h) {
-      const LoadedTensor uk = Transpose(Rows(kv_b.view, h * (nope + v), nope));
-      w.uk.push_back(kernels_.gemm->Pack(uk.view, FormatOf(options_.dtype)));
-      w.uv.push_back(
-          kernels_.gemm->Pack(Rows(kv_b.view, h * (nope + v) + nope, v), FormatOf(options_.dtype)));
+      shapes.push_back(ShapeOf(absorbed, latent, nope));
+      shapes.push_back(ShapeOf(absorbed, v, latent));
+    }
+    ASSIGN_OR_RETURN(std::vector<PackedWeight> packed, Cached(name, shapes, pack));
+    for (uint64_t h = 0; h < heads; ++h) {
+      w.uk.push_back(std::move(packed[2 * h]));
+      w.uv.push_back(std::move(packed[2 * h + 1]));
     }
     return Output(prefix, c_.v_head_dim, w);
   }
@@ -211,11 +251,18 @@ class Loader {
   absl::Status Output(const std::string& prefix, uint64_t v_dim, AttentionWeights& w) {
     const uint64_t hidden = c_.hidden_size, width = v_dim * c_.heads;
     ASSIGN_OR_RETURN(w.o_bias, Bias(prefix + "o_proj", hidden));
-    ASSIGN_OR_RETURN(const LoadedTensor o, Get(prefix + "o_proj.weight", {hidden, width}));
+    const std::string name = prefix + "o_proj.weight";
     const uint64_t group = v_dim * OutputGroupHeads(c_.heads);
-    for (uint64_t begin = 0; begin < width; begin += group) {
-      w.o.push_back(kernels_.gemm->Pack(Columns(o.view, begin, group).view, format()));
-    }
+    const auto pack = [&]() -> absl::StatusOr<std::vector<PackedWeight>> {
+      ASSIGN_OR_RETURN(const LoadedTensor o, Get(name, {hidden, width}));
+      std::vector<PackedWeight> packed;
+      for (uint64_t begin = 0; begin < width; begin += group) {
+        packed.push_back(kernels_.gemm->Pack(Columns(o.view, begin, group).view, format()));
+      }
+      return packed;
+    };
+    const std::vector<PackedShape> shapes(width / group, ShapeOf(format(), hidden, group));
+    ASSIGN_OR_RETURN(w.o, Cached(name, shapes, pack));
     return absl::OkStatus();
   }
 
@@ -240,12 +287,8 @@ class Loader {
 
   absl::Status Moe(int l, const std::string& prefix, LayerWeights& w) {
     const uint64_t experts = c_.gate.experts, width = c_.moe_intermediate_size;
-    {
-      ASSIGN_OR_RETURN(
-          const LoadedTensor gate,
-          Get(prefix + "gate.weight", {experts, static_cast<uint64_t>(c_.hidden_size)}));
-      w.gate = kernels_.gemm->Pack(gate.view, WeightFormat::kFloat32);
-    }
+    ASSIGN_OR_RETURN(w.gate, Packed(prefix + "gate.weight", experts,
+                                    static_cast<uint64_t>(c_.hidden_size), WeightFormat::kFloat32));
     if (c_.gate_bias) {
       ASSIGN_OR_RETURN(w.gate_bias, Vector(prefix + "gate.e_score_correction_bias", experts));
     }

@@ -13,6 +13,7 @@
 #include "kernels/kernel_set.h"
 #include "model/config.h"
 #include "model/experts.h"
+#include "model/packed_cache.h"
 #include "model/weight_source.h"
 
 namespace switchyard {
@@ -65,6 +66,7 @@ struct LoadWeightsOptions {
   DType dtype = DType::kBfloat16;
   std::optional<WeightFormat> quantization;  // of projections and experts
   HostedExperts local_experts;
+  PackedCache* cache = nullptr;                             // may be null
   std::function<void(size_t done, size_t total)> progress;  // may be empty
 };
 

@@ -1,0 +1,185 @@
+#include "model/packed_cache.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+
+namespace switchyard {
+namespace {
+
+// Raised with every change of a path's packed form (a test pins its bytes).
+constexpr int kLayout = 1;
+constexpr size_t kAlignment = 64;
+// Read and summed while still in a near cache.
+constexpr size_t kStretch = 1 << 18;
+
+class Sum {
+ public:
+  Sum() : state_(XXH3_createState()) {
+    SY_CHECK(state_ != nullptr && XXH3_64bits_reset(state_.get()) == XXH_OK);
+  }
+  void Add(const void* data, size_t bytes) { XXH3_64bits_update(state_.get(), data, bytes); }
+  uint64_t Value() const { return XXH3_64bits_digest(state_.get()); }
+
+ private:
+  struct Free {
+    void operator()(XXH3_state_t* s) const { XXH3_freeState(s); }
+  };
+  std::unique_ptr<XXH3_state_t, Free> state_;
+};
+
+// Fails at the end of the file too.
+bool ReadAll(int fd, void* to, size_t bytes) {
+  for (auto* at = static_cast<char*>(to); bytes > 0;) {
+    const ssize_t n = read(fd, at, bytes);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return false;
+    at += n, bytes -= static_cast<size_t>(n);
+  }
+  return true;
+}
+
+bool WriteAll(int fd, const void* from, size_t bytes) {
+  for (const auto* at = static_cast<const char*>(from); bytes > 0;) {
+    const ssize_t n = write(fd, at, bytes);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return false;
+    at += n, bytes -= static_cast<size_t>(n);
+  }
+  return true;
+}
+
+bool ReadAndSum(int fd, std::byte* to, size_t bytes, Sum& sum) {
+  for (size_t at = 0; at < bytes; at += kStretch) {
+    const size_t count = std::min(kStretch, bytes - at);
+    if (!ReadAll(fd, to + at, count)) return false;
+    sum.Add(to + at, count);
+  }
+  return true;
+}
+
+}  // namespace
+
+PackedCache::PackedCache(std::string folder, std::string identity)
+    : folder_(std::move(folder)), identity_(std::move(identity)) {}
+
+void PackedCache::Count::Add(const std::string& name) {
+  if (times++ == 0) first = name;
+}
+
+void PackedCache::Note(Count PackedCache::*count, const std::string& name) {
+  MutexLock lock(mu_);
+  (this->*count).Add(name);
+}
+
+std::string PackedCache::PathOf(const std::string& name) const {
+  return absl::StrCat(folder_, "/", name, ".packed");
+}
+
+std::string PackedCache::Text(const std::string& name, std::span<const PackedShape> shapes) const {
+  std::string text =
+      absl::StrCat("switchyard packed weights, layout ", kLayout, "\n", identity_, "\n", name);
+  for (const PackedShape& s : shapes) {
+    absl::StrAppend(&text, "\n", std::string(switchyard::Name(s.format)), " ", s.n, " ", s.k, " ",
+                    s.bytes);
+  }
+  text.resize((text.size() + kAlignment - 1) / kAlignment * kAlignment, ' ');
+  return text;
+}
+
+std::optional<std::vector<PackedWeight>> PackedCache::Read(const std::string& name,
+                                                           std::span<const PackedShape> shapes) {
+  const int fd = open(PathOf(name).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) {
+    Note(&PackedCache::missing_, name);
+    return std::nullopt;
+  }
+  const absl::Cleanup close_fd = [fd] { close(fd); };
+  const std::string wanted = Text(name, shapes);
+  uint64_t size = wanted.size() + sizeof(uint64_t);
+  for (const PackedShape& s : shapes) size += s.bytes;
+  struct stat st;
+  std::string found(wanted.size(), '\0');
+  if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || !ReadAll(fd, found.data(), found.size())) {
+    Note(&PackedCache::damaged_, name);
+    return std::nullopt;
+  }
+  if (found != wanted) {
+    Note(&PackedCache::stale_, name);
+    return std::nullopt;
+  }
+  Sum sum;
+  sum.Add(found.data(), found.size());
+  std::vector<PackedWeight> weights;
+  bool whole = static_cast<uint64_t>(st.st_size) == size;
+  for (size_t i = 0; whole && i < shapes.size(); ++i) {
+    const auto& [format, n, k, bytes] = shapes[i];
+    weights.push_back({AlignedBuffer(bytes), format, n, k});
+    whole = ReadAndSum(fd, weights.back().bytes.data(), bytes, sum);
+  }
+  uint64_t stored = 0;
+  whole = whole && ReadAll(fd, &stored, sizeof(stored)) && stored == sum.Value();
+  Note(whole ? &PackedCache::read_ : &PackedCache::damaged_, name);
+  if (!whole) return std::nullopt;
+  return weights;
+}
+
+void PackedCache::Write(const std::string& name, std::span<const PackedWeight> weights) {
+  {
+    MutexLock lock(mu_);
+    if (!write_error_.empty()) return;
+  }
+  std::vector<PackedShape> shapes;
+  for (const PackedWeight& w : weights) shapes.push_back({w.format, w.n, w.k, w.bytes.size()});
+  const std::string text = Text(name, shapes), path = PathOf(name);
+  std::string temporary = path + ".XXXXXX";
+  const int fd = mkostemp(temporary.data(), O_CLOEXEC);
+  bool done = fd >= 0 && fchmod(fd, 0644) == 0 && WriteAll(fd, text.data(), text.size());
+  Sum sum;
+  sum.Add(text.data(), text.size());
+  for (size_t i = 0; done && i < weights.size(); ++i) {
+    const AlignedBuffer& bytes = weights[i].bytes;
+    sum.Add(bytes.data(), bytes.size());
+    done = WriteAll(fd, bytes.data(), bytes.size());
+  }
+  const uint64_t value = sum.Value();
+  done = done && WriteAll(fd, &value, sizeof(value));
+  int error = done ? 0 : errno;
+  if (fd >= 0 && close(fd) != 0 && done) done = false, error = errno;
+  if (done && rename(temporary.c_str(), path.c_str()) != 0) done = false, error = errno;
+  if (done) return;
+  if (fd >= 0) unlink(temporary.c_str());
+  MutexLock lock(mu_);
+  write_error_ = absl::StrCat(path, ": ", std::strerror(error));
+}
+
+std::string PackedCache::Report() const {
+  MutexLock lock(mu_);
+  std::string line = absl::StrCat("weights cache ", folder_, ": ", read_.times, " files read");
+  const auto add = [&](const char* what, const Count& count) {
+    if (count.times == 0) return;
+    absl::StrAppend(&line, ", ", count.times, " ", what, " (the first: ", count.first, ")");
+  };
+  add("missing", missing_);
+  add("of another model or release", stale_);
+  add("damaged", damaged_);
+  if (missing_.times + stale_.times + damaged_.times > 0) {
+    absl::StrAppend(&line, "; those were packed anew");
+    if (write_error_.empty()) absl::StrAppend(&line, " and kept");
+  }
+  if (!write_error_.empty()) absl::StrAppend(&line, "; cannot keep more: ", write_error_);
+  return line;
+}
+
+}  // namespace switchyard
