@@ -14,7 +14,7 @@ namespace switchyard {
 namespace {
 
 constexpr double kFloat32MaxError = 1e-3, kGreedyMargin = 1e-3;
-constexpr double kMedianFactor = 1.25, kInt8MedianFactor = 16, kInt4MedianFactor = 256,
+constexpr double kMedianFactor = 1.25, kInt8MedianFactor = 16, kInt4MedianFactor = 64,
                  kOutlierFactor = 5, kOutlierPoints = 0.05;
 constexpr int kBlockTokens = 16, kCasesMax = 64;
 constexpr uint64_t kTokensMax = 1 << 16;

@@ -42,7 +42,7 @@ struct VerifyReport {
 
 // Tolerances. float32: max |Δ| <= 1e-3 and every compared greedy token equal. bfloat16: the pooled
 // median <= 1.25 times bf16's, and the outliers' share at most bf16's plus 5 points. Weights of
-// 8 or 4 bits: the pooled median <= 16 or 256 times bf16's, which tells what is rounded from what
+// 8 or 4 bits: the pooled median <= 16 or 64 times bf16's, which tells what is rounded from what
 // is wrong and no more. Errors: the golden file lacks a tensor, or does not fit the model.
 absl::StatusOr<VerifyReport> Verify(Model& model, const std::string& golden_path);
 
