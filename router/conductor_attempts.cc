@@ -7,6 +7,7 @@
 #include "cluster/convert.h"
 #include "router/conductor.h"
 #include "router/conductor_request.h"
+#include "router/worker_event.h"
 
 namespace switchyard {
 namespace {
@@ -14,33 +15,6 @@ namespace {
 namespace pb = cluster::v1;
 using End = RequestAttempts::End;
 using Phase = RequestAttempts::Phase;
-
-WorkerEvent EventFromProto(const pb::AttemptEvent& e) {
-  WorkerEvent out;
-  out.attempt = e.id().attempt();
-  out.index = e.index();
-  if (e.has_token()) out.token = FromProto(e.token());
-  switch (e.finish()) {
-    case pb::FINISH_NONE:
-      break;
-    case pb::FINISH_STOP:
-      out.finish = WorkerEvent::Finish::kStop;
-      break;
-    case pb::FINISH_LENGTH:
-      out.finish = WorkerEvent::Finish::kLength;
-      break;
-    default:
-      out.finish = WorkerEvent::Finish::kError;
-      out.error = ErrorOf(e);
-      out.retry_after = RetryAfter(out.error);
-  }
-  for (const pb::ScoredToken& t : e.prompt_logprobs()) out.prompt_logprobs.push_back(FromProto(t));
-  out.cached_tokens = e.cached_tokens();
-  out.handed_off = e.handed_off();
-  out.kv_bytes_moved = e.kv_bytes_moved();
-  out.kv_lane = e.kv_lane();
-  return out;
-}
 
 ClientUpdate::Finish FinishFor(End::Reason reason) {
   switch (reason) {
@@ -93,7 +67,9 @@ void Conductor::OnWorkerEvents(WorkerId worker, const pb::StepEvents& events) {
     if (e.handed_off() && e.id().attempt() == r.attempts.attempt()) {
       r.trace.HandedOff(e.kv_bytes_moved(), e.kv_lane(), clock_->Now());
     }
-    Apply(r, r.attempts.OnEvent(clock_->Now(), worker, EventFromProto(e)));
+    Apply(r,
+          r.attempts.OnEvent(clock_->Now(), worker,
+                             EventFromProto(e, model().vocab_size, options_.limits.logprobs_max)));
   }
 }
 

@@ -170,21 +170,24 @@ void Core::Post(std::function<void()> work) {
   while (!stop_ && !mailbox_.Post(work)) std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
-absl::Status Core::Admit(const ClientRequest& request) const {
+absl::Status Core::Admit(int priority, absl::Duration deadline) const {
+  if (shared_.draining) return absl::UnavailableError("the router is draining");
+  // A cluster that was up waits for workers to come back; one that never was has no time to give.
+  if (!shared_.was_ready) return absl::UnavailableError(shared_.status.not_ready_because);
   const auto refuse = [](const std::string& why, absl::Duration after) {
     absl::Status status = absl::ResourceExhaustedError(absl::StrCat(why, "; retry later"));
     SetRetryAfter(std::clamp(after, kRetryAfterMin, kRetryAfterMax), &status);
     return status;
   };
-  const absl::Duration wait = shared_.backlog.Wait(request.priority);
+  const absl::Duration wait = shared_.backlog.Wait(priority);
   if (shared_.ids.size() >= static_cast<size_t>(options_.limits.requests_max)) {
     return refuse(absl::StrCat("requests: ", shared_.ids.size(), " running and waiting, limit ",
                                options_.limits.requests_max),
                   wait);
   }
   // Half of a deadline is left for the answer.
-  const absl::Duration limit = request.deadline < absl::InfiniteDuration()
-                                   ? std::min(request.deadline, options_.limits.deadline) / 2
+  const absl::Duration limit = deadline < absl::InfiniteDuration()
+                                   ? std::min(deadline, options_.limits.deadline) / 2
                                    : options_.limits.queue_wait;
   if (wait <= limit) return absl::OkStatus();
   return refuse(absl::StrCat("the first token would come after ",
@@ -214,12 +217,9 @@ absl::StatusOr<std::string> Core::Submit(ClientRequest request, Sink sink) {
   std::string id = request.request_id;
   {
     MutexLock lock(mu_);
-    if (shared_.draining) return absl::UnavailableError("the router is draining");
-    // A cluster that was up waits for workers to come back; one that never was has no time to give.
-    if (!shared_.was_ready) return absl::UnavailableError(shared_.status.not_ready_because);
     const int64_t cost = static_cast<int64_t>(request.prompt_ids.size()) +
                          std::min(request.max_tokens, kAnswerCostMax);
-    RETURN_IF_ERROR(Admit(request));
+    RETURN_IF_ERROR(Admit(request.priority, request.deadline));
     number = shared_.next_number++;
     if (id.empty()) id = absl::StrCat(router_id_, "-", number);
     if (!shared_.ids.emplace(id, Entry{number, request.priority, cost}).second) {
@@ -237,7 +237,10 @@ absl::StatusOr<std::string> Core::Submit(ClientRequest request, Sink sink) {
   if (posted) return id;
   MutexLock lock(mu_);
   Forget(id);
-  return absl::ResourceExhaustedError("the router's mailbox is full; retry later");
+  absl::Status full = absl::ResourceExhaustedError(absl::StrCat(
+      "mailbox: ", kMailboxMax, " messages wait for the router, the limit; retry later"));
+  SetRetryAfter(kRetryAfterMin, &full);
+  return full;
 }
 
 bool Core::Abort(const std::string& request_id) {

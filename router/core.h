@@ -35,6 +35,10 @@ class Core final : public RouterCore {
   // Ends all requests with kAbort.
   ~Core() override;
 
+  absl::Status CheckAdmission(int priority, absl::Duration deadline) const override {
+    MutexLock lock(mu_);
+    return Admit(priority, deadline);
+  }
   absl::StatusOr<std::string> Submit(ClientRequest request, Sink sink) override;
   bool Abort(const std::string& request_id) override;
   const ModelDescription& model() const override { return *model_.load(); }
@@ -72,7 +76,8 @@ class Core final : public RouterCore {
 
   Core(CoreOptions options, Discovery prefill, Discovery decode, const Clock* clock, Logger* log);
   // kResourceExhausted, with advice, for who would wait too long.
-  absl::Status Admit(const ClientRequest& request) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status Admit(int priority, absl::Duration deadline) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Forget(const std::string& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void OnFirstToken(const std::string& id);
   void Discover();                        // tells the thread what the addresses are now

@@ -82,8 +82,10 @@ class CoreTest : public ::testing::Test {
     return n;
   }
   static ClientRequest Request(int prompt, int max_tokens) {
+    std::vector<TokenId> ids;
+    for (int i = 0; i < prompt; ++i) ids.push_back((i * 7 + prompt) % 1000);
     ClientRequest r;
-    for (int i = 0; i < prompt; ++i) r.prompt_ids.push_back((i * 7 + prompt) % 1000);
+    r.prompt_ids = std::move(ids);
     r.max_tokens = max_tokens;
     return r;
   }

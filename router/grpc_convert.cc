@@ -6,6 +6,7 @@
 #include "common/random_word.h"
 #include "common/status_macros.h"
 #include "router/samples.h"
+#include "router/validate.h"
 
 namespace switchyard {
 namespace {
@@ -59,24 +60,16 @@ void SetEnd(const ClientUpdate& update, v1::GenerateResponse* out) {
   m->set_decode_worker(update.decode_worker);
 }
 
-absl::Status SetPrompt(const v1::GenerateRequest& request, const Tokenizer* tokenizer,
-                       ClientRequest* out) {
+absl::StatusOr<std::vector<TokenId>> ReadPrompt(const v1::GenerateRequest& request,
+                                                const ModelDescription& model,
+                                                const Tokenizer* tokenizer) {
   switch (request.prompt_case()) {
     case v1::GenerateRequest::kTokens:
-      out->prompt_ids.assign(request.tokens().ids().begin(), request.tokens().ids().end());
-      return absl::OkStatus();
-    case v1::GenerateRequest::kText: {
-      if (tokenizer == nullptr) {
-        return absl::InvalidArgumentError(
-            "text: the checkpoint has no tokenizer; send the prompt as tokens");
-      }
-      const bool special = request.has_add_special_tokens() ? request.add_special_tokens() : true;
-      absl::StatusOr<std::vector<TokenId>> ids = tokenizer->Encode(request.text(), special);
-      if (!ids.ok())
-        return absl::InvalidArgumentError(absl::StrCat("text: ", ids.status().message()));
-      out->prompt_ids = *std::move(ids);
-      return absl::OkStatus();
-    }
+      return std::vector<TokenId>(request.tokens().ids().begin(), request.tokens().ids().end());
+    case v1::GenerateRequest::kText:
+      return EncodePrompt("text", request.text(),
+                          request.has_add_special_tokens() ? request.add_special_tokens() : true,
+                          request.truncate_prompt_tokens() != 0, model, tokenizer);
     case v1::GenerateRequest::PROMPT_NOT_SET:
       break;
   }
@@ -114,10 +107,8 @@ void SetSampling(const v1::Sampling& s, ClientRequest* out) {
 
 absl::StatusOr<std::vector<ClientRequest>> FromProto(const v1::GenerateRequest& request,
                                                      const ModelDescription& model,
+                                                     const RouterLimits& limits,
                                                      const Tokenizer* tokenizer) {
-  ClientRequest out;
-  RETURN_IF_ERROR(SetPrompt(request, tokenizer, &out));
-  RETURN_IF_ERROR(Truncate(request.truncate_prompt_tokens(), model, &out.prompt_ids));
   const int n = request.has_n() ? request.n() : 1;
   if (n < 1 || n > kSamplesMax) {
     return absl::InvalidArgumentError(
@@ -131,6 +122,10 @@ absl::StatusOr<std::vector<ClientRequest>> FromProto(const v1::GenerateRequest& 
       return absl::InvalidArgumentError(absl::StrCat(field, " is ", value, ", must be at least 0"));
     }
   }
+  ASSIGN_OR_RETURN(std::vector<TokenId> ids, ReadPrompt(request, model, tokenizer));
+  RETURN_IF_ERROR(Truncate(request.truncate_prompt_tokens(), model, &ids));
+  ClientRequest out;
+  out.prompt_ids = std::move(ids);
   out.request_id = request.request_id();
   if (request.has_max_tokens()) out.max_tokens = request.max_tokens();
   SetSampling(request.sampling(), &out);
@@ -144,6 +139,8 @@ absl::StatusOr<std::vector<ClientRequest>> FromProto(const v1::GenerateRequest& 
   out.min_tokens = request.min_tokens();
   out.include_stop = request.include_stop_str_in_output();
   out.cache_salt = request.cache_salt();
+  // Before there are n of it.
+  RETURN_IF_ERROR(ValidateRequest(model, limits, tokenizer != nullptr, &out));
   std::vector<ClientRequest> answers;
   AppendSamples(out, n, &answers);
   ShareSeeds(RandomWord, &answers);
@@ -151,13 +148,13 @@ absl::StatusOr<std::vector<ClientRequest>> FromProto(const v1::GenerateRequest& 
 }
 
 v1::GenerateResponse ToProto(const ClientUpdate& update, const std::string& request_id,
-                             const v1::GenerateRequest& request, const Tokenizer* tokenizer) {
+                             bool with_logprobs, const Tokenizer* tokenizer) {
   v1::GenerateResponse out;
   out.set_request_id(request_id);
   out.set_text(update.text);
   for (const SampledToken& t : update.tokens) {
     out.add_token_ids(t.token);
-    if (request.has_logprobs()) SetLogprobs(t, tokenizer, out.add_logprobs());
+    if (with_logprobs) SetLogprobs(t, tokenizer, out.add_logprobs());
   }
   for (const SampledToken& t : update.prompt_logprobs) {
     SetLogprobs(t, tokenizer, out.add_prompt_logprobs());

@@ -10,15 +10,16 @@
 
 namespace switchyard {
 
-// Tokenizes a text prompt; one request per answer that is wanted. kInvalidArgument names the
-// field; values are the core's to check.
+// Tokenizes a text prompt; one checked request (validate.h) per answer that is wanted.
+// kInvalidArgument names field, value and limit.
 absl::StatusOr<std::vector<ClientRequest>> FromProto(const v1::GenerateRequest& request,
                                                      const ModelDescription& model,
+                                                     const RouterLimits& limits,
                                                      const Tokenizer* tokenizer);
-// `with_logprobs`, `with_prompt`: what the request asked for. An update with an error has no
-// message of its own.
+// `with_logprobs`: whether the request asked for them. An update with an error has no message of
+// its own.
 v1::GenerateResponse ToProto(const ClientUpdate& update, const std::string& request_id,
-                             const v1::GenerateRequest& request, const Tokenizer* tokenizer);
+                             bool with_logprobs, const Tokenizer* tokenizer);
 v1::ModelInfo ToProto(const ModelDescription& model, bool has_tokenizer);
 v1::Load ToProto(const RouterStatus& status);
 

@@ -26,18 +26,21 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
  public:
   GenerateStream(RouterCore* core, grpc::CallbackServerContext* context,
                  const v1::GenerateRequest* request, size_t queued_max)
-      : core_(core), context_(context), request_(*request), queued_max_(queued_max) {}
+      : core_(core), context_(context), request_(request), queued_max_(queued_max) {}
 
   // `allowed`: whether the client may ask at all.
   void Begin(const absl::Status& allowed, std::optional<absl::Duration> deadline,
              const std::optional<TraceContext>& trace) {
     self_ = shared_from_this();
     if (!allowed.ok()) return Refuse(allowed);
+    const absl::Status admitted =
+        core_->CheckAdmission(request_->priority(), deadline.value_or(absl::InfiniteDuration()));
+    if (!admitted.ok()) return Refuse(admitted);
     absl::StatusOr<std::vector<ClientRequest>> answers =
-        FromProto(request_, core_->model(), core_->tokenizer());
+        FromProto(*request_, core_->model(), core_->limits(), core_->tokenizer());
     if (!answers.ok()) return Refuse(answers.status());
-    // Kept for its flags only; the prompt may be long.
-    request_.clear_prompt();
+    with_logprobs_ = request_->has_logprobs();
+    request_ = nullptr;
     if (answers->front().prompt_logprobs >= 0) prompt_ids_ = answers->front().prompt_ids;
     {
       MutexLock lock(mu_);
@@ -52,13 +55,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
           core_->Submit(std::move(client), [stream = shared_from_this(), i](ClientUpdate update) {
             stream->Push(i, std::move(update));
           });
-      if (!id.ok()) {
-        if (const absl::Duration after = RetryAfter(id.status()); after > absl::ZeroDuration()) {
-          context_->AddTrailingMetadata(kRetryAfterKey,
-                                        absl::StrCat(absl::ToInt64Milliseconds(after)));
-        }
-        return Refuse(id.status());
-      }
+      if (!id.ok()) return Refuse(id.status());
       MutexLock lock(mu_);
       answers_[i].id = *std::move(id);
       if (cancelled_) break;
@@ -98,6 +95,9 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
   };
 
   void Refuse(const absl::Status& status) {
+    if (const absl::Duration after = RetryAfter(status); after > absl::ZeroDuration()) {
+      context_->AddTrailingMetadata(kRetryAfterKey, absl::StrCat(absl::ToInt64Milliseconds(after)));
+    }
     Abort([&] {
       MutexLock lock(mu_);
       End(ToGrpc(status));
@@ -153,7 +153,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
   void Write(size_t answer, ClientUpdate update) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     const bool failed = update.finish == ClientUpdate::Finish::kError;
     if (failed && update.tokens.empty() && update.text.empty()) return End(ToGrpc(update.error));
-    response_ = ToProto(update, answers_[answer].id, request_, core_->tokenizer());
+    response_ = ToProto(update, answers_[answer].id, with_logprobs_, core_->tokenizer());
     response_.set_index(static_cast<int>(answer));
     if (update.first) {
       response_.mutable_prompt_token_ids()->Add(prompt_ids_.begin(), prompt_ids_.end());
@@ -169,9 +169,10 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
 
   RouterCore* const core_;
   grpc::CallbackServerContext* const context_;  // lives until OnDone
-  v1::GenerateRequest request_;
+  const v1::GenerateRequest* request_;          // during Begin only
+  bool with_logprobs_ = false;
   const size_t queued_max_;
-  std::vector<TokenId> prompt_ids_;  // if they are part of the answer
+  PromptIds prompt_ids_;  // if they are part of the answer
   std::shared_ptr<GenerateStream> self_;
 
   Mutex mu_;

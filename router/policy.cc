@@ -30,6 +30,8 @@ std::optional<WorkerId> ChoosePrefill(const std::vector<PrefillView>& views,
 const DecodeView* ChooseDecode(const std::vector<DecodeView>& views, const RouteRequest& request,
                                size_t prefill_workers) {
   const int64_t tokens_max = kUnservedTokensMax * (1 + static_cast<int64_t>(prefill_workers));
+  int64_t largest = 0;
+  for (const DecodeView& v : views) largest = std::max(largest, v.kv_blocks_total);
   const DecodeView* best = nullptr;
   std::tuple<bool, double, int, WorkerId> best_cost;
   for (const DecodeView& v : views) {
@@ -37,7 +39,11 @@ const DecodeView* ChooseDecode(const std::vector<DecodeView>& views, const Route
     if (v.unserved > 0 && v.unserved_tokens + request.tokens > tokens_max) continue;
     const int64_t free = v.kv_blocks_available - v.kv_blocks_promised;
     const int64_t reach = free + v.kv_blocks_yielding;
-    if (reach < BlocksFor(request.tokens, v.block_tokens) && v.running > 0) continue;
+    const int64_t wanted = BlocksFor(request.tokens, v.block_tokens);
+    if (wanted > v.kv_blocks_total ? v.kv_blocks_total < largest
+                                   : reach < wanted && v.running > 0) {
+      continue;
+    }
     const double used = 1.0 - static_cast<double>(free) / std::max<int64_t>(1, v.kv_blocks_total);
     const double prefix = static_cast<double>(request.PrefixOn(v.id)) /
                           static_cast<double>(std::max<int64_t>(1, request.tokens));

@@ -70,8 +70,8 @@ inline constexpr int64_t kUnservedTokensMax = 4096;
 
 // The decode worker with the most KV headroom per its size, after the pull of a prefix that it
 // has; then the one with fewer attempts. One that has no room for the tokens and the next block,
-// even if less urgent attempts give way, is not taken, unless it runs nothing: then the worker
-// itself must say that the request never fits.
+// even if less urgent attempts give way, is not taken, unless it runs nothing. A request that fits
+// into no worker goes to the largest at once: it says so, with numbers, and nobody behind waits.
 const DecodeView* ChooseDecode(const std::vector<DecodeView>& views, const RouteRequest& request,
                                size_t prefill_workers = 0);
 

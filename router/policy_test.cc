@@ -78,6 +78,19 @@ TEST(PolicyTest, DecodeWithoutRoomIsTakenOnlyWhenItRunsNothing) {
   EXPECT_NE(ChooseDecode({Decode(1, 10, 0)}, request), nullptr);
 }
 
+TEST(PolicyTest, WhatFitsNowhereGoesToTheLargestAtOnce) {
+  const RouteRequest request{.tokens = 2000, .avoid = &kNone};  // 126 blocks
+  std::vector<DecodeView> views = {Decode(1, 50, 5), Decode(2, 50, 5)};
+  views[0].kv_blocks_total = 110;
+  views[1].kv_blocks_total = 125;
+  ASSERT_NE(ChooseDecode(views, request), nullptr);
+  EXPECT_EQ(ChooseDecode(views, request)->id, WorkerId(2));
+  views[1].kv_blocks_total = 126;  // it fits, and waits for room
+  EXPECT_EQ(ChooseDecode(views, request), nullptr);
+  views[0].running = 0;  // too small, however idle
+  EXPECT_EQ(ChooseDecode(views, request), nullptr);
+}
+
 TEST(PolicyTest, ModesDecideWhoComputesThePrompt) {
   const std::vector<PrefillView> prefill = {Prefill(9, 0)};
   const std::vector<DecodeView> decode = {Decode(1, 100, 0)};

@@ -17,6 +17,7 @@
 #include "common/telemetry/log.h"
 #include "common/telemetry/trace.h"
 #include "kernels/sample.h"
+#include "router/prompt_ids.h"
 #include "text/tokenizer.h"
 
 namespace switchyard {
@@ -40,7 +41,7 @@ struct RouterLimits {
 // A request that a front has checked for form; the core checks it against the model.
 struct ClientRequest {
   std::string request_id;  // empty: the core makes one
-  std::vector<TokenId> prompt_ids;
+  PromptIds prompt_ids;
   int max_tokens = 16;
   SamplingParams sampling;  // seed used only if `seed_given`
   bool seed_given = false;
@@ -121,6 +122,12 @@ class RouterCore {
   // Called on the core's thread, in order, until an update with a finish; must not block.
   using Sink = std::function<void(ClientUpdate)>;
 
+  // Whether Submit would refuse any request of that priority and deadline now, whatever its prompt
+  // is: before anybody tokenizes it. Errors as Submit's.
+  virtual absl::Status CheckAdmission(int priority, absl::Duration deadline) const {
+    (void)priority, (void)deadline;
+    return absl::OkStatus();
+  }
   // Takes the request or says at once why not: kInvalidArgument, kResourceExhausted (RetryAfter of
   // cluster/convert.h tells when it has a chance),
   // kUnavailable (no worker, draining), kAlreadyExists (request_id in use). Returns the request id.

@@ -143,4 +143,21 @@ absl::Status ValidateRequest(const ModelDescription& model, const RouterLimits& 
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::vector<TokenId>> EncodePrompt(std::string_view field, std::string_view text,
+                                                  bool add_special_tokens, bool truncated,
+                                                  const ModelDescription& model,
+                                                  const Tokenizer* tokenizer) {
+  const absl::string_view name(field.data(), field.size());
+  if (tokenizer == nullptr) return Bad(name, ": this checkpoint has no tokenizer: give token ids");
+  const size_t per_token = tokenizer->bytes_per_token_max();
+  const auto tokens_max = static_cast<size_t>(model.max_model_len) - 1;
+  if (!truncated && per_token > 0 && text.size() / per_token > tokens_max) {
+    return Bad(name, " has ", text.size(), " bytes, which are at least ", text.size() / per_token,
+               " tokens, must have fewer than max_model_len ", model.max_model_len);
+  }
+  absl::StatusOr<std::vector<TokenId>> ids = tokenizer->Encode(text, add_special_tokens);
+  if (!ids.ok()) return Bad(name, ": ", ids.status().message());
+  return ids;
+}
+
 }  // namespace switchyard

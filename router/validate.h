@@ -1,7 +1,11 @@
 // router/validate.h: a client's request against the model and the limits. Pure.
 #pragma once
 
+#include <string_view>
+#include <vector>
+
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "router/router.h"
 
 namespace switchyard {
@@ -14,5 +18,13 @@ inline constexpr char kFieldPayload[] = "switchyard/field";
 // top_k −1 to 0.
 absl::Status ValidateRequest(const ModelDescription& model, const RouterLimits& limits,
                              bool has_tokenizer, ClientRequest* request);
+
+// The tokens of a prompt that a client gave as the text of `field`. A text that cannot have fewer
+// than max_model_len tokens is refused before it is tokenized, unless it is `truncated` after that.
+// `tokenizer`: null if the checkpoint has none. kInvalidArgument, as above.
+absl::StatusOr<std::vector<TokenId>> EncodePrompt(std::string_view field, std::string_view text,
+                                                  bool add_special_tokens, bool truncated,
+                                                  const ModelDescription& model,
+                                                  const Tokenizer* tokenizer);
 
 }  // namespace switchyard

@@ -35,10 +35,11 @@ class ValidateTest : public ::testing::Test {
 
 TEST_F(ValidateTest, ErrorsNameFieldValueAndLimit) {
   using R = ClientRequest;
-  Refused([](R& r) { r.prompt_ids.clear(); }, {"prompt", "0", "1"});
-  Refused([](R& r) { r.prompt_ids.assign(32, 1); }, {"prompt", "32", "max_model_len"});
-  Refused([](R& r) { r.prompt_ids[1] = 100; }, {"prompt[1]", "100"});
-  Refused([](R& r) { r.prompt_ids[2] = -1; }, {"prompt[2]", "-1", "100"});
+  Refused([](R& r) { r.prompt_ids = {}; }, {"prompt", "0", "1"});
+  Refused([](R& r) { r.prompt_ids = std::vector<TokenId>(32, 1); },
+          {"prompt", "32", "max_model_len"});
+  Refused([](R& r) { r.prompt_ids = {1, 100, 3}; }, {"prompt[1]", "100"});
+  Refused([](R& r) { r.prompt_ids = {1, 2, -1}; }, {"prompt[2]", "-1", "100"});
   Refused([](R& r) { r.max_tokens = 0; }, {"max_tokens", "0", "1"});
   Refused([](R& r) { r.sampling.temperature = -1; }, {"temperature", "-1", "100"});
   Refused([](R& r) { r.sampling.temperature = NAN; }, {"temperature", "nan"});
@@ -79,7 +80,7 @@ TEST_F(ValidateTest, MaxTokensIsCutToTheContext) {
   EXPECT_EQ(request_.max_tokens, 29);
   EXPECT_EQ(request_.min_tokens, 29);
   EXPECT_EQ(request_.sampling.top_k, 0);
-  request_.prompt_ids.assign(31, 1);
+  request_.prompt_ids = std::vector<TokenId>(31, 1);
   ASSERT_TRUE(ValidateRequest(model_, limits_, has_tokenizer_, &request_).ok());
   EXPECT_EQ(request_.max_tokens, 1);
 }

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 seconds=${1:-15}
 
 targets=(//text:tokenizer_fuzz //text:chat_template_fuzz //model:config_fuzz //model:safetensors_fuzz
-  //kvtransfer:wire_fuzz //router/http:openai_fuzz //router:grpc_fuzz)
+  //kvtransfer:wire_fuzz //moe:ep_fuzz //router/http:openai_fuzz //router:grpc_fuzz)
 # A build of its own: another compiler would throw away what the usual one has built.
 bazel=(bazel "--output_base=${XDG_CACHE_HOME:-$HOME/.cache}/switchyard-bazel-fuzz")
 "${bazel[@]}" build --noshow_progress --color=no --symlink_prefix=/ --config=fuzz "${targets[@]}" 2>&1 |
@@ -23,6 +23,11 @@ seeds() {  # TARGET NAME -> a folder with what real files look like
     config_fuzz) for f in tests/data/goldens/*/config.json; do cp "$f" "$folder/$(basename "$(dirname "$f")")"; done ;;
     safetensors_fuzz) head -c 4096 tests/data/goldens/olmoe/model.safetensors >"$folder/cut" ;;
     chat_template_fuzz) echo "{% for m in messages %}{{ m['content'] | trim }}{% endfor %}" >"$folder/simple" ;;
+    # A plan of two tokens with an expert each: magic, kind, op, first, count, entries, -, bytes, -; counts, slots.
+    ep_fuzz) {
+      printf 'SYEP\x04\0\0\0'; printf '\0%.0s' {1..12}; printf '\x02\0\0\0\x02\0\0\0\0\0\0\0\x06'; printf '\0%.0s' {1..31}
+      printf '\x01\x01\0\0\x01\0'; printf '\0%.0s' {1..58}
+    } >"$folder/plan" ;;
     # Protobuf: token ids 1, 2, 3; max_tokens; a stop string.
     grpc_fuzz) printf '\x1a\x05\x0a\x03\x01\x02\x03\x20\x04\x32\x01a' >"$folder/simple" ;;
     openai_fuzz) echo '{"prompt": [1, 2], "max_tokens": 4, "stop": ["a"], "logprobs": 1}' >"$folder/simple" ;;

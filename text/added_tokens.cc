@@ -91,16 +91,20 @@ absl::StatusOr<AddedTokens> AddedTokens::Parse(std::optional<Json> json, const B
     const TokenId expected = mine != own.end() ? mine->second : model.Find(content).value_or(next);
     if (id != expected || id > kTokenIdMax) {
       return absl::InvalidArgumentError(absl::StrCat("tokenizer.json: added_tokens: '",
-                                                     token.content, "' has id ", id,
+                                                     Shortened(content), "' has id ", id,
                                                      " but its place is ", expected));
     }
     if (!model.Find(content)) own.emplace(token.content, expected);
     added.tokens_.insert_or_assign(expected, std::move(token));
   }
   for (auto& [id, token] : added.tokens_) {
-    // The reference looks for the normalized form, and prints it too.
+    // The reference looks for the normalized form, and prints it too. It knows special tokens by
+    // their content, so that one with another form is not special to it any more.
     if (token.normalized) {
-      ASSIGN_OR_RETURN(token.content, normalizer.Apply(std::move(token.content)));
+      size_t head = 0;
+      ASSIGN_OR_RETURN(std::string form, normalizer.Apply(token.content, &head));
+      token.special &= form == token.content;
+      token.content = std::move(form);
     }
     const std::string& pattern = token.content;
     if (pattern.size() > kPatternBytesMax) {
@@ -111,6 +115,11 @@ absl::StatusOr<AddedTokens> AddedTokens::Parse(std::optional<Json> json, const B
     if (!pattern.empty()) added.matchers_[token.normalized].Add(pattern, id);
   }
   return added;
+}
+
+bool AddedTokens::strips() const {
+  return std::any_of(tokens_.begin(), tokens_.end(),
+                     [](const auto& t) { return t.second.lstrip || t.second.rstrip; });
 }
 
 absl::StatusOr<bool> AddedTokens::TouchesWord(std::string_view text, TextRange range) const {
@@ -149,7 +158,8 @@ absl::StatusOr<std::vector<TextSegment>> AddedTokens::Split(std::string_view tex
     if (token.lstrip) range.begin = std::max(SpaceAtEnd(text.substr(0, range.begin)), done);
     if (token.rstrip) range.end += SpaceAtStart(text.substr(range.end));
     if (done < range.begin) segments.push_back({std::nullopt, {done, range.begin}});
-    segments.push_back({id, range});
+    // What an earlier token took along is nothing any more, as the reference sees it.
+    if (range.begin < range.end) segments.push_back({id, range});
     done = range.end;
   }
   if (done < text.size()) segments.push_back({std::nullopt, {done, text.size()}});

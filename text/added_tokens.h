@@ -42,6 +42,7 @@ class AddedTokens {
   absl::StatusOr<std::vector<TextSegment>> Split(std::string_view text, bool normalized) const;
 
   const std::map<TokenId, Token>& tokens() const { return tokens_; }
+  bool strips() const;  // a token of any size may take white space along
 
  private:
   // A trie over bytes, walked from each position of the text.

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/status_macros.h"
+#include "text/byte_alphabet.h"
 #include "text/utf8.h"
 
 namespace switchyard {
@@ -43,13 +44,20 @@ absl::Status BpeModel::ReadVocab(Json json) {
   for (const auto& [token, value] : vocab) {
     int64_t id;
     if (value.get(id) != simdjson::SUCCESS || id < 0 || id > kTokenIdMax) {
-      return absl::InvalidArgumentError(absl::StrCat("tokenizer.json: model: token '", A(token),
-                                                     "': id is not an integer in [0, ", kTokenIdMax,
-                                                     "]"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("tokenizer.json: model: token '", Shortened(token),
+                       "': id is not an integer in [0, ", kTokenIdMax, "]"));
     }
     bytes += token.size();
     ++count;
     highest = std::max(highest, id);
+  }
+  // Tables go by id: a file of few tokens makes none that are large.
+  const auto holes_max = static_cast<int64_t>(count) + 4096;
+  if (highest >= static_cast<int64_t>(count) + holes_max) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("tokenizer.json: model: ", count, " tokens with ids up to ", highest,
+                     ", which is more than ", holes_max, " holes, the limit"));
   }
   arena_ = std::make_unique<char[]>(bytes + 1);  // + 1: no view has null data
   tokens_.resize(highest + 1);
@@ -61,8 +69,9 @@ absl::Status BpeModel::ReadVocab(Json json) {
     const std::string_view stored(end, token.size());
     end += token.size();
     if (tokens_[id].data() != nullptr || !ids_.emplace(stored, id).second) {
-      return absl::InvalidArgumentError(absl::StrCat("tokenizer.json: model: token '", A(token),
-                                                     "' or its id ", id, " appears twice"));
+      return absl::InvalidArgumentError(absl::StrCat("tokenizer.json: model: token '",
+                                                     Shortened(token), "' or its id ", id,
+                                                     " appears twice"));
     }
     tokens_[id] = stored;
   }
@@ -86,7 +95,7 @@ absl::Status BpeModel::ReadMerges(Json json) {
       const size_t space = line.find(' ');
       if (space == line.npos || line.find(' ', space + 1) != line.npos) {
         return absl::InvalidArgumentError(absl::StrCat("tokenizer.json: model: merge ", rank, " '",
-                                                       A(line), "' is not two tokens"));
+                                                       Shortened(line), "' is not two tokens"));
       }
       left = line.substr(0, space);
       right = line.substr(space + 1);
@@ -106,10 +115,10 @@ absl::Status BpeModel::AddMerge(std::string_view left, std::string_view right, u
   const std::optional<TokenId> l = Find(left), r = Find(right), merged = Find(both);
   if (!l || !r || !merged) {
     return absl::InvalidArgumentError(absl::StrCat("tokenizer.json: model: merge ", rank, " '",
-                                                   A(left), "' '", A(right), "': '",
-                                                   !l   ? A(left)
-                                                   : !r ? A(right)
-                                                        : both,
+                                                   Shortened(left), "' '", Shortened(right), "': '",
+                                                   Shortened(!l   ? left
+                                                             : !r ? right
+                                                                  : both),
                                                    "' is not in the vocabulary"));
   }
   // A pair that is there again counts at its last place.
@@ -172,6 +181,19 @@ std::optional<TokenId> BpeModel::Find(std::string_view token) const {
   const auto it = ids_.find(token);
   if (it == ids_.end()) return std::nullopt;
   return it->second;
+}
+
+bool BpeModel::HasByteAlphabet() const {
+  const ByteAlphabet alphabet;
+  for (int b = 0; b < 256; ++b) {
+    if (characters_[alphabet.CharOf(static_cast<unsigned char>(b))] < 0) return false;
+  }
+  return true;
+}
+
+bool BpeModel::HasByteFallback() const {
+  return byte_fallback_ &&
+         std::none_of(byte_tokens_.begin(), byte_tokens_.end(), [](TokenId t) { return t < 0; });
 }
 
 void BpeModel::FillCharacters() {

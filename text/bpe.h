@@ -55,6 +55,10 @@ class BpeModel {
   void Encode(std::string_view word, Scratch* scratch, std::vector<TokenId>* ids) const;
 
   std::optional<TokenId> Find(std::string_view token) const;
+  // Whether each byte has a token, as a character of the byte alphabet or as <0xHH>: then no
+  // character is dropped, and none joins others as unknown.
+  bool HasByteAlphabet() const;
+  bool HasByteFallback() const;
   // By id; null data where the vocabulary has a hole.
   const std::vector<std::string_view>& tokens() const { return tokens_; }
   // Entries; differs from tokens().size() if there are holes.

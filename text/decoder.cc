@@ -7,6 +7,7 @@ namespace switchyard {
 namespace {
 
 constexpr int kStripMax = 1000;
+constexpr size_t kReplacementsMax = 64;
 
 int HexDigit(char c) {
   if (c >= '0' && c <= '9') return c - '0';
@@ -71,6 +72,10 @@ absl::Status Decoder::AddReplace(Json json) {
   ASSIGN_OR_RETURN(std::string_view from, StringField(*pattern, kName, "String"));
   ASSIGN_OR_RETURN(std::string_view to, StringField(json, kName, "content"));
   if (from.empty()) return Unsupported(kName, "pattern", "", "a pattern that is not empty");
+  RETURN_IF_ERROR(CheckContent(kName, "content", to));
+  if (replacements_.size() == kReplacementsMax) {
+    return Unsupported(kName, "number of steps above", std::to_string(kReplacementsMax), "fewer");
+  }
   replacements_.emplace_back(from, to);
   return absl::OkStatus();
 }

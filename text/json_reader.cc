@@ -1,6 +1,7 @@
 #include "text/json_reader.h"
 
 #include "absl/strings/str_cat.h"
+#include "text/utf8.h"
 
 namespace switchyard {
 namespace {
@@ -49,10 +50,18 @@ absl::StatusOr<simdjson::dom::array> ArrayField(Json object, std::string_view co
   return value;
 }
 
+absl::Status CheckContent(std::string_view component, std::string_view field,
+                          std::string_view value) {
+  if (value.size() <= kContentBytesMax) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("tokenizer.json: ", A(component), ": field '",
+                                                 A(field), "' has ", value.size(),
+                                                 " bytes; the limit is ", kContentBytesMax));
+}
+
 absl::Status Unsupported(std::string_view component, std::string_view field, std::string_view value,
                          std::string_view supported) {
   return absl::InvalidArgumentError(
-      absl::StrCat("tokenizer.json: ", A(component), ": ", A(field), " '", A(value),
+      absl::StrCat("tokenizer.json: ", A(component), ": ", A(field), " '", Shortened(value),
                    "' is not supported (supported: ", A(supported), ")"));
 }
 

@@ -28,6 +28,11 @@ absl::StatusOr<int64_t> IntField(Json object, std::string_view component, std::s
 absl::StatusOr<simdjson::dom::array> ArrayField(Json object, std::string_view component,
                                                 std::string_view key);
 
+// What a step puts in is put in again and again: kInvalidArgument if it is longer than this.
+inline constexpr size_t kContentBytesMax = 1024;
+absl::Status CheckContent(std::string_view component, std::string_view field,
+                          std::string_view value);
+
 // kInvalidArgument: `component` says `value` for `field`; supported is `supported`.
 absl::Status Unsupported(std::string_view component, std::string_view field, std::string_view value,
                          std::string_view supported);

@@ -12,12 +12,18 @@
 
 namespace switchyard {
 
+inline constexpr size_t kTextBytesMax = 256 << 20;
+
 class Normalizer {
  public:
   // Nothing (null) leaves text as it is. kInvalidArgument names a component that is not supported.
   static absl::StatusOr<Normalizer> Parse(std::optional<Json> json);
-  // `text` is valid UTF-8, and so is the result.
-  absl::StatusOr<std::string> Apply(std::string text) const;
+  // `text` is valid UTF-8, and so is the result. `head`: how many bytes at the text's begin stem
+  // from the input's first character; brought to the same of the result. kInvalidArgument if the
+  // result would be longer than kTextBytesMax.
+  absl::StatusOr<std::string> Apply(std::string text, size_t* head) const;
+  // The result has at least the text's bytes divided by this; 0: nothing is known.
+  size_t shrink_max() const { return shrink_max_; }
 
  private:
   struct UnicodeForm {
@@ -33,6 +39,7 @@ class Normalizer {
   absl::Status AddStep(Json json, std::string_view type);
 
   std::vector<std::variant<UnicodeForm, Prepend, Replace>> steps_;
+  size_t shrink_max_ = 1;
 };
 
 }  // namespace switchyard

@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "text/bpe.h"
+#include "text/utf8.h"
 
 namespace switchyard {
 namespace {
@@ -16,9 +17,9 @@ absl::Status AppendSpecial(Json specials, std::string_view id, std::vector<Token
   for (Json entry : ids) {
     int64_t value;
     if (entry.get(value) != simdjson::SUCCESS || value < 0 || value > kTokenIdMax) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "tokenizer.json: post_processor: an id of '", absl::string_view(id.data(), id.size()),
-          "' is not an integer in [0, ", kTokenIdMax, "]"));
+      return absl::InvalidArgumentError(absl::StrCat("tokenizer.json: post_processor: an id of '",
+                                                     Shortened(id), "' is not an integer in [0, ",
+                                                     kTokenIdMax, "]"));
     }
     out->push_back(static_cast<TokenId>(value));
   }

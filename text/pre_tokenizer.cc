@@ -115,8 +115,20 @@ absl::Status PreTokenizer::AddMetaspace(Json json) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<Words> PreTokenizer::Apply(std::string text, bool at_start) const {
-  Words words{std::move(text), {}};
+bool PreTokenizer::byte_level() const {
+  return std::any_of(steps_.begin(), steps_.end(),
+                     [](const auto& step) { return std::holds_alternative<ByteLevel>(step); });
+}
+
+bool PreTokenizer::removes() const {
+  return std::any_of(steps_.begin(), steps_.end(), [](const auto& step) {
+    const auto* split = std::get_if<Split>(&step);
+    return split != nullptr && split->behavior == Behavior::kRemoved;
+  });
+}
+
+absl::StatusOr<Words> PreTokenizer::Apply(std::string text, size_t head) const {
+  Words words{std::move(text), {}, head};
   if (words.text.empty()) return words;
   words.ranges.push_back({0, words.text.size()});
   for (const auto& step : steps_) {
@@ -125,7 +137,7 @@ absl::StatusOr<Words> PreTokenizer::Apply(std::string text, bool at_start) const
     } else if (const auto* byte_level = std::get_if<ByteLevel>(&step)) {
       ASSIGN_OR_RETURN(words, ApplyByteLevel(*byte_level, words));
     } else if (const auto* metaspace = std::get_if<Metaspace>(&step)) {
-      ASSIGN_OR_RETURN(words, ApplyMetaspace(*metaspace, words, at_start));
+      ASSIGN_OR_RETURN(words, ApplyMetaspace(*metaspace, words));
     }
   }
   return words;
@@ -175,6 +187,9 @@ absl::StatusOr<Words> PreTokenizer::ApplyByteLevel(const ByteLevel& step, const 
     const size_t begin = spaced.text.size();
     if (step.add_prefix_space && words.text[r.begin] != ' ') spaced.text.push_back(' ');
     spaced.text.append(words.text, r.begin, r.end - r.begin);
+    if (r.begin < words.head) {
+      spaced.head = spaced.text.size() - (r.end - std::min(r.end, words.head));
+    }
     spaced.ranges.push_back({begin, spaced.text.size()});
   }
   if (step.split) {
@@ -188,30 +203,30 @@ absl::StatusOr<Words> PreTokenizer::ApplyByteLevel(const ByteLevel& step, const 
     const size_t begin = out.text.size();
     for (size_t i = r.begin; i < r.end; ++i) {
       AppendUtf8(alphabet.CharOf(static_cast<unsigned char>(spaced.text[i])), &out.text);
+      if (i < spaced.head) out.head = out.text.size();
     }
     out.ranges.push_back({begin, out.text.size()});
   }
   return out;
 }
 
-absl::StatusOr<Words> PreTokenizer::ApplyMetaspace(const Metaspace& step, const Words& words,
-                                                   bool at_start) {
+absl::StatusOr<Words> PreTokenizer::ApplyMetaspace(const Metaspace& step, const Words& words) {
   Words out;
-  for (size_t i = 0; i < words.ranges.size(); ++i) {
-    const TextRange& r = words.ranges[i];
+  for (const TextRange& r : words.ranges) {
     const size_t begin = out.text.size();
     const std::string_view word = std::string_view(words.text).substr(r.begin, r.end - r.begin);
     const bool wanted = step.prepend == Metaspace::kAlways ||
-                        (step.prepend == Metaspace::kFirst && at_start && i == 0);
+                        (step.prepend == Metaspace::kFirst && r.begin < words.head);
     if (wanted && word[0] != ' ' && !word.starts_with(step.replacement)) {
       out.text.append(step.replacement);
     }
-    for (char c : word) {
-      if (c == ' ') {
+    for (size_t i = r.begin; i < r.end; ++i) {
+      if (words.text[i] == ' ') {
         out.text.append(step.replacement);
       } else {
-        out.text.push_back(c);
+        out.text.push_back(words.text[i]);
       }
+      if (i < words.head) out.head = out.text.size();
     }
     out.ranges.push_back({begin, out.text.size()});
   }

@@ -17,14 +17,18 @@ namespace switchyard {
 struct Words {
   std::string text;
   std::vector<TextRange> ranges;
+  size_t head = 0;  // bytes at the text's begin that stem from the input's first character
 };
 
 class PreTokenizer {
  public:
   // Nothing (null) makes one word of the whole text. kInvalidArgument names what is not supported.
   static absl::StatusOr<PreTokenizer> Parse(std::optional<Json> json);
-  // `text` is valid UTF-8. `at_start`: it begins the input (Metaspace with "first").
-  absl::StatusOr<Words> Apply(std::string text, bool at_start) const;
+  // `text` is valid UTF-8. `head`: as of Words; "first" of Metaspace means words that begin there.
+  absl::StatusOr<Words> Apply(std::string text, size_t head) const;
+  // Every byte of a text is in some word, and has a character of its own there (ByteLevel).
+  bool byte_level() const;
+  bool removes() const;  // what a Split matches is not part of any word
 
  private:
   enum class Behavior { kRemoved, kIsolated, kMergedWithPrevious, kMergedWithNext, kContiguous };
@@ -48,8 +52,7 @@ class PreTokenizer {
   absl::Status AddMetaspace(Json json);
   static absl::StatusOr<Words> ApplySplit(const Split& split, Words words);
   static absl::StatusOr<Words> ApplyByteLevel(const ByteLevel& step, const Words& words);
-  static absl::StatusOr<Words> ApplyMetaspace(const Metaspace& step, const Words& words,
-                                              bool at_start);
+  static absl::StatusOr<Words> ApplyMetaspace(const Metaspace& step, const Words& words);
 
   std::vector<std::variant<Split, ByteLevel, Metaspace>> steps_;
 };

@@ -54,9 +54,8 @@ absl::StatusOr<Regex> Regex::CompilePcre2(std::string_view pattern, uint32_t opt
   pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
                                    PCRE2_UTF | options, &error, &offset, context.get());
   if (code == nullptr) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("regex '", absl::string_view(pattern.data(), pattern.size()), "', offset ",
-                     offset, ": ", Pcre2Message(error)));
+    return absl::InvalidArgumentError(absl::StrCat("regex '", Shortened(pattern), "', offset ",
+                                                   offset, ": ", Pcre2Message(error)));
   }
   Regex regex;
   regex.code_.reset(code);

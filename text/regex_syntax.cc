@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "text/utf8.h"
 
 namespace switchyard {
 namespace {
@@ -66,7 +67,7 @@ class Translator {
  private:
   absl::Status Refuse(std::string_view what) const {
     return absl::InvalidArgumentError(
-        absl::StrCat("regex '", absl::string_view(in_.data(), in_.size()), "', offset ", pos_, ": ",
+        absl::StrCat("regex '", Shortened(in_), "', offset ", pos_, ": ",
                      absl::string_view(what.data(), what.size()), " is not supported"));
   }
   char Peek(size_t ahead = 0) const { return pos_ + ahead < in_.size() ? in_[pos_ + ahead] : '\0'; }
@@ -167,6 +168,10 @@ class Translator {
       const std::string w = set(kWord);
       to = c == 'b' ? absl::StrCat("(?:(?<=", w, ")(?!", w, ")|(?<!", w, ")(?=", w, "))")
                     : absl::StrCat("(?:(?<=", w, ")(?=", w, ")|(?<!", w, ")(?!", w, "))");
+    } else if (c == 'v') {
+      to = "\\x0b";  // to PCRE2 all vertical white space
+    } else if (c == 'Q' || c == 'E' || c == 'V') {
+      to = std::string(1, c);  // plain letters here, quotes and a class to PCRE2
     } else if (c == 'K' || c == 'C' || c == 'R' || c == 'X') {
       return Refuse(std::string("\\") + c);
     } else {

@@ -2,6 +2,8 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "common/file.h"
 #include "common/status_macros.h"
@@ -17,7 +19,6 @@ namespace switchyard {
 namespace {
 
 constexpr size_t kFileBytesMax = 256 << 20;
-constexpr size_t kTextBytesMax = 256 << 20;
 
 class BpeTokenizer final : public Tokenizer {
  public:
@@ -34,6 +35,7 @@ class BpeTokenizer final : public Tokenizer {
   }
   bool IsByteToken(TokenId id) const override { return Has(id) && texts_[id].text.is_byte_token; }
   const TextRules& text_rules() const override { return decoder_.rules(); }
+  size_t bytes_per_token_max() const override { return bytes_per_token_max_; }
 
  private:
   struct Entry {
@@ -51,12 +53,14 @@ class BpeTokenizer final : public Tokenizer {
         post_(std::move(post)),
         decoder_(std::move(decoder)) {
     FillEntries();
+    bytes_per_token_max_ = FindBytesPerTokenMax();
   }
   bool Has(TokenId id) const {
     return id >= 0 && static_cast<size_t>(id) < texts_.size() && texts_[id].known;
   }
   void FillEntries();
-  absl::Status EncodeNormalized(std::string_view text, bool at_start, BpeModel::Scratch* scratch,
+  size_t FindBytesPerTokenMax() const;
+  absl::Status EncodeNormalized(std::string_view text, size_t head, BpeModel::Scratch* scratch,
                                 std::vector<TokenId>* ids) const;
 
   Normalizer normalizer_;
@@ -66,6 +70,7 @@ class BpeTokenizer final : public Tokenizer {
   PostProcessor post_;
   Decoder decoder_;
   std::vector<Entry> texts_;  // by id
+  size_t bytes_per_token_max_ = 0;
 };
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> BpeTokenizer::Create(Json json) {
@@ -108,6 +113,17 @@ void BpeTokenizer::FillEntries() {
   }
 }
 
+// Where every byte of a text comes to a token, and no step makes the text shorter than we know.
+size_t BpeTokenizer::FindBytesPerTokenMax() const {
+  const bool complete =
+      pre_tokenizer_.byte_level() ? model_.HasByteAlphabet() : model_.HasByteFallback();
+  if (!complete || pre_tokenizer_.removes() || added_.strips()) return 0;
+  size_t longest = 1;
+  for (const std::string_view token : model_.tokens()) longest = std::max(longest, token.size());
+  for (const auto& [id, token] : added_.tokens()) longest = std::max(longest, token.content.size());
+  return longest * normalizer_.shrink_max();
+}
+
 absl::StatusOr<std::vector<TokenId>> BpeTokenizer::Encode(std::string_view text,
                                                           bool add_special_tokens) const {
   if (text.size() > kTextBytesMax) {
@@ -127,15 +143,16 @@ absl::StatusOr<std::vector<TokenId>> BpeTokenizer::Encode(std::string_view text,
       continue;
     }
     const TextRange r = segment.range;
-    ASSIGN_OR_RETURN(const std::string normalized,
-                     normalizer_.Apply(std::string(text.substr(r.begin, r.end - r.begin))));
-    RETURN_IF_ERROR(EncodeNormalized(normalized, r.begin == 0, &scratch, &ids));
+    const std::string_view part = text.substr(r.begin, r.end - r.begin);
+    size_t head = r.begin == 0 ? FirstCodePoint(part).length : 0;
+    ASSIGN_OR_RETURN(const std::string normalized, normalizer_.Apply(std::string(part), &head));
+    RETURN_IF_ERROR(EncodeNormalized(normalized, head, &scratch, &ids));
   }
   if (add_special_tokens) ids.insert(ids.end(), post_.suffix().begin(), post_.suffix().end());
   return ids;
 }
 
-absl::Status BpeTokenizer::EncodeNormalized(std::string_view text, bool at_start,
+absl::Status BpeTokenizer::EncodeNormalized(std::string_view text, size_t head,
                                             BpeModel::Scratch* scratch,
                                             std::vector<TokenId>* ids) const {
   ASSIGN_OR_RETURN(const std::vector<TextSegment> segments, added_.Split(text, true));
@@ -147,7 +164,7 @@ absl::Status BpeTokenizer::EncodeNormalized(std::string_view text, bool at_start
     const TextRange r = segment.range;
     ASSIGN_OR_RETURN(const Words words,
                      pre_tokenizer_.Apply(std::string(text.substr(r.begin, r.end - r.begin)),
-                                          at_start && r.begin == 0));
+                                          head - std::min(head, r.begin)));
     for (const TextRange& word : words.ranges) {
       model_.Encode(std::string_view(words.text).substr(word.begin, word.end - word.begin), scratch,
                     ids);

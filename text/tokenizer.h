@@ -30,6 +30,8 @@ class Tokenizer {
   // Ids without a token are kInvalidArgument.
   virtual absl::StatusOr<std::string> Decode(std::span<const TokenId> ids,
                                              bool skip_special_tokens) const = 0;
+  // A text of more than n times so many bytes has more than n tokens. 0: no such bound is known.
+  virtual size_t bytes_per_token_max() const { return 0; }
   // One past the highest id.
   virtual int vocab_size() const = 0;
   virtual bool IsSpecial(TokenId id) const = 0;

@@ -151,6 +151,52 @@ TEST(TokenizerTest, AddedTokensStripAndStandAlone) {
   }
 }
 
+// As `tokenizers` 0.23.3: what Prepend puts in stems from the first character, so that the word
+// behind it, cut off by Digits, is a first one too.
+TEST(TokenizerTest, FirstWordsAreThoseThatStemFromTheFirstCharacter) {
+  json definition = GoldenJson("mixtral");
+  definition["normalizer"] = {{"type", "Prepend"}, {"prepend", "▁"}};
+  definition["pre_tokenizer"] = {{"type", "Sequence"},
+                                 {"pretokenizers",
+                                  {{{"type", "Digits"}, {"individual_digits", false}},
+                                   {{"type", "Metaspace"},
+                                    {"replacement", "▁"},
+                                    {"prepend_scheme", "first"},
+                                    {"split", false}}}}};
+  const auto tokenizer = ParseOrDie(definition);
+  using Ids = std::vector<TokenId>;
+  EXPECT_EQ(*tokenizer->Encode("1 2", false), (Ids{364, 364, 270, 364, 271}));
+  EXPECT_EQ(*tokenizer->Encode("a1", false), (Ids{381, 270}));
+}
+
+TEST(TokenizerTest, SpaceThatAnEarlierTokenTookIsNoTokenAnyMore) {
+  json definition = GoldenJson("gpt2");
+  const json& vocab = definition["model"]["vocab"];
+  auto id = static_cast<int>(vocab.size());
+  for (const json& token : definition["added_tokens"]) {
+    id += !vocab.contains(token["content"].get<std::string>());
+  }
+  json stripping = AddedToken(id, "<x>"), space = AddedToken(id + 1, "\n\n");
+  stripping["rstrip"] = space["lstrip"] = space["rstrip"] = true;
+  definition["added_tokens"].push_back(stripping);
+  definition["added_tokens"].push_back(space);
+  const auto ids = ParseOrDie(definition)->Encode("<x>\n\n", false);
+  ASSERT_TRUE(ids.ok()) << ids.status();
+  EXPECT_EQ(*ids, std::vector<TokenId>{id});
+}
+
+TEST(TokenizerTest, TextsOfSoManyBytesHaveSoManyTokens) {
+  EXPECT_GT(ParseOrDie(GoldenJson("gpt2"))->bytes_per_token_max(), 1u);
+  const auto mixtral = ParseOrDie(GoldenJson("mixtral"));
+  const size_t per_token = mixtral->bytes_per_token_max();
+  ASSERT_GT(per_token, 1u);
+  const std::string text(per_token * 10 + 1, 'e');
+  EXPECT_GT(EncodeOrDie(*mixtral, text).size(), 10u);
+  json removing = GoldenJson("mixtral");
+  removing["normalizer"] = {{"type", "Replace"}, {"pattern", {{"String", "ab"}}}, {"content", "c"}};
+  EXPECT_EQ(ParseOrDie(removing)->bytes_per_token_max(), 0u);
+}
+
 TEST(TokenizerTest, MergesMayBeStringsToo) {
   json definition = GoldenJson("gpt2");
   const auto expected = EncodeOrDie(*ParseOrDie(definition), "The quick brown fox");
@@ -274,6 +320,7 @@ TEST(RegexTest, MatchesAsOnigurumaDoes) {
   EXPECT_EQ(Find("(?i:'s)", "'S '\u017f 's"), (W{"'S", "'\u017f", "'s"}));
   EXPECT_EQ(Find("a*", "baac"), (W{"", "aa", ""}));
   EXPECT_EQ(Find("\\s", "\u180e\u0085"), W{"\u0085"});
+  EXPECT_EQ(Find("[\\v]|\\Q|\\E|\\V", "\vQEV\u2028"), (W{"\v", "Q", "E", "V"}));
 }
 
 TEST(RegexTest, BacktrackingIsBounded) {

@@ -37,6 +37,9 @@ size_t CountCodePoints(std::string_view text);
 // Appends `c`; values that are no Unicode scalar become U+FFFD.
 void AppendUtf8(char32_t c, std::string* out);
 
+// What an error message says of `text`: all of it, or its first characters and its size.
+std::string Shortened(std::string_view text);
+
 // Unicode's White_Space property.
 bool IsWhiteSpace(char32_t c);
 

@@ -61,8 +61,8 @@ std::function<absl::StatusOr<std::string>(const Json&)> ChatRenderer(const std::
         [status = loaded.status()](const Json&) -> absl::StatusOr<std::string> { return status; };
   }
   std::shared_ptr<const ChatTemplate> chat = *std::move(loaded);
-  return [chat, special_tokens = Json(special_tokens)](const Json& context) {
-    Json whole = special_tokens;
+  return [chat, names = std::make_shared<const Json>(special_tokens)](const Json& context) {
+    Json whole = *names;
     whole.update(context);
     return chat->Render(whole);
   };
@@ -74,18 +74,16 @@ struct HttpFront::Impl {
   Impl(RouterCore* core, const HttpFrontOptions& options)
       : core(core),
         keys(options.api_keys),
-        api{.model = &core->model(),
-            .limits = &core->limits(),
-            .tokenizer = core->tokenizer(),
-            .render_chat = ChatRenderer(options.model_dir)},
+        render_chat(ChatRenderer(options.model_dir)),
         boot(std::random_device()()) {}
 
   std::vector<HttpRoute> OwnRoutes();
   std::vector<HttpRoute> ApiRoutes();
   // A route that needs a key, if there are any.
   HttpRoute Guarded(std::string method, std::string path, HttpHandler handler) const;
-  void Generate(const HttpRequest& http, const absl::StatusOr<ApiRequest>& request,
-                Responder responder);
+  // What a body is read against now: a worker's registration may change the model's description.
+  ApiContext Api() const;
+  void Generate(const HttpRequest& http, absl::StatusOr<ApiRequest> request, Responder responder);
   HttpResponse Models() const;
   HttpResponse Ready() const;
   HttpResponse Tokenize(const std::string& body) const;
@@ -93,7 +91,7 @@ struct HttpFront::Impl {
 
   RouterCore* const core;
   const ApiKeys keys;
-  const ApiContext api;
+  const std::function<absl::StatusOr<std::string>(const Json&)> render_chat;
   const uint32_t boot;  // tells ids of this process from those of the one before
   std::atomic<uint64_t> requests = 0;
   // Last: their threads use the rest.
@@ -116,7 +114,17 @@ HttpRoute HttpFront::Impl::Guarded(std::string method, std::string path,
           }};
 }
 
-void HttpFront::Impl::Generate(const HttpRequest& http, const absl::StatusOr<ApiRequest>& request,
+ApiContext HttpFront::Impl::Api() const {
+  return {.model = &core->model(),
+          .limits = &core->limits(),
+          .tokenizer = core->tokenizer(),
+          .render_chat = render_chat,
+          .admit = [core = core](int priority, absl::Duration deadline) {
+            return core->CheckAdmission(priority, deadline);
+          }};
+}
+
+void HttpFront::Impl::Generate(const HttpRequest& http, absl::StatusOr<ApiRequest> request,
                                Responder responder) {
   std::string id = request.ok() ? request->request_id : "";
   if (id.empty()) id = std::string(http.Header("X-Request-Id"));
@@ -128,10 +136,9 @@ void HttpFront::Impl::Generate(const HttpRequest& http, const absl::StatusOr<Api
     responder->Send(WithRequestId(id, ErrorResponse(request.status())));
     return;
   }
-  ApiRequest traced = *request;
   const auto trace = ParseTraceparent(http.Header("traceparent"));
-  for (ClientRequest& choice : traced.choices) choice.trace = trace;
-  std::make_shared<OpenAiJob>(core, std::move(traced), std::move(id), std::move(responder))
+  for (ClientRequest& choice : request->choices) choice.trace = trace;
+  std::make_shared<OpenAiJob>(core, *std::move(request), std::move(id), std::move(responder))
       ->Start();
 }
 
@@ -154,14 +161,14 @@ HttpResponse HttpFront::Impl::Ready() const {
 }
 
 HttpResponse HttpFront::Impl::Tokenize(const std::string& body) const {
-  const absl::StatusOr<std::vector<TokenId>> ids = ParseTokenize(body, api);
+  const absl::StatusOr<std::vector<TokenId>> ids = ParseTokenize(body, Api());
   if (!ids.ok()) return ErrorResponse(ids.status());
   return JsonResponse(
       {{"count", ids->size()}, {"max_model_len", core->model().max_model_len}, {"tokens", *ids}});
 }
 
 HttpResponse HttpFront::Impl::Detokenize(const std::string& body) const {
-  const absl::StatusOr<std::string> text = ParseDetokenize(body, api);
+  const absl::StatusOr<std::string> text = ParseDetokenize(body, Api());
   if (!text.ok()) return ErrorResponse(text.status());
   return JsonResponse({{"prompt", *text}});
 }
@@ -205,11 +212,11 @@ std::vector<HttpRoute> HttpFront::Impl::ApiRoutes() {
               }),
       Guarded("POST", "/v1/completions",
               [this](const HttpRequest& request, Responder responder) {
-                Generate(request, ParseCompletion(request.body, api), std::move(responder));
+                Generate(request, ParseCompletion(request.body, Api()), std::move(responder));
               }),
       Guarded("POST", kChatPath,
               [this](const HttpRequest& request, Responder responder) {
-                Generate(request, ParseChatCompletion(request.body, api), std::move(responder));
+                Generate(request, ParseChatCompletion(request.body, Api()), std::move(responder));
               }),
       Guarded("POST", "/tokenize",
               [this](const HttpRequest& request, Responder responder) {

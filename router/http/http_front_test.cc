@@ -303,6 +303,27 @@ TEST_F(HttpFrontTest, ErrorsBeforeTheFirstTokenAreStatusesAndLaterOnesEvents) {
   EXPECT_TRUE(absl::StrContains(stream, "data: [DONE]"));
 }
 
+TEST_F(HttpFrontTest, TheErrorOfOneChoiceEndsTheOthers) {
+  for (const bool stream : {false, true}) {
+    const std::string id = stream ? "s" : "w";
+    HttpTestClient client(front_->port());
+    client.Send(
+        Post("/v1/completions",
+             Json({{"prompt", Json::array({5})}, {"n", 2}, {"request_id", id}, {"stream", stream}})
+                 .dump()));
+    core_.WaitFor(2);
+    core_.Say(id + "-1", "x", 8, true);
+    if (stream) client.ReadUntil("\n\n");
+    core_.Finish(id + "-0", ClientUpdate::Finish::kError, absl::UnavailableError("none is left"));
+    if (stream) {
+      EXPECT_TRUE(absl::StrContains(client.ReadUntil("0\r\n\r\n"), "none is left"));
+    } else {
+      EXPECT_EQ(Status(client.ReadResponse()), 503);
+    }
+    EXPECT_TRUE(Eventually([&] { return core_.aborted(id + "-1"); }));
+  }
+}
+
 TEST_F(HttpFrontTest, DestructionCutsAndAborts) {
   HttpTestClient client(front_->port());
   client.Send(Post("/v1/completions", R"({"prompt":[5],"stream":true,"request_id":"r"})"));

@@ -16,9 +16,9 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 // Counts brackets and commas outside strings; the text need not be JSON.
-absl::Status CheckSize(std::string_view body) {
+absl::Status CheckSize(std::string_view body, size_t* values_left) {
   int depth = 0;
-  size_t values = 0;
+  size_t& values = *values_left;
   size_t members[kJsonDepthMax + 1] = {};  // commas of the open containers; 0 is outside of all
   bool is_object[kJsonDepthMax + 1] = {};
   bool in_string = false;
@@ -34,19 +34,19 @@ absl::Status CheckSize(std::string_view body) {
         return absl::InvalidArgumentError(
             absl::StrCat("body: byte ", i, ": JSON deeper than ", kJsonDepthMax));
       }
-      ++values;
+      --values;
       members[depth] = 1;
       is_object[depth] = c == '{';
     } else if (c == ']' || c == '}') {
       depth = std::max(0, depth - 1);  // closing what was not opened is the parser's to refuse
     } else if (c == ',') {
-      ++values;
+      --values;
       if (++members[depth] > kJsonMembersMax && is_object[depth]) {
         return absl::InvalidArgumentError(absl::StrCat(
             "body: byte ", i, ": a JSON object of more than ", kJsonMembersMax, " members"));
       }
     }
-    if (values > kJsonValuesMax) {
+    if (values == 0) {
       return absl::InvalidArgumentError(
           absl::StrCat("body: byte ", i, ": more than ", kJsonValuesMax, " JSON values"));
     }
@@ -77,8 +77,12 @@ std::optional<int64_t> AsInt(const Json& value) {
 
 }  // namespace
 
-absl::StatusOr<Json> ParseJsonObject(std::string_view body) {
-  if (absl::Status status = CheckSize(body); !status.ok()) return status;
+absl::StatusOr<Json> ParseJsonObject(std::string_view body, size_t* values_left) {
+  size_t all = kJsonValuesMax + 1;
+  if (absl::Status status = CheckSize(body, values_left != nullptr ? values_left : &all);
+      !status.ok()) {
+    return status;
+  }
   // Names that the open objects have; of two values for one name, nobody could know which counts.
   std::vector<std::set<std::string>> names;
   std::string twice;

@@ -21,7 +21,10 @@ inline constexpr size_t kJsonMembersMax = 1024;
 // A JSON object. kInvalidArgument otherwise, with the position of what is wrong; a string that is
 // not UTF-8 is wrong. Depth and number of values are bounded before anything is built. Members keep
 // the client's order, which shows where a chat template prints an object.
-absl::StatusOr<nlohmann::ordered_json> ParseJsonObject(std::string_view body);
+// `values_left`: how many values it may have at most, if fewer; reduced by those that it has, to 0
+// if it has more.
+absl::StatusOr<nlohmann::ordered_json> ParseJsonObject(std::string_view body,
+                                                       size_t* values_left = nullptr);
 
 // An error about one field: the status carries its name for the "param" of the client's error.
 absl::Status FieldError(std::string_view param, std::string_view message,

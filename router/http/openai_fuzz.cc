@@ -43,8 +43,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   model.vocab_size = 100;
   model.max_model_len = 64;
   const switchyard::RouterLimits limits;
-  const ApiContext context = {
-      .model = &model, .limits = &limits, .tokenizer = nullptr, .render_chat = nullptr};
+  const ApiContext context = {.model = &model,
+                              .limits = &limits,
+                              .tokenizer = nullptr,
+                              .render_chat = nullptr,
+                              .admit = nullptr};
   CheckRequest(switchyard::ParseCompletion(body, context), context);
   CheckRequest(switchyard::ParseChatCompletion(body, context), context);
   if (const auto ids = switchyard::ParseTokenize(body, context); !ids.ok()) {

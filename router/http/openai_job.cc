@@ -114,7 +114,8 @@ void OpenAiJob::Answer(Update update) {
     responder = responder_;
   }
   std::string events = answer_.Take(update.choice, std::move(update.update));
-  answered_ = answer_.done();
+  // One choice's error is the answer's: nobody waits for the others.
+  answered_ = answer_.done() || !answer_.error().ok();
   // An error before anything was sent can still be said in the status line.
   const bool failed = answered_ && !streaming_ && !answer_.error().ok();
   if (failed) {
@@ -137,6 +138,7 @@ void OpenAiJob::Answer(Update update) {
     if (answered_) responder->End();
   }
   if (!answered_) return;
+  if (!answer_.error().ok()) Abort();
   MutexLock lock(mu_);
   responder_ = nullptr;
 }

@@ -23,7 +23,7 @@ class OpenAiJob : public std::enable_shared_from_this<OpenAiJob> {
             std::shared_ptr<HttpResponder> responder);
 
   // Submits every choice, or none: if the core refuses one, the others are aborted and the client
-  // gets its reason. In the responder's handler.
+  // gets its reason; so it does if one fails later. In the responder's handler.
   void Start();
 
  private:

@@ -18,7 +18,6 @@ absl::Status CheckModel(const nlohmann::ordered_json& body, const ApiContext& co
 absl::Status ReadParameters(const nlohmann::ordered_json& body, const ApiContext& context,
                             ApiRequest* out, ClientRequest* common);
 
-absl::Status NoTokenizer(std::string_view field);
 // Ids that the model has. `list` is an array.
 absl::StatusOr<std::vector<TokenId>> ReadIds(std::string_view field,
                                              const nlohmann::ordered_json& list,

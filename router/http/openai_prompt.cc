@@ -5,17 +5,10 @@
 #include "common/status_macros.h"
 #include "router/http/openai_fields.h"
 #include "router/http/openai_parse.h"
+#include "router/validate.h"
 
 namespace switchyard {
-namespace {
-
 using Json = nlohmann::ordered_json;
-
-}  // namespace
-
-absl::Status NoTokenizer(std::string_view field) {
-  return FieldError(field, "this checkpoint has no tokenizer: give token ids");
-}
 
 absl::StatusOr<std::vector<TokenId>> ReadIds(std::string_view field, const Json& list,
                                              const ApiContext& context) {
@@ -36,11 +29,12 @@ absl::StatusOr<std::vector<TokenId>> ReadIds(std::string_view field, const Json&
 namespace {
 
 absl::StatusOr<std::vector<TokenId>> Encode(std::string_view field, std::string_view text,
-                                            bool add_special_tokens, const ApiContext& context) {
-  if (context.tokenizer == nullptr) return NoTokenizer(field);
-  absl::StatusOr<std::vector<TokenId>> ids = context.tokenizer->Encode(text, add_special_tokens);
-  if (!ids.ok()) return FieldError(field, std::string(ids.status().message()));
-  return ids;
+                                            bool add_special_tokens, const Json& body,
+                                            const ApiContext& context) {
+  const auto cut = body.find("truncate_prompt_tokens");
+  const bool truncated = cut != body.end() && !cut->is_null() && *cut != 0;
+  return EncodePrompt(field, text, add_special_tokens, truncated, *context.model,
+                      context.tokenizer);
 }
 
 // Keeps the last truncate_prompt_tokens ids; −1: what the context holds beside one new token.
@@ -66,8 +60,8 @@ absl::StatusOr<std::vector<TokenId>> ReadPrompt(const Json& body, const Json& va
                                                 const ApiContext& context) {
   std::vector<TokenId> ids;
   if (value.is_string()) {
-    ASSIGN_OR_RETURN(
-        ids, Encode("prompt", value.get_ref<const std::string&>(), add_special_tokens, context));
+    ASSIGN_OR_RETURN(ids, Encode("prompt", value.get_ref<const std::string&>(), add_special_tokens,
+                                 body, context));
   } else if (value.is_array() && !value.empty()) {
     ASSIGN_OR_RETURN(ids, ReadIds("prompt", value, context));
   } else {
@@ -95,19 +89,27 @@ absl::StatusOr<std::string> ReadContent(const std::string& field, const Json& co
   return text;
 }
 
-// Templates print a call's arguments as an object; clients send them as its JSON.
-void ReadToolCalls(Json* message) {
+// Templates print a call's arguments as an object; clients send them as its JSON. `values_left`: of
+// all arguments of the body, so that they cost no more than the body itself may.
+absl::Status ReadToolCalls(const std::string& field, Json* message, size_t* values_left) {
   const auto calls = message->find("tool_calls");
-  if (calls == message->end() || !calls->is_array()) return;
+  if (calls == message->end() || !calls->is_array()) return absl::OkStatus();
   for (Json& call : *calls) {
     if (!call.is_object() || !call.contains("function")) continue;
     Json& function = call["function"];
     if (!function.is_object() || !function.contains("arguments")) continue;
     Json& arguments = function["arguments"];
     if (!arguments.is_string()) continue;
-    const absl::StatusOr<Json> parsed = ParseJsonObject(arguments.get_ref<const std::string&>());
-    if (parsed.ok()) arguments = *parsed;
+    absl::StatusOr<Json> parsed =
+        ParseJsonObject(arguments.get_ref<const std::string&>(), values_left);
+    if (parsed.ok()) arguments = *std::move(parsed);  // else they stay text
+    if (*values_left == 0) {
+      return FieldError(field + ".tool_calls",
+                        absl::StrCat("the arguments of all calls have more than ", kJsonValuesMax,
+                                     " JSON values"));
+    }
   }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<Json> ReadMessages(const Json& body) {
@@ -116,6 +118,7 @@ absl::StatusOr<Json> ReadMessages(const Json& body) {
     return FieldError("messages", "must be a list of at least one message");
   }
   Json out = *it;
+  size_t values_left = kJsonValuesMax;
   for (size_t i = 0; i < out.size(); ++i) {
     const std::string field = absl::StrCat("messages[", i, "]");
     Json& message = out[i];
@@ -129,7 +132,7 @@ absl::StatusOr<Json> ReadMessages(const Json& body) {
           field + ".role",
           absl::StrCat(Shown(role), " is none of system, developer, user, assistant, tool"));
     }
-    ReadToolCalls(&message);
+    RETURN_IF_ERROR(ReadToolCalls(field, &message, &values_left));
     const Json content = message.value("content", Json());
     if (content.is_null() && role == "assistant") {
       message["content"] = "";  // as beside tool calls
@@ -205,7 +208,9 @@ absl::StatusOr<std::vector<std::vector<TokenId>>> ReadPrompts(const Json& body,
 
 absl::StatusOr<std::vector<TokenId>> ReadChatPrompt(const Json& body, const ApiContext& context) {
   ASSIGN_OR_RETURN(Json messages, ReadMessages(body));
-  if (context.tokenizer == nullptr) return NoTokenizer("messages");
+  if (context.tokenizer == nullptr) {
+    return FieldError("messages", "this checkpoint has no tokenizer: give token ids");
+  }
   if (!context.render_chat) {
     return FieldError("messages", "this checkpoint has no chat template: use /v1/completions");
   }
@@ -227,7 +232,7 @@ absl::StatusOr<std::vector<TokenId>> ReadChatPrompt(const Json& body, const ApiC
   }
   if (continue_last) RETURN_IF_ERROR(CutAfterLast(last, &*text));
   ASSIGN_OR_RETURN(std::vector<TokenId> ids,
-                   Encode("messages", *text, add_special_tokens, context));
+                   Encode("messages", *text, add_special_tokens, body, context));
   RETURN_IF_ERROR(Fit("messages", body, context, &ids));
   return ids;
 }

@@ -16,6 +16,10 @@ using Json = nlohmann::ordered_json;
 
 constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();
 
+absl::Status Admit(const ApiContext& context, const ClientRequest& common) {
+  return context.admit ? context.admit(common.priority, common.deadline) : absl::OkStatus();
+}
+
 // n choices of each prompt.
 absl::Status AddChoices(std::vector<std::vector<TokenId>> prompts, ClientRequest common,
                         ApiRequest* out) {
@@ -52,6 +56,7 @@ absl::StatusOr<ApiRequest> ParseCompletion(std::string_view text, const ApiConte
   common.max_tokens = std::max(common.max_tokens, 1);
   common.sampling.logprobs = out.logprobs;
   common.prompt_logprobs = std::max(out.prompt_logprobs, out.echo ? out.logprobs : -1);
+  RETURN_IF_ERROR(Admit(context, common));
   ASSIGN_OR_RETURN(std::vector<std::vector<TokenId>> prompts, ReadPrompts(body, context));
   RETURN_IF_ERROR(AddChoices(std::move(prompts), std::move(common), &out));
   return out;
@@ -78,6 +83,7 @@ absl::StatusOr<ApiRequest> ParseChatCompletion(std::string_view text, const ApiC
   RETURN_IF_ERROR(fields.status());
   common.sampling.logprobs = out.logprobs;
   common.prompt_logprobs = out.prompt_logprobs;
+  RETURN_IF_ERROR(Admit(context, common));
   ASSIGN_OR_RETURN(std::vector<TokenId> ids, ReadChatPrompt(body, context));
   if (common.max_tokens == 0) {  // not given: what the context holds
     common.max_tokens = context.model->max_model_len - static_cast<int>(ids.size());

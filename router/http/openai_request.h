@@ -18,11 +18,13 @@ namespace switchyard {
 
 // What a body is read against. Pointees outlive the call.
 struct ApiContext {
-  const ModelDescription* model = nullptr;
+  const ModelDescription* model = nullptr;  // as it is now: the workers' registration changes it
   const RouterLimits* limits = nullptr;
   const Tokenizer* tokenizer = nullptr;  // null: text is refused
   // The chat template, applied to {messages, add_generation_prompt, …}; empty: chat is refused.
   std::function<absl::StatusOr<std::string>(const nlohmann::ordered_json& context)> render_chat;
+  // RouterCore::CheckAdmission, before anything is tokenized; empty: nobody is refused.
+  std::function<absl::Status(int priority, absl::Duration deadline)> admit;
 };
 
 // Prompts of one body, times n.

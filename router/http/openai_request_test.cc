@@ -33,7 +33,8 @@ class OpenAiRequestTest : public testing::Test {
           }
           if (chat["add_generation_prompt"]) out += "assistant:";
           return out;
-        }};
+        },
+        .admit = nullptr};
   }
 
   ApiRequest Good(const std::string& body) {
@@ -251,6 +252,28 @@ TEST_F(OpenAiRequestTest, EchoScoresWithoutTokens) {
   EXPECT_EQ(request.choices[0].max_tokens, 1);
   EXPECT_EQ(request.choices[0].prompt_logprobs, 3);
   EXPECT_EQ(Good(With(R"("echo":true)")).choices[0].prompt_logprobs, -1);
+}
+
+TEST_F(OpenAiRequestTest, TextThatCannotFitIsRefusedByItsBytes) {
+  const std::string text(1 << 20, 'a');
+  Refused("{\"prompt\":\"" + text + "\"}", "prompt", "has 1048576 bytes, which are at least");
+  const std::string cut = "{\"truncate_prompt_tokens\":1,\"prompt\":\"" + text + "\"}";
+  EXPECT_EQ(Good(cut).choices[0].prompt_ids.size(), 1u);
+}
+
+TEST_F(OpenAiRequestTest, WhoIsNotAdmittedIsRefusedBeforeThePromptIsRead) {
+  context_.admit = [](int priority, absl::Duration) {
+    return priority > 0 ? absl::ResourceExhaustedError("later") : absl::OkStatus();
+  };
+  EXPECT_TRUE(absl::IsResourceExhausted(
+      ParseCompletion(R"({"prompt":[-1],"priority":1})", context_).status()));
+  Good(R"({"prompt":[1],"priority":0})");
+}
+
+TEST_F(OpenAiRequestTest, SamplesShareTheirPrompt) {
+  const ApiRequest request = Good(With("\"n\":128"));
+  ASSERT_EQ(request.choices.size(), 128u);
+  EXPECT_EQ(&request.choices[0].prompt_ids.ids(), &request.choices[127].prompt_ids.ids());
 }
 
 TEST_F(OpenAiRequestTest, WithoutATokenizerTextSaysWhy) {

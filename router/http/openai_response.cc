@@ -139,9 +139,6 @@ std::string ApiAnswer::Take(size_t index, ClientUpdate update) {
     update.stop_token.reset();
   }
   choice.completion_tokens += update.tokens.size();
-  if (request_.return_token_ids) {
-    for (const SampledToken& token : update.tokens) choice.token_ids.push_back(token.token);
-  }
   const bool ends = update.finish != ClientUpdate::Finish::kNone;
   if (ends) {
     choice.ended = true;
@@ -221,9 +218,11 @@ Json ApiAnswer::ChoiceJson(size_t index, const ClientUpdate& update) {
   out["finish_reason"] = reason != nullptr ? Json(reason) : Json();
   out["stop_reason"] = StopReason(update);
   if (first && request_.prompt_logprobs >= 0) out["prompt_logprobs"] = PromptLogprobs(update);
-  if (request_.return_token_ids && update.finish != ClientUpdate::Finish::kNone) {
-    out["prompt_token_ids"] = request_.choices[index].prompt_ids;
-    out["token_ids"] = choice.token_ids;
+  if (request_.return_token_ids) {
+    if (first) out["prompt_token_ids"] = request_.choices[index].prompt_ids.ids();
+    Json ids = Json::array();
+    for (const SampledToken& token : update.tokens) ids.push_back(token.token);
+    out["token_ids"] = std::move(ids);
   }
   return out;
 }

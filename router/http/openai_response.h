@@ -50,7 +50,6 @@ class ApiAnswer {
     ClientUpdate end;    // what came with the end
     uint64_t seed = 0;
     size_t completion_tokens = 0;
-    std::vector<TokenId> token_ids;  // if they are to be returned
     // Follows the text, to know where in it a token begins.
     std::optional<DetokenizerStream> position;
     size_t characters = 0;  // of the text so far

@@ -209,6 +209,22 @@ TEST_F(OpenAiResponseTest, ScoreOnlyShowsNoGeneratedToken) {
   EXPECT_EQ(body["usage"]["completion_tokens"], 0);
 }
 
+TEST_F(OpenAiResponseTest, ChunksHaveTheIdsOfTheirTokens) {
+  ApiRequest request = Request();
+  request.stream = request.return_token_ids = true;
+  ApiAnswer answer = Answer(std::move(request));
+  std::string out = answer.Take(0, Update("a", {Token(0, 0)}));
+  out += answer.Take(0, Update("b", {Token(1, 0)}));
+  out += answer.Take(0, End(ClientUpdate::Finish::kLength, 2));
+  const std::vector<Json> events = Events(out);
+  ASSERT_EQ(events.size(), 3u);
+  EXPECT_EQ(events[0]["choices"][0]["prompt_token_ids"], Json({0, ids_[0]}));
+  EXPECT_EQ(events[0]["choices"][0]["token_ids"], Json::array({ids_[0]}));
+  EXPECT_EQ(events[1]["choices"][0]["token_ids"], Json::array({ids_[1]}));
+  EXPECT_FALSE(events[1]["choices"][0].contains("prompt_token_ids"));
+  EXPECT_EQ(events[2]["choices"][0]["token_ids"], Json::array());
+}
+
 TEST_F(OpenAiResponseTest, StreamOfABatchKeepsIndices) {
   ApiRequest request = Request(2);
   request.stream = request.include_usage = true;

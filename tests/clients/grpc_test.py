@@ -5,6 +5,7 @@ usage: grpc_test.py BINARY MODEL
 import os
 import pathlib
 import sys
+import time
 
 import grpc
 from google.protobuf import descriptor_pool, message_factory
@@ -125,6 +126,69 @@ def test_errors(client, address):
         assert code_of(lambda c=stranger: c.call("Drain"))[0] == grpc.StatusCode.UNAUTHENTICATED
 
 
+def test_hostile(client, cluster):
+    """Whatever a message holds, the answer names field, value and limit, and the router stays as large as it was."""
+    router = cluster.pids("router")[0]
+
+    def resident():
+        with open(f"/proc/{router}/statm") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    nan, inf = float("nan"), float("inf")
+    million = range(1_000_000)
+    client.generate(text="a", max_tokens=1)
+    before = resident()
+    for fields, words in [
+        (dict(text="the fox saw " * 500_000), ["text", "6000000", "max_model_len 2048"]),
+        (dict(text="the fox saw " * 500_000, n=128), ["text", "6000000", "max_model_len 2048"]),
+        (dict(text="a" * 3_000_000, truncate_prompt_tokens=-2), ["truncate_prompt_tokens", "-2"]),
+        (dict(tokens={"ids": million}), ["prompt", "1000000", "max_model_len 2048"]),
+        (dict(tokens={"ids": [-1]}), ["prompt[0]", "-1", "4096"]),
+        (dict(tokens={"ids": [2**31 - 1]}), ["prompt[0]", "2147483647", "4096"]),
+        (dict(text="a", stop=["a"] * 1_000_000, n=128), ["stop", "1000000", "16"]),
+        (dict(text="a", stop=["a" * 1_000_000]), ["stop[0]", "1000000", "1024"]),
+        (dict(text="a", stop=[""]), ["stop[0]", "0 bytes", "1024"]),
+        (dict(text="a", stop_token_ids=million, n=128), ["stop_token_ids", "1000000", "256"]),
+        (dict(text="a", stop_token_ids=[-5]), ["stop_token_ids[0]", "-5", "4096"]),
+        (dict(text="a", sampling={"logit_bias": {i: 1.0 for i in range(300_000)}}, n=128), ["logit_bias", "300000", "1024"]),
+        (dict(text="a", sampling={"logit_bias": {-1: 1.0}}), ["logit_bias[-1]", "4096"]),
+        (dict(text="a", sampling={"logit_bias": {1: nan}}), ["logit_bias[1]", "nan", "100"]),
+        (dict(text="a", sampling={"temperature": nan}), ["temperature", "nan", "100"]),
+        (dict(text="a", sampling={"temperature": -inf}), ["temperature", "-inf", "100"]),
+        (dict(text="a", sampling={"top_p": nan}), ["top_p", "nan", "1"]),
+        (dict(text="a", sampling={"min_p": inf}), ["min_p", "inf", "1"]),
+        (dict(text="a", sampling={"top_k": -2**31}), ["top_k", "-2147483648", "-1"]),
+        (dict(text="a", sampling={"repetition_penalty": nan}), ["repetition_penalty", "nan", "100"]),
+        (dict(text="a", sampling={"presence_penalty": 1e30}), ["presence_penalty", "1e+30", "2"]),
+        (dict(text="a", max_tokens=-2**31), ["max_tokens", "-2147483648", "1"]),
+        (dict(text="a", min_tokens=-1), ["min_tokens", "-1", "16"]),
+        (dict(text="a", n=-1), ["n is -1", "128"]),
+        (dict(text="a", logprobs=2**31 - 1), ["logprobs", "2147483647", "20"]),
+        (dict(text="a", prompt_logprobs=-1), ["prompt_logprobs", "-1", "0"]),
+        (dict(text="a", request_id="r" * 1_000_000), ["request_id", "1000000", "128"]),
+        (dict(text="a", cache_salt="s" * 1_000_000), ["cache_salt", "1000000", "256"]),
+    ]:
+        code, details = code_of(lambda f=fields: client.generate(**f))
+        assert code == grpc.StatusCode.INVALID_ARGUMENT, (list(fields), code, details[:300])
+        assert all(word in details for word in words) and len(details) < 500, (list(fields), words, details[:500])
+    # gRPC's own limits: of a message, and of metadata.
+    code, details = code_of(lambda: client.generate(text="a" * (17 << 20)))
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED and "16777216" in details, (code, details)
+    plain = list(client.metadata)
+    for flood in ([("x-flood", "y" * 1_000_000)], [(f"x-{i}", "y" * 100) for i in range(10_000)]):
+        client.metadata = plain + flood
+        code, details = code_of(lambda: client.generate(text="a", max_tokens=1))
+        assert code == grpc.StatusCode.RESOURCE_EXHAUSTED and "etadata" in details, (code, details)
+    client.metadata = plain
+    # A message that is none: a length beyond its end.
+    torn = client.channel.unary_stream(f"/{SERVICE}/Generate")
+    code, _ = code_of(lambda: list(torn(b"\x12\xff\xff\xff\x7f", timeout=20, metadata=plain)))
+    assert code == grpc.StatusCode.UNIMPLEMENTED, code  # what gRPC says of bytes that it cannot parse
+    assert client.generate(text="a", max_tokens=1)[-1].finish_reason == 2
+    grown = resident() - before
+    assert grown < 256 << 20, f"{grown >> 20} MiB more"
+
+
 def test_cancel_and_abort(client):
     running = client.call("Generate", text="a", max_tokens=1500, ignore_eos=True, request_id="long")
     next(running)
@@ -139,6 +203,7 @@ def test_cancel_and_abort(client):
         load = client.call("GetLoad")
         if load.requests_running + load.requests_waiting == 0:
             return
+        time.sleep(0.05)
     raise AssertionError(f"a cancelled request runs on: {load}")
 
 
@@ -153,6 +218,7 @@ def main():
         test_samples(client)
         test_stops(client)
         test_errors(client, cluster.grpc_address)
+        test_hostile(client, cluster)
         test_cancel_and_abort(client)
     print("grpcio", grpc.__version__, "passed")
 

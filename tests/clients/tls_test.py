@@ -92,7 +92,8 @@ def test_strangers(cluster, folder):
         plain.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         with contextlib.suppress(ConnectionResetError):
             assert b"200" not in plain.recv(1000)
-    assert ask(cluster, ssl.create_default_context())[0] is ssl.SSLCertVerificationError
+    stranger = ask(cluster, ssl.create_default_context())
+    assert isinstance(stranger[0], type) and issubclass(stranger[0], ssl.SSLCertVerificationError), stranger
     old = context(folder)
     old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_2
     assert ask(cluster, old)[0] == 200
@@ -112,7 +113,9 @@ def main():
         with e2e.Cluster(binary, model, *flags, "--ssl-ca-certs", f"{folder}/ca.pem") as cluster:
             test_openai(cluster, context(folder, "client"))
             test_grpc(cluster, credentials(folder, "client"))
-            assert ask(cluster, context(folder))[0] in (ssl.SSLError, http.client.RemoteDisconnected, ConnectionResetError)
+            # TLS 1.3: the client learns of the refusal when it reads, and a reset may come before the alert.
+            refused = ask(cluster, context(folder))
+            assert isinstance(refused[0], type) and issubclass(refused[0], (ssl.SSLError, ConnectionError)), refused
             nobody = grpc.secure_channel(cluster.grpc_address, credentials(folder))
             health = nobody.unary_unary("/grpc.health.v1.Health/Check")
             assert code_of(lambda: health(b"", timeout=10))[0] == grpc.StatusCode.UNAVAILABLE

@@ -178,8 +178,10 @@ void Simulation::AddClient(absl::Duration after, bool probe) {
   const int prompt = choice_.Int(1, 30);
   // Many begin alike: ranks may have their first blocks.
   const int alike = choice_.Chance(0.5) ? choice_.Int(0, prompt) : 0;
-  for (int i = 0; i < alike; ++i) r.prompt_ids.push_back(2 + i % (SimModel::kVocab - 2));
-  for (int i = alike; i < prompt; ++i) r.prompt_ids.push_back(choice_.Int(2, SimModel::kVocab - 1));
+  std::vector<TokenId> ids;
+  for (int i = 0; i < alike; ++i) ids.push_back(2 + i % (SimModel::kVocab - 2));
+  for (int i = alike; i < prompt; ++i) ids.push_back(choice_.Int(2, SimModel::kVocab - 1));
+  r.prompt_ids = std::move(ids);
   r.max_tokens = choice_.Chance(0.1) ? 1 : choice_.Int(1, 20);
   r.sampling.temperature = choice_.Chance(0.5) ? 0.0f : 1.0f;
   r.sampling.seed = choice_.Next();

@@ -401,6 +401,48 @@ end""",
     "immutable": "{% set l = [1] %}{{ l.append(2) }}",
     "undefined_attribute": "a\n{{ missing.field }}",
     "undefined_sum": "{{ 'a' + missing }}",
+    # Corners that checkpoints' templates step into.
+    "odd_macro": """{%- macro card(title, body='-', mark='!') -%}[{{ title }}|{{ body }}|{{ mark }}]{%- endmacro -%}
+{{ card('a') }}{{ card('b', mark='?') }}{{ card(body='x', title='c') }}{{ card('d', 'e', 'f') }}
+{%- macro outer(x) %}{{ card(x ~ x) }}{% endmacro %}{{ outer('h') }}""",
+    "odd_set_block": """{% set head %}
+  {{ messages[0].role | upper }}:
+{% endset %}{{ head | trim }}|{{ head | length }}
+{% set a, b = 1, [2] %}{{ a }}{{ b }}{% set (c, d) = ('x', 'y') %}{{ c ~ d }}""",
+    "odd_loops": """{% for m in messages if m.role != 'system' %}{{ loop.index }}/{{ loop.length }}{{ loop.first }}{{ loop.last }}{{ loop.revindex0 }}{{ loop.previtem.role if loop.previtem is defined }}>{{ loop.nextitem.role if not loop.last }}{{ loop.cycle('a', 'b') }}{{ loop.changed(m.role) }}
+{% else %}none{% endfor %}{% for x in [] %}{{ x }}{% else %}empty{% endfor %}{% for k, v in {'a': 1, 'b': [2]}.items() %}{{ k }}={{ v }};{% endfor %}{% for a, b in [(1, 2), [3, 4]] %}{{ a + b }}{% endfor %}{% for c in 'añ' %}<{{ c }}>{% endfor %}""",
+    "odd_break": """{% for i in range(10) %}{% if i == 2 %}{% continue %}{% endif %}{% if i > 4 %}{% break %}{% endif %}{{ i }}{% endfor %}{% for i in range(6, 0, -2) %}{{ i }}{% endfor %}""",
+    "odd_slices": """{{ messages[1:][0].role }}{{ messages[-2:] | length }}{{ messages[:-1][-1].role }}{{ [1, 2, 3, 4][::-1] }}{{ 'abcdef'[1:5:2] }}{{ 'abc'[-1] }}{{ (1, 2)[0] }}{{ [1, 2][5] is undefined }}{{ 'abc'[::-1] }}{{ messages[::2] | map(attribute='role') | list }}""",
+    "odd_numbers": """{{ 7 // 2 }} {{ -7 // 2 }} {{ -7 % 3 }} {{ 7 / 2 }} {{ 2 ** 10 }} {{ 2 ** -1 }} {{ 1e3 }} {{ 1.0 }} {{ 0.1 + 0.2 }} {{ 1e16 }} {{ 1e-5 }} {{ 3 | float }} {{ '4' | int + 1 }} {{ 'x' | int(7) }} {{ '2.9' | int }} {{ 2.5 | round }} {{ 3.14159 | round(2) }} {{ 7 | abs }} {{ -7 | abs }} {{ true + 1 }} {{ 1 == 1.0 }} {{ 1 < 2 < 3 }} {{ 3 > 2 > 2 }} {{ 10 | string | length }}""",
+    "odd_strings": """{{ 'a' 'b' }} {{ 'x' * 3 }} {{ 'A\\x42\\u00e9\\t|' }} {{ "it's" }} {{ 'a,b,,c'.split(',') }} {{ ' a  b '.split() }} {{ 'a-b-c'.rsplit('-', 1) }} {{ 'a-b-c'.split('-', 1) }} {{ 'xxaxx'.strip('x') }} {{ 'abc'.startswith(('x', 'a')) }} {{ 'abc'.endswith('bc') }} {{ 'aXbX'.replace('X', '-', 1) }} {{ 'hello world'.title() }} {{ 'hELLO'.capitalize() }} {{ 'abc'.find('c') }} {{ 'abab'.count('ab') }} {{ ', '.join(['a', 'b']) }} {{ 'ab' in 'cabd' }} {{ 'É'.lower() }} {{ 'ß'.upper() }} {{ 'a\\nb'.splitlines() }} {{ 'Ab'.swapcase() if false }} {{ '5'.isdigit() }} {{ 'abc' | reverse }} {{ 'a b c' | wordcount }} {{ 'x' | center(5) }}|{{ 'pre-fix'.removeprefix('pre-') }} {{ '7'.zfill(3) if false }}""",
+    "odd_filters": """{{ [3, 1, 2] | sort }} {{ [3, 1, 2] | sort(reverse=true) }} {{ messages | sort(attribute='role') | map(attribute='role') | join(',') }} {{ ['b', 'A'] | sort }} {{ [1, 1, 2] | unique | list }} {{ [1, 2, 3] | sum }} {{ [{'n': 1}, {'n': 4}] | sum(attribute='n') }} {{ [3, 9, 4] | max }} {{ [3, 9, 4] | min }} {{ range(5) | batch(2) | list }} {{ [1, 2, 3] | select('odd') | list }} {{ [1, none, 0] | select | list }} {{ [1, none, 0] | reject('none') | list }} {{ messages | rejectattr('role', 'equalto', 'user') | map(attribute='role') | list }} {{ messages | selectattr('role', 'in', ['user', 'system']) | list | length }} {{ {'b': 1, 'a': 2} | dictsort | map('first') | list }} {{ 'x' | default('d') }}{{ nothing | default('d') }}{{ '' | default('d', true) }}{{ none | d('e') }} {{ 'a b' | replace(' ', '_') }} {{ '  x ' | trim }}| {{ 'xxyxx' | trim('x') }} {{ 'line1\\nline2' | indent(2) }} {{ 'line1\\nline2' | indent(2, true) }} {{ ['a', 'b'] | join('-') }} {{ [1, [2, 3]] | string }} {{ 'Hi' | list }} {{ {'a': {'b': 1}} | tojson(indent=2) }} {{ [1, 'é', none, true, 1.5] | tojson }} {{ 'a' | first }}{{ [1, 2] | last }} {{ 'A' | lower }}{{ 'a' | upper }} {{ [[1, 2], [3]] | map('first') | list }} {{ ['1', '2'] | map('int') | sum }} {{ [' a'] | map('trim') | list }}""",
+    "odd_tests": """{{ 1 is odd }}{{ 2 is even }}{{ 9 is divisibleby(3) }}{{ none is none }}{{ x is undefined }}{{ 'a' is string }}{{ 1 is number }}{{ true is number }}{{ 1 is integer }}{{ 1.5 is float }}{{ true is boolean }}{{ {} is mapping }}{{ [] is iterable }}{{ 'a' is iterable }}{{ [] is sequence }}{{ 'A' is upper }}{{ 'a' is lower }}{{ 1 is sameas(1) }}{{ true is true }}{{ 1 is true }}{{ false is false }}{{ 1 is ne(2) }}{{ 3 is gt(2) }}{{ 3 is le 2 }}{{ raise_exception is callable }}{{ 'trim' is filter }}{{ 'odd' is test }}{{ 'a' is not in ['b'] }}{{ not (1 is odd) }}{{ [1] is eq([1]) }}""",
+    "odd_logic": """{{ none or 'x' }}{{ '' and 'y' }}{{ not '' }}{{ 1 if true }}{{ 1 if false }}|{{ 'a' if messages else 'b' }}{{ ('a' if false else 'b') ~ 1 ~ none ~ true }}{{ 'a' == 'a' and 1 != 2 or false }}{{ {'a': 1}['a'] }}{{ {'a': 1}.a }}{{ {'a': 1}.get('b', 'c') }}{{ {'a': none}.get('a') is none }}{{ {'items': 1}['items'] }}{{ {'a': 1, 'a': 2} }}{{ 'a' in {'a': 1} }}{{ {'x': [1, [2]], 'y': none} }}{{ [] or {} }}{{ messages[0]['nope'] is defined }}{{ dict(a=1, b='c') }}{{ [1, 2] + [3] }}{{ {'a': 1} == dict(a=1) }}""",
+    "odd_space": """a
+  {%- if true -%}
+  b
+  {%- endif %}  c
+{#- gone -#}
+   d {{- 'e' -}} f
+  {%+ if true %}g{% endif +%}
+
+{{ 'h'
+}}  
+\t{% set x = 1 %}
+i
+""",
+    "odd_scope": """{% set x = 1 %}{% for i in [1, 2] %}{% set x = i * 10 %}{{ x }},{% endfor %}{{ x }};{% if true %}{% set x = 5 %}{% endif %}{{ x }};{% set ns = namespace(x=0) %}{% for i in [1, 2] %}{% set ns.x = ns.x + i %}{% endfor %}{{ ns.x }};{% with x = 7, y = 8 %}{{ x + y }}{% endwith %}{{ x }};{% macro m() %}{{ x }}{% endmacro %}{{ m() }}{% for x in 'ab' %}{{ x }}{% endfor %}{{ x }}""",
+    "odd_undefined": """{{ missing }}|{{ missing | default('d') }}|{{ messages[9] }}|{{ messages[0].missing }}|{{ missing is defined }}|{{ (missing or 'x') }}|{% if missing %}y{% else %}n{% endif %}|{{ missing | length if missing }}|{{ [missing] | length }}|{{ missing ~ 'a' }}|{% for m in missing %}z{% endfor %}|{{ missing == missing2 }}|{{ missing | upper }}|{{ missing in [1] }}""",
+    "odd_undefined_field": "{{ missing.field }}",
+    "odd_no_next": "{% for m in messages %}{{ loop.nextitem.role }}{% endfor %}",
+    "odd_none_field": "{{ none.field }}|{{ none.field is defined }}",
+    "odd_call_none": "{{ missing() }}",
+    "odd_add": "{{ 'a' + 1 }}",
+    "odd_do": "{% do messages.append(1) %}",
+    "odd_mutate": "{{ messages.append(1) }}",
+    "odd_underscore": "{{ messages.__class__ }}",
+    "odd_strftime": "{{ strftime_now('%Y-%m-%d') | length }}{{ strftime_now('%d %b') | length }}{{ strftime_now('%H:%M:%S') | length }}{{ strftime_now('%%') }}",
+    "odd_dates": "{% if date_string is not defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}{{ date_string | length }}",
 }
 
 
