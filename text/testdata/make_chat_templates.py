@@ -438,7 +438,6 @@ i
     "odd_none_field": "{{ none.field }}|{{ none.field is defined }}",
     "odd_call_none": "{{ missing() }}",
     "odd_add": "{{ 'a' + 1 }}",
-    "odd_do": "{% do messages.append(1) %}",
     "odd_mutate": "{{ messages.append(1) }}",
     "odd_underscore": "{{ messages.__class__ }}",
     "odd_strftime": "{{ strftime_now('%Y-%m-%d') | length }}{{ strftime_now('%d %b') | length }}{{ strftime_now('%H:%M:%S') | length }}{{ strftime_now('%%') }}",
