@@ -20,7 +20,6 @@ class LatencyHistogram {
   uint64_t count() const { return count_; }
   double mean_ms() const { return count_ == 0 ? 0 : sum_ms_ / static_cast<double>(count_); }
   double std_ms() const;  // of the population
-  double max_ms() const { return static_cast<double>(max_ns_) / 1e6; }
   // Linear interpolation between closest ranks, as numpy's default; each of the two is known to
   // ±0.4 %. Empty: 0. `percent` in [0, 100].
   double PercentileMs(double percent) const;

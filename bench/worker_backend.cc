@@ -75,9 +75,9 @@ class WorkerBackend final : public LoadBackend {
                   registered_.Notify();
                 },
             .events =
-                [this](StreamId, const pb::StepEvents& events) {
+                [this](StreamId, const std::shared_ptr<const pb::StepEvents>& events) {
                   const absl::Time now = clock_->Now();
-                  for (const pb::AttemptEvent& e : events.events()) OnEvent(e, now);
+                  for (const pb::AttemptEvent& e : events->events()) OnEvent(e, now);
                 },
             .heartbeat = [](StreamId, const pb::Heartbeat&) {},
             .lost =

@@ -32,20 +32,30 @@ std::string ApiKeyOfEnvironment() {
   return key == nullptr ? "" : key;
 }
 
-absl::StatusOr<std::vector<std::string>> LoadApiKeys(const std::string& file) {
-  std::vector<std::string> keys;
-  if (!file.empty()) {
-    ASSIGN_OR_RETURN(const std::string text, ReadFile(file, kFileBytesMax));
-    int number = 0;
-    for (const absl::string_view line : absl::StrSplit(text, '\n')) {
-      ++number;
-      const std::string key(absl::StripAsciiWhitespace(line));
-      if (key.empty()) continue;
-      RETURN_IF_ERROR(CheckKey(absl::StrCat(file, ", line ", number), key));
-      keys.push_back(key);
-    }
-    if (keys.empty()) return absl::InvalidArgumentError(absl::StrCat(file, " has no key"));
+void SendApiKey(grpc::ClientContext* context) {
+  if (const std::string key = ApiKeyOfEnvironment(); !key.empty()) {
+    context->AddMetadata("authorization", absl::StrCat("Bearer ", key));
   }
+}
+
+absl::StatusOr<std::vector<std::string>> LoadKeyFile(const std::string& file) {
+  std::vector<std::string> keys;
+  if (file.empty()) return keys;
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(file, kFileBytesMax));
+  int number = 0;
+  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
+    ++number;
+    const std::string key(absl::StripAsciiWhitespace(line));
+    if (key.empty()) continue;
+    RETURN_IF_ERROR(CheckKey(absl::StrCat(file, ", line ", number), key));
+    keys.push_back(key);
+  }
+  if (keys.empty()) return absl::InvalidArgumentError(absl::StrCat(file, " has no key"));
+  return keys;
+}
+
+absl::StatusOr<std::vector<std::string>> LoadApiKeys(const std::string& file) {
+  ASSIGN_OR_RETURN(std::vector<std::string> keys, LoadKeyFile(file));
   if (const std::string key = ApiKeyOfEnvironment(); !key.empty()) {
     RETURN_IF_ERROR(CheckKey(kVariable, key));
     keys.push_back(key);
@@ -55,6 +65,10 @@ absl::StatusOr<std::vector<std::string>> LoadApiKeys(const std::string& file) {
 
 bool IsLoopback(const std::string& host) {
   return absl::StartsWith(host, "127.") || host == "localhost" || host == "::1" || host == "[::1]";
+}
+
+bool IsWildcard(const std::string& host) {
+  return host == "0.0.0.0" || host == "::" || host == "[::]";
 }
 
 }  // namespace switchyard

@@ -38,9 +38,7 @@ class AskCommand final : public Command {
     context.set_deadline(std::chrono::system_clock::now() +
                          absl::ToChronoMilliseconds(absl::Seconds(timeout_seconds_)));
     context.set_wait_for_ready(false);
-    if (const std::string key = ApiKeyOfEnvironment(); !key.empty()) {
-      context.AddMetadata("authorization", absl::StrCat("Bearer ", key));
-    }
+    SendApiKey(&context);
     const MonotonicClock clock;
     const auto stream = stub->Generate(&context, Request(app));
     v1::GenerateResponse response;

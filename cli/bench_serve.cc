@@ -28,6 +28,11 @@ namespace {
 
 constexpr size_t kDatasetBytesMax = size_t{2} << 30, kResultBytesMax = size_t{2} << 30;
 
+// Texts of servers may be in it, which may be no UTF-8.
+std::string JsonText(const nlohmann::ordered_json& json) {
+  return json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
 // Set by SIGINT: the test ends early and reports what it has; a second one ends the process. A
 // signal handler can reach nothing else.
 std::atomic<bool> interrupted{false};
@@ -264,7 +269,7 @@ class BenchServe final : public Command {
     auto report = RunBenchServe(f_.bench);
     if (f_.bench.progress) std::fprintf(stderr, "\r\033[K");
     RETURN_IF_ERROR(report.status());
-    std::cout << (f_.json ? report->dump(2) + "\n" : ReportText(*report, f_.metrics));
+    std::cout << (f_.json ? JsonText(*report) + "\n" : ReportText(*report, f_.metrics));
     RETURN_IF_ERROR(Write(*report, absl::StrCat(f_.backend, "-", f_.request_rate, "qps-",
                                                 report->value("date", ""), ".json")));
     return (*report)["failed"] == 0 ? 0 : 1;
@@ -273,9 +278,12 @@ class BenchServe final : public Command {
     f_.sweep.trial_done = ShowTrial;
     ASSIGN_OR_RETURN(const nlohmann::ordered_json result, RunSweep(f_.bench, f_.sweep));
     const double best = result["max_rate"];
-    std::cout << (f_.json ? result.dump(2) + "\n"
-                          : absl::StrFormat("highest rate with %g %% good: %.3f requests/s\n",
-                                            100 * f_.sweep.attainment, best));
+    std::cout << (f_.json
+                      ? JsonText(result) + "\n"
+                      : absl::StrFormat(
+                            "highest rate with %g %% good: %.3f requests/s%s\n",
+                            100 * f_.sweep.attainment, best,
+                            best < f_.sweep.rate_max ? "" : ", the highest that was to be tried"));
     RETURN_IF_ERROR(Write(result, absl::StrCat(f_.backend, "-sweep.json")));
     return best > 0 ? 0 : 1;
   }
@@ -289,7 +297,7 @@ class BenchServe final : public Command {
       }
     }
     ASSIGN_OR_RETURN(const nlohmann::ordered_json comparison, CompareReports(of[0], of[1]));
-    std::cout << (f_.json ? comparison.dump(2) + "\n" : CompareText(comparison));
+    std::cout << (f_.json ? JsonText(comparison) + "\n" : CompareText(comparison));
     return 0;
   }
 
@@ -301,7 +309,7 @@ class BenchServe final : public Command {
   }
   absl::Status Write(const nlohmann::ordered_json& result, const std::string& default_name) const {
     if (const std::string path = ResultPath(default_name); !path.empty()) {
-      RETURN_IF_ERROR(WriteFileAtomically(path, result.dump(2)));
+      RETURN_IF_ERROR(WriteFileAtomically(path, JsonText(result)));
     }
     return f_.html_file.empty() ? absl::OkStatus()
                                 : WriteFileAtomically(f_.html_file, HtmlReport(result));

@@ -38,6 +38,10 @@ says out serve
 expect 2
 expect 2 serv
 says err 'did you mean "serve"'
+expect 2 serve "$model" --prot 9
+says err 'did you mean --port?'
+expect 1 decode "$model" --host 0.0.0.0
+says err 'advertise-host is wanted'
 expect 2 generate "$model" --prompt x --no-such-flag
 says err no-such-flag
 expect 2 generate "$work/nowhere" --prompt x

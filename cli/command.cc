@@ -17,8 +17,24 @@ int Complain(const Command& command, absl::string_view what, int code) {
   return code;
 }
 
+// What the first flag that there is not may have been meant for; "" if there is no such.
+std::string Hint(const CLI::App& app, const std::vector<std::string>& arguments,
+                 const CLI::Error& error) {
+  if (error.get_exit_code() != static_cast<int>(CLI::ExitCodes::ExtrasError)) return "";
+  const std::vector<std::string> keys = KeysOf(app);
+  for (const std::string& argument : arguments) {
+    if (!argument.starts_with("--")) continue;
+    const std::string name = argument.substr(2, argument.find('=') - 2);
+    if (name == "config" || std::find(keys.begin(), keys.end(), name) != keys.end()) continue;
+    const std::string nearest = Nearest(name, keys);
+    return nearest.empty() ? "" : absl::StrCat("; did you mean --", nearest, "?");
+  }
+  return "";
+}
+
 // Parses; true if the command should run, else *code is the exit code.
 bool Parse(CLI::App& app, Command& command, std::vector<std::string> arguments, int* code) {
+  const std::vector<std::string> given = arguments;
   std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them from the back
   try {
     app.parse(std::move(arguments));
@@ -27,7 +43,7 @@ bool Parse(CLI::App& app, Command& command, std::vector<std::string> arguments, 
     std::fputs(app.help().c_str(), stdout);
     *code = 0;
   } catch (const CLI::Error& error) {
-    *code = Complain(command, error.what(), kUsage);
+    *code = Complain(command, absl::StrCat(error.what(), Hint(app, given, error)), kUsage);
     std::fprintf(stderr, "(switchyard %s --help lists the flags)\n", command.name().c_str());
   }
   return false;

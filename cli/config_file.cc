@@ -37,6 +37,8 @@ absl::StatusOr<ConfigEntry> ToEntry(const YAML::Node& key, const YAML::Node& val
   return entry;
 }
 
+}  // namespace
+
 std::vector<std::string> KeysOf(const CLI::App& app) {
   std::vector<std::string> keys;
   for (const CLI::Option* option : app.get_options()) {
@@ -46,8 +48,6 @@ std::vector<std::string> KeysOf(const CLI::App& app) {
   }
   return keys;
 }
-
-}  // namespace
 
 absl::StatusOr<std::vector<ConfigEntry>> ParseConfig(std::string_view yaml) {
   std::vector<ConfigEntry> entries;
@@ -91,6 +91,10 @@ std::vector<std::string> ConfigProblems(CommandFactory make,
       problems.push_back(absl::StrCat("line ", e.line, ": ", what));
     };
     if (!seen.insert(e.key).second) complain(absl::StrCat("\"", e.key, "\" is given twice"));
+    if (e.values.empty()) {
+      complain(absl::StrCat("\"", e.key, "\" has no value; leave the key out for its default"));
+      continue;
+    }
     if (e.key == "role") continue;
     // A command of its own for each entry, so that a complaint belongs to one line.
     const std::unique_ptr<Command> command = make();
@@ -120,7 +124,6 @@ std::vector<std::string> ConfigArguments(const std::vector<ConfigEntry>& entries
   std::vector<std::string> arguments;
   for (const ConfigEntry& e : entries) {
     if (e.key == "role" || std::find(given.begin(), given.end(), e.key) != given.end()) continue;
-    if (e.values.empty()) continue;
     for (const std::string& value : e.values) {
       arguments.push_back(absl::StrCat("--", e.key, "=", value));
     }

@@ -33,6 +33,9 @@ std::vector<std::string> ConfigProblems(CommandFactory make,
 std::vector<std::string> ConfigArguments(const std::vector<ConfigEntry>& entries,
                                          const std::vector<std::string>& given);
 
+// The flags that files may have as keys.
+std::vector<std::string> KeysOf(const CLI::App& app);
+
 // The entry of `names` that is nearest to `name` by edit distance; "" if none is near.
 std::string Nearest(std::string_view name, const std::vector<std::string>& names);
 

@@ -37,8 +37,7 @@ TEST(ConfigFileTest, GoodFilesBecomeArguments) {
       "role: fake\n"
       "model: m  # where\n"
       "decode-address: [a:1, b:2]\n"
-      "json-logs: true\n"
-      "block-size:\n");
+      "json-logs: true\n");
   ASSERT_TRUE(entries.ok()) << entries.status();
   EXPECT_EQ(ConfigRole(*entries), "fake");
   EXPECT_EQ(ConfigProblems(MakeFake, *entries), std::vector<std::string>{});
@@ -63,6 +62,16 @@ TEST(ConfigFileTest, BadValueNamesLineAndLimit) {
   EXPECT_NE(problems[0].find("line 3"), std::string::npos) << problems[0];
   EXPECT_NE(problems[0].find("64"), std::string::npos) << problems[0];
   EXPECT_EQ(Problems("block-size: many\n").size(), 1u);
+}
+
+TEST(ConfigFileTest, KeyWithoutValueIsToldAndNotTakenForItsDefault) {
+  for (const char* blank :
+       {"block-size:\n", "block-size: ~\n", "decode-address: []\n", "role:\n"}) {
+    const auto problems = Problems(blank);
+    ASSERT_EQ(problems.size(), 1u) << blank;
+    EXPECT_NE(problems[0].find("line 1: "), std::string::npos) << problems[0];
+    EXPECT_NE(problems[0].find("has no value"), std::string::npos) << problems[0];
+  }
 }
 
 TEST(ConfigFileTest, EveryProblemIsTold) {

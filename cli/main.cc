@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/synchronization/mutex.h"
 #include "cli/command.h"
 #include "cli/config_file.h"
 
@@ -76,6 +77,8 @@ int Main(int argc, char** argv) {
 }  // namespace switchyard
 
 int main(int argc, char** argv) {
+  // Debian's absl looks for cycles at each lock; gRPC has some per message.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   const int code = switchyard::Main(argc, argv);
   std::cout.flush();
   if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;

@@ -49,6 +49,10 @@ void AddRouterFlags(CLI::App& app, FrontFlags* flags) {
                  "clients must send one of this file's keys, one per line; the environment's "
                  "SWITCHYARD_API_KEY is one more")
       ->check(CLI::ExistingFile);
+  app.add_option("--admin-key-file", flags->admin_key_file,
+                 "Drain, Abort and /debug/requests want one of this file's keys; without it, the "
+                 "first two are for clients on this machine")
+      ->check(CLI::ExistingFile);
   app.add_option("--allowed-origins", flags->allowed_origins,
                  "web pages that may use the HTTP front (CORS); * is all")
       ->delimiter(',');
@@ -65,11 +69,17 @@ void AddRouterFlags(CLI::App& app, FrontFlags* flags) {
                  "has a timeout of its own")
       ->check(CLI::Range(0.0, 86400.0))
       ->capture_default_str();
+  app.add_option("--stream-interval", flags->stream_interval,
+                 "tokens of a stream's message; the first token goes alone, the last ones with the "
+                 "end. More is cheaper for router and client, and less smooth")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
 }
 
 std::vector<std::string> RouterFlagNames() {
-  return {"served-model-name", "disaggregate", "api-key-file", "allowed-origins",
-          "ssl-certfile",      "ssl-keyfile",  "ssl-ca-certs", "max-queue-seconds"};
+  return {"served-model-name", "disaggregate",   "api-key-file", "admin-key-file",
+          "allowed-origins",   "ssl-certfile",   "ssl-keyfile",  "ssl-ca-certs",
+          "max-queue-seconds", "stream-interval"};
 }
 
 absl::Status ChoosePorts(const CLI::App& app, FrontFlags* flags) {

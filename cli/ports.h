@@ -15,10 +15,11 @@ namespace switchyard {
 struct FrontFlags {
   std::string host = "127.0.0.1", served_model_name, disaggregate = "auto";
   int port = 8000, grpc_port = 50051;
-  std::string api_key_file;
+  std::string api_key_file, admin_key_file;
   std::vector<std::string> allowed_origins;
   std::string ssl_certfile, ssl_keyfile, ssl_ca_certs;
   double max_queue_seconds = 60;
+  int stream_interval = 1;
 };
 
 void AddRouterFlags(CLI::App& app, FrontFlags* flags);

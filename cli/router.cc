@@ -61,6 +61,8 @@ class RouterCommand final : public Command {
     options_.grpc_port = front_.grpc_port;
     options_.served_model_name = front_.served_model_name;
     ASSIGN_OR_RETURN(options_.api_keys, LoadApiKeys(front_.api_key_file));
+    ASSIGN_OR_RETURN(options_.admin_keys, LoadKeyFile(front_.admin_key_file));
+    options_.stream_interval = front_.stream_interval;
     options_.allowed_origins = front_.allowed_origins;
     ASSIGN_OR_RETURN(options_.tls,
                      LoadTls(front_.ssl_certfile, front_.ssl_keyfile, front_.ssl_ca_certs));

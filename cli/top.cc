@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "cli/api_key.h"
 #include "cli/command.h"
 #include "cli/flags.h"
 #include "cluster/grpc_server.h"
@@ -48,8 +49,16 @@ class TopCommand final : public Command {
       grpc::ClientContext context;
       context.set_wait_for_ready(true);
       context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(kTimeout));
+      SendApiKey(&context);
       v1::Load load;
-      RETURN_IF_ERROR(FromGrpc(stub->GetLoad(&context, {}, &load)));
+      if (const grpc::Status s = stub->GetLoad(&context, {}, &load);
+          s.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
+        return absl::UnavailableError(absl::StrCat("the router at ", address_,
+                                                   " does not answer within ",
+                                                   absl::FormatDuration(kTimeout)));
+      } else {
+        RETURN_IF_ERROR(FromGrpc(s));
+      }
       const absl::Time now = clock.Now();
       const double seconds = i == 0 ? 0 : absl::ToDoubleSeconds(now - last_at);
       // Home and clear: the terminal keeps one picture.

@@ -1,4 +1,5 @@
 // switchyard prefill, switchyard decode: one rank of a pool.
+#include "cli/api_key.h"
 #include "cli/command.h"
 #include "cli/ep_flags.h"
 #include "cli/flags.h"
@@ -62,6 +63,13 @@ class WorkerCommand final : public Command {
   }
 
   absl::StatusOr<int> Run(const CLI::App&) override {
+    // Not a flag's own mistake: in pods the file has the host, and the command line the address.
+    if (name_ == "decode" && IsWildcard(host_) && options_.advertise_host.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("host ", host_,
+                       " is all addresses of this machine: advertise-host is wanted, the one that "
+                       "prefill ranks reach it by"));
+    }
     ASSIGN_OR_RETURN(std::unique_ptr<Starting> starting, PrepareRole(child_));
     options_.name = absl::StrCat(name_, "-", child_.rank);
     const std::unique_ptr<Logger> log = log_.Make(options_.name);

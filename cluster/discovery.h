@@ -25,7 +25,6 @@ class Discovery {
 
   // Whether Resolve may ever answer differently.
   bool changes() const { return !names_.empty(); }
-  bool empty() const { return addresses_.empty() && names_.empty(); }
   // All addresses now, each once, at most kAddressesMax: given ones first, then by name and
   // address. May block for a lookup. A name that could not be asked keeps its last answer.
   std::vector<std::string> Resolve();

@@ -39,9 +39,11 @@ std::shared_ptr<grpc::ServerCredentials> CredentialsFor(const TlsOptions& tls) {
   return grpc::SslServerCredentials(options);
 }
 
+using Queues = std::vector<std::unique_ptr<grpc::ServerCompletionQueue>>;
+
 absl::StatusOr<std::unique_ptr<grpc::Server>> StartAt(const GrpcServerOptions& options, int port,
                                                       const std::vector<grpc::Service*>& services,
-                                                      int* bound) {
+                                                      Queues* queues, int* bound) {
   // A switch of the process: it adds the service to servers that are built later.
   static std::once_flag health;
   std::call_once(health, [] { grpc::EnableDefaultHealthCheckService(true); });
@@ -57,8 +59,10 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> StartAt(const GrpcServerOptions& o
   builder.SetMaxReceiveMessageSize(options.receive_bytes_max);
   builder.SetMaxSendMessageSize(-1);
   for (grpc::Service* service : services) builder.RegisterService(service);
+  for (int i = 0; i < options.queues; ++i) queues->push_back(builder.AddCompletionQueue());
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr) {
+    for (const auto& queue : *queues) queue->Shutdown();
     return absl::UnavailableError(
         absl::StrCat("cannot serve gRPC at ", options.host, ":", port,
                      options.tls.enabled() ? " with this certificate and key" : ""));
@@ -112,9 +116,12 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Listen(
       if (!last.ok()) return last;
     }
     int bound = 0;
-    absl::StatusOr<std::unique_ptr<grpc::Server>> server = StartAt(options, port, services, &bound);
+    Queues queues;
+    absl::StatusOr<std::unique_ptr<grpc::Server>> server =
+        StartAt(options, port, services, &queues, &bound);
     if (server.ok()) {
-      return std::unique_ptr<GrpcServer>(new GrpcServer(*std::move(server), bound));
+      return std::unique_ptr<GrpcServer>(
+          new GrpcServer(std::move(queues), *std::move(server), bound));
     }
     last = server.status();
   }

@@ -22,6 +22,7 @@ struct GrpcServerOptions {
   int receive_bytes_max = 64 << 20;
   int metadata_bytes_max = 16 << 10;
   TlsOptions tls = {};
+  int queues = 0;  // completion queues, for services that do without gRPC's threads
 };
 
 // RAII: listens from Listen to Shutdown or destruction. Thread-safe.
@@ -35,6 +36,8 @@ class GrpcServer {
 
   int port() const { return port_; }
   grpc::Server& server() { return *server_; }
+  // The i-th. Whoever reads it shuts it down after Shutdown, and reads it to its end.
+  grpc::ServerCompletionQueue& queue(size_t i) { return *queues_.at(i); }
   // What grpc.health.v1.Health answers, for the server as a whole ("") and for each of its
   // services. Serving from the start.
   void SetServing(bool serving);
@@ -42,8 +45,10 @@ class GrpcServer {
   void Shutdown();
 
  private:
-  GrpcServer(std::unique_ptr<grpc::Server> server, int port)
-      : server_(std::move(server)), port_(port) {}
+  using Queues = std::vector<std::unique_ptr<grpc::ServerCompletionQueue>>;
+  GrpcServer(Queues queues, std::unique_ptr<grpc::Server> server, int port)
+      : queues_(std::move(queues)), server_(std::move(server)), port_(port) {}
+  Queues queues_;  // outlive the server
   std::unique_ptr<grpc::Server> server_;
   const int port_;
 };

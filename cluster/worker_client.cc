@@ -1,5 +1,7 @@
 #include "cluster/worker_client.h"
 
+#include <google/protobuf/arena.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -119,14 +121,16 @@ absl::Status WorkerClient::OneStream(StreamId id) {
 }
 
 void WorkerClient::Read(StreamId id, Stream& stream, bool* registered) {
-  pb::FromWorker message;
-  while (stream.Read(&message)) {
+  for (;;) {
+    const auto arena = std::make_shared<google::protobuf::Arena>();
+    auto& message = *google::protobuf::Arena::CreateMessage<pb::FromWorker>(arena.get());
+    if (!stream.Read(&message)) return;
     if (message.has_registration() == *registered) return;  // first, and once
     if (message.has_registration()) {
       *registered = true;
-      callbacks_.registered(id, std::move(*message.mutable_registration()));
+      callbacks_.registered(id, message.registration());
     } else if (message.has_events()) {
-      callbacks_.events(id, std::move(*message.mutable_events()));
+      callbacks_.events(id, {arena, &message.events()});
     } else if (message.has_heartbeat()) {
       callbacks_.heartbeat(id, message.heartbeat());
     }

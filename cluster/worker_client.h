@@ -23,7 +23,8 @@ namespace switchyard {
 // heartbeats, then lost. They may block: the worker is then slowed down by flow control.
 struct WorkerClientCallbacks {
   std::function<void(StreamId, cluster::v1::Registration)> registered;
-  std::function<void(StreamId, cluster::v1::StepEvents)> events;
+  // Shared, because they live in one piece of memory, and go with it.
+  std::function<void(StreamId, std::shared_ptr<const cluster::v1::StepEvents>)> events;
   std::function<void(StreamId, const cluster::v1::Heartbeat&)> heartbeat;
   // After `registered`, once for each.
   std::function<void(StreamId, const absl::Status&)> lost;

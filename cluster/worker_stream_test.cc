@@ -85,9 +85,9 @@ struct TestRouter {
                       log.Add("registered");
                     },
                 .events =
-                    [this](StreamId, pb::StepEvents events) {
+                    [this](StreamId, const std::shared_ptr<const pb::StepEvents>& events) {
                       ++messages;
-                      for (const pb::AttemptEvent& e : events.events()) {
+                      for (const pb::AttemptEvent& e : events->events()) {
                         log.Add("event " + e.id().request() + " " + std::to_string(e.index()));
                       }
                     },

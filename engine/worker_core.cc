@@ -89,13 +89,13 @@ absl::Status WorkerCore::Start(Hooks hooks) {
   listen.port = wanted_port_;
   listen.tls = tls_;
   ASSIGN_OR_RETURN(grpc_, GrpcServer::Listen(listen, services));
-  if (metrics_port_ >= 0) {
-    RETURN_IF_ERROR(metrics_->Serve(host_, metrics_port_, [this] { return Snapshot(); }));
-  }
   {
     MutexLock lock(mu_);
     port_ = grpc_->port();
     listening_.NotifyAll();
+  }
+  if (metrics_port_ >= 0) {
+    RETURN_IF_ERROR(metrics_->Serve(host_, metrics_port_, [this] { return Snapshot(); }));
   }
   // The first task runs when the ranks of the group have met.
   if (ep_ != nullptr) RunOnEngine([](Engine&) {});

@@ -17,10 +17,7 @@ bool SameKey(std::string_view given, std::string_view key) {
   return difference == 0;
 }
 
-}  // namespace
-
-bool ApiKeys::Allows(std::string_view authorization) const {
-  if (keys_.empty()) return true;
+bool Holds(const std::vector<std::string>& keys, std::string_view authorization) {
   constexpr std::string_view kScheme = "bearer ";  // of any case, RFC 7235
   if (authorization.size() < kScheme.size() ||
       !absl::EqualsIgnoreCase(absl::string_view(authorization.data(), kScheme.size()),
@@ -28,10 +25,29 @@ bool ApiKeys::Allows(std::string_view authorization) const {
     return false;
   }
   bool allowed = false;
-  for (const std::string& key : keys_) {
+  for (const std::string& key : keys) {
     allowed = SameKey(authorization.substr(kScheme.size()), key) || allowed;
   }
   return allowed;
+}
+
+}  // namespace
+
+bool ApiKeys::Allows(std::string_view authorization) const {
+  const bool admin = Holds(admin_keys_, authorization);
+  return keys_.empty() || Holds(keys_, authorization) || admin;
+}
+
+bool ApiKeys::AllowsAdmin(std::string_view authorization) const {
+  return admin_keys_.empty() ? Allows(authorization) : Holds(admin_keys_, authorization);
+}
+
+bool IsOfThisMachine(std::string_view peer) {
+  // Brackets of IPv6 addresses may be escaped.
+  for (const std::string_view prefix : {"ipv4:127.", "ipv6:[::1]:", "ipv6:%5B::1%5D:", "unix:"}) {
+    if (peer.starts_with(prefix)) return true;
+  }
+  return false;
 }
 
 }  // namespace switchyard

@@ -68,7 +68,7 @@ void Conductor::Begin(uint64_t number, std::string id, ClientRequest client, Sin
       number, std::move(id), absl::StrCat(router_id_, "-", number), std::move(client),
       std::move(sink), options_, clock_->Now(), &jitter_, outside_.spans);
   Request& r = *request;
-  by_wire_id_[r.wire_id] = number;
+  by_wire_id_[r.wire_id] = &r;
   requests_[number] = std::move(request);
   Settle(r);
 }

@@ -11,6 +11,7 @@
 #include <set>
 #include <string>
 #include <tuple>
+#include <unordered_map>
 #include <vector>
 
 #include "common/clock.h"
@@ -37,9 +38,11 @@ struct CoreOptions {
   // How long a request waits while no decode worker is alive.
   absl::Duration outage_wait = absl::Seconds(60);
   absl::Duration lease = absl::Seconds(3);  // of a silent worker
-  uint64_t seed = 0;                        // of ids, absent sampling seeds and jitter
-  TlsOptions worker_tls = {};               // of the streams to workers
-  SpanSink* spans = nullptr;                // must outlive the core; null: nothing is traced
+  // Tokens of an answer's update; less with its first token and its end.
+  int stream_interval = 1;
+  uint64_t seed = 0;           // of ids, absent sampling seeds and jitter
+  TlsOptions worker_tls = {};  // of the streams to workers
+  SpanSink* spans = nullptr;   // must outlive the core; null: nothing is traced
 };
 
 class Conductor {
@@ -117,7 +120,7 @@ class Conductor {
   PrefixMap prefixes_;
   bool workers_changed_ = true;
   std::map<uint64_t, std::unique_ptr<Request>> requests_;
-  std::map<std::string, uint64_t> by_wire_id_;
+  std::unordered_map<std::string, Request*> by_wire_id_;
   // By priority; who has begun already and lost its workers; deadline (who has little time goes
   // before who has much, and waiting makes it less); arrival. But see NextInLine.
   using Place = std::tuple<int, bool, absl::Time, uint64_t>;

@@ -30,14 +30,6 @@ ClientUpdate::Finish FinishFor(End::Reason reason) {
   return ClientUpdate::Finish::kError;
 }
 
-// What follows in the same answer.
-void Append(ClientUpdate next, ClientUpdate* update) {
-  next.text.insert(0, update->text);
-  next.tokens.insert(next.tokens.begin(), std::make_move_iterator(update->tokens.begin()),
-                     std::make_move_iterator(update->tokens.end()));
-  *update = std::move(next);
-}
-
 // The stop token of the request that the answer ended with; none if it was an end of sequence.
 std::optional<TokenId> StopTokenOf(const ClientRequest& request, const ModelDescription& model,
                                    TokenId last) {
@@ -52,18 +44,22 @@ std::optional<TokenId> StopTokenOf(const ClientRequest& request, const ModelDesc
 }  // namespace
 
 void Conductor::OnWorkerEvents(WorkerId worker, const pb::StepEvents& events) {
+  bool told = false;  // that it succeeds
   for (const pb::AttemptEvent& e : events.events()) {
     auto it = by_wire_id_.find(e.id().request());
     if (it == by_wire_id_.end()) continue;  // late, of a request that has ended
-    Request& r = *requests_.at(it->second);
+    Request& r = *it->second;
     if (r.assigned && r.assigned->prefill == worker && e.id().attempt() == r.attempts.attempt() &&
         (e.handed_off() || e.finish() != pb::FINISH_NONE)) {
       workers_.PrefillDone(r.number, *r.assigned);
     }
-    if (r.assigned && r.assigned->decode == worker && e.has_token()) {
+    if (r.assigned && r.assigned->decode == worker && e.has_token() &&
+        !std::exchange(r.served, true)) {
       workers_.Served(r.number, worker);
     }
-    if (e.finish() != pb::FINISH_ERROR) workers_.Succeeded(worker);
+    const bool failed = e.finish() == pb::FINISH_ERROR;
+    if (!failed && !told) workers_.Succeeded(worker);
+    told = !failed;
     if (e.handed_off() && e.id().attempt() == r.attempts.attempt()) {
       r.trace.HandedOff(e.kv_bytes_moved(), e.kv_lane(), clock_->Now());
     }
@@ -102,6 +98,7 @@ void Conductor::StartAttempt(Request& r, const Route& route) {
   if (r.attempts.Start(route) > 1) outside_.metrics->Retry();
   r.dispatched = std::min(r.dispatched, clock_->Now());
   r.assigned = route;
+  r.served = r.settled = false;
   r.decode_worker = workers_.Find(route.decode)->address;
   r.prefill_worker = route.prefill ? workers_.Find(*route.prefill)->address : "";
   r.trace.StartAttempt(r.attempts.attempt(), r.prefill_worker, r.decode_worker, clock_->Now());
@@ -173,13 +170,18 @@ void Conductor::Apply(Request& r, RequestAttempts::Effects effects) {
     update.first = !std::exchange(r.first_sent, true);
     update.seed = r.client.sampling.seed;
     const bool now = update.first || effects.end;
+    const auto interval = static_cast<size_t>(options_.stream_interval);
+    const bool due = r.unsent && r.unsent->tokens.size() >= interval;
     if (r.unsent) {
       Append(std::move(update), &*r.unsent);
     } else {
       r.unsent = std::move(update);
-      if (!now) unsent_.push_back(r.number);
     }
-    if (now) r.sink(*std::exchange(r.unsent, std::nullopt));
+    if (now) {
+      r.sink(*std::exchange(r.unsent, std::nullopt));
+    } else if (!due && r.unsent->tokens.size() >= interval) {
+      unsent_.push_back(r.number);
+    }
   }
   if (effects.end) {
     Erase(r);
@@ -208,7 +210,7 @@ void Conductor::TakeTokens(Request& r, RequestAttempts::Effects* effects, Client
   }
   r.last_token = now;
   r.trace.Token(now);
-  if (r.assigned) workers_.FirstToken(r.number, *r.assigned);
+  if (r.assigned && !std::exchange(r.settled, true)) workers_.FirstToken(r.number, *r.assigned);
   update->prompt_logprobs = std::move(effects->prompt_logprobs);
   if (r.completion_tokens == 0) r.cached_tokens = effects->cached_tokens;
   const size_t n = effects->tokens.size();
@@ -261,6 +263,7 @@ void Conductor::FillEnd(Request& r, const End& end, ClientUpdate* update) {
     times.last_token = r.last_token - r.arrival;
   }
   outside_.metrics->Ended(*update, times, r.client.max_tokens);
+  const std::string trace_id = r.trace.trace_id();  // End forgets it
   r.trace.End({{"request", r.id},
                {"attempts", absl::StrCat(update->attempts)},
                {"prompt_tokens", absl::StrCat(update->prompt_tokens)},
@@ -272,7 +275,7 @@ void Conductor::FillEnd(Request& r, const End& end, ClientUpdate* update) {
     outside_.log->Debug("request ended", {{"request", r.id},
                                           {"finish", FinishName(update->finish)},
                                           {"tokens", update->completion_tokens},
-                                          {"trace", r.trace.trace_id()}});
+                                          {"trace", trace_id}});
   }
   if (end.reason == End::Reason::kError) {
     outside_.log->Warning("request failed", {{"request", r.id}, {"error", end.error.ToString()}});
@@ -282,6 +285,7 @@ void Conductor::FillEnd(Request& r, const End& end, ClientUpdate* update) {
 void Conductor::Settle(Request& r) {
   const bool waits = r.attempts.phase() == Phase::kWaiting;
   if (waits && r.assigned) {
+    if (r.unsent) unsent_.push_back(r.number);  // the next token may take its time
     r.trace.EndAttempt(absl::UnavailableError("it is tried again"), clock_->Now());
     workers_.Release(r.number, *r.assigned, r.tokens());
     r.assigned.reset();

@@ -49,6 +49,8 @@ struct Conductor::Request {
   absl::Time first_token = absl::InfiniteFuture(), last_token;
   PrefixMap::Chain chain;         // of prompt and generated tokens, as far as they were known
   std::optional<Route> assigned;  // what the pool counts for it
+  bool served = false;            // and knows that a token came from its decode worker
+  bool settled = false;           // and that a token came
   bool waiting = false;           // is in waiting_
   std::string prefill_worker, decode_worker;
   absl::Time timer = absl::InfiniteFuture();  // its entry in timers_

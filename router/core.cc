@@ -1,6 +1,8 @@
 #include "router/core.h"
 
 #include <algorithm>
+#include <array>
+#include <future>
 #include <map>
 #include <utility>
 
@@ -20,6 +22,7 @@ constexpr int kAnswerCostMax = 256;
 constexpr absl::Duration kTick = absl::Milliseconds(50);  // leases are checked at least so often
 
 constexpr absl::Duration kLookupEvery = absl::Seconds(1);  // of names
+constexpr auto kStopPoll = std::chrono::milliseconds(20);
 // What a refused client is told.
 constexpr absl::Duration kRetryAfterMin = absl::Seconds(1), kRetryAfterMax = absl::Seconds(60);
 
@@ -68,9 +71,8 @@ class Core::Links final : public WorkerLinks {
               post([=](WorkerPool& workers) { workers.OnRegistered(slot, stream, r); });
             },
         .events =
-            [=](StreamId stream, pb::StepEvents events) {
-              auto shared = std::make_shared<pb::StepEvents>(std::move(events));
-              post([=](WorkerPool& workers) { workers.OnEvents(slot, stream, *shared); });
+            [=](StreamId stream, std::shared_ptr<const pb::StepEvents> events) {
+              post([=](WorkerPool& workers) { workers.OnEvents(slot, stream, *events); });
             },
         .heartbeat =
             [=](StreamId stream, const pb::Heartbeat& h) {
@@ -108,8 +110,7 @@ absl::StatusOr<std::unique_ptr<Core>> Core::Create(CoreOptions options, const Cl
 Core::Core(CoreOptions options, Discovery prefill, Discovery decode, const Clock* clock,
            Logger* log)
     : options_(std::move(options)),
-      prefill_(std::move(prefill)),
-      decode_(std::move(decode)),
+      names_(std::make_shared<Names>(Names{std::move(prefill), std::move(decode)})),
       clock_(clock),
       log_(log),
       router_id_(absl::StrCat(absl::Hex(std::mt19937_64(options_.seed)(), absl::kZeroPad16))),
@@ -138,7 +139,7 @@ Core::Core(CoreOptions options, Discovery prefill, Discovery decode, const Clock
                              }});
   Discover();
   thread_ = std::thread([this] { Run(); });
-  if (prefill_.changes() || decode_.changes()) {
+  if (names_->change()) {
     discovery_ = std::thread([this] {
       while (!stopping_.WaitForNotificationWithTimeout(kLookupEvery)) {
         Discover();
@@ -148,13 +149,27 @@ Core::Core(CoreOptions options, Discovery prefill, Discovery decode, const Clock
   }
 }
 
+// A name server that does not answer must not hold up the router's end: the thread that asks it is
+// left to itself then.
 void Core::Discover() {
-  for (auto [discovery, role] :
-       {std::pair(&prefill_, pb::ROLE_PREFILL), std::pair(&decode_, pb::ROLE_DECODE)}) {
-    Post([this, role = role, addresses = discovery->Resolve()] {
-      conductor_->workers().SetAddresses(role, addresses);
-    });
+  using Lists = std::array<std::vector<std::string>, 2>;
+  std::promise<Lists> promise;
+  std::future<Lists> lists = promise.get_future();
+  auto ask = [names = names_, promise = std::move(promise)]() mutable {
+    promise.set_value({names->prefill.Resolve(), names->decode.Resolve()});
+  };
+  if (names_->change()) {
+    std::thread(std::move(ask)).detach();
+  } else {
+    ask();
   }
+  while (lists.wait_for(kStopPoll) != std::future_status::ready) {
+    if (stop_) return;
+  }
+  Post([this, lists = lists.get()] {
+    conductor_->workers().SetAddresses(pb::ROLE_PREFILL, lists[0]);
+    conductor_->workers().SetAddresses(pb::ROLE_DECODE, lists[1]);
+  });
 }
 
 Core::~Core() {
@@ -171,17 +186,25 @@ void Core::Post(std::function<void()> work) {
 }
 
 absl::Status Core::Admit(int priority, absl::Duration deadline) const {
-  if (shared_.draining) return absl::UnavailableError("the router is draining");
+  if (shared_.draining) {
+    metrics_.Refused(Refusal::kDraining);
+    return absl::UnavailableError("the router is draining");
+  }
   // A cluster that was up waits for workers to come back; one that never was has no time to give.
-  if (!shared_.was_ready) return absl::UnavailableError(shared_.status.not_ready_because);
-  const auto refuse = [](const std::string& why, absl::Duration after) {
+  if (!shared_.was_ready) {
+    metrics_.Refused(Refusal::kNotReady);
+    return absl::UnavailableError(shared_.status.not_ready_because);
+  }
+  const auto refuse = [this](Refusal reason, const std::string& why, absl::Duration after) {
+    metrics_.Refused(reason);
     absl::Status status = absl::ResourceExhaustedError(absl::StrCat(why, "; retry later"));
     SetRetryAfter(std::clamp(after, kRetryAfterMin, kRetryAfterMax), &status);
     return status;
   };
   const absl::Duration wait = shared_.backlog.Wait(priority);
   if (shared_.ids.size() >= static_cast<size_t>(options_.limits.requests_max)) {
-    return refuse(absl::StrCat("requests: ", shared_.ids.size(), " running and waiting, limit ",
+    return refuse(Refusal::kFull,
+                  absl::StrCat("requests: ", shared_.ids.size(), " running and waiting, limit ",
                                options_.limits.requests_max),
                   wait);
   }
@@ -190,7 +213,8 @@ absl::Status Core::Admit(int priority, absl::Duration deadline) const {
                                    ? std::min(deadline, options_.limits.deadline) / 2
                                    : options_.limits.queue_wait;
   if (wait <= limit) return absl::OkStatus();
-  return refuse(absl::StrCat("the first token would come after ",
+  return refuse(Refusal::kLate,
+                absl::StrCat("the first token would come after ",
                              absl::FormatDuration(absl::Trunc(wait, absl::Milliseconds(100))),
                              ", limit ", absl::FormatDuration(limit)),
                 wait - limit);
@@ -237,6 +261,7 @@ absl::StatusOr<std::string> Core::Submit(ClientRequest request, Sink sink) {
   if (posted) return id;
   MutexLock lock(mu_);
   Forget(id);
+  metrics_.Refused(Refusal::kFull);
   absl::Status full = absl::ResourceExhaustedError(absl::StrCat(
       "mailbox: ", kMailboxMax, " messages wait for the router, the limit; retry later"));
   SetRetryAfter(kRetryAfterMin, &full);

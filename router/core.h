@@ -75,7 +75,7 @@ class Core final : public RouterCore {
   };
 
   Core(CoreOptions options, Discovery prefill, Discovery decode, const Clock* clock, Logger* log);
-  // kResourceExhausted, with advice, for who would wait too long.
+  // Why a request is not taken, with advice for who would wait too long; counted.
   absl::Status Admit(int priority, absl::Duration deadline) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Forget(const std::string& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -90,7 +90,12 @@ class Core final : public RouterCore {
   void SetReady(std::string why_not) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const CoreOptions options_;
-  Discovery prefill_, decode_;  // the discovery thread's, once it runs
+  // Used by one thread at a time: of the constructor, then those that ask.
+  struct Names {
+    Discovery prefill, decode;
+    bool change() const { return prefill.changes() || decode.changes(); }
+  };
+  const std::shared_ptr<Names> names_;
   const Clock* const clock_;
   Logger* const log_;
   const std::string router_id_;

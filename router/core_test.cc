@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 
+#include "absl/strings/str_cat.h"
 #include "router/test_worker.h"
 
 namespace switchyard {
@@ -326,6 +327,23 @@ TEST_F(CoreTest, DrainTakesNothingNewAndLetsTheRestFinish) {
   EXPECT_EQ(core_->status().not_ready_because, "draining");
 }
 
+TEST_F(CoreTest, RefusalsAreCountedByReason) {
+  options_.limits.requests_max = 1;
+  Start({.step = absl::Milliseconds(3)});
+  StartCore();
+  Client running, drained;
+  ASSERT_TRUE(core_->Submit(Request(10, 100), running.Sink()).ok());
+  ASSERT_FALSE(core_->Submit(Request(10, 1), running.Sink()).ok());
+  core_->StartDrain();
+  ASSERT_FALSE(core_->Submit(Request(10, 1), drained.Sink()).ok());
+  for (const char* reason : {"full\"} 1", "draining\"} 1", "late\"} 0", "not_ready\"} 0"}) {
+    EXPECT_TRUE(Metric(
+        absl::StrCat("switchyard_requests_refused_total{model_name=\"m\",reason=\"", reason)))
+        << reason;
+  }
+  ASSERT_TRUE(running.Wait().last.has_value());
+}
+
 TEST_F(CoreTest, NothingIsTakenBeforeAWorkerWasThere) {
   options_.decode_addresses = {"127.0.0.1:1"};
   options_.model = TestModel();
@@ -336,6 +354,27 @@ TEST_F(CoreTest, NothingIsTakenBeforeAWorkerWasThere) {
             absl::StatusCode::kUnavailable);
   options_.decode_addresses.push_back("127.0.0.1:1");
   EXPECT_FALSE(Core::Create(options_, &clock_, &log_).ok());
+}
+
+TEST_F(CoreTest, TokensOfAStreamIntervalGoTogether) {
+  options_.stream_interval = 8;
+  Start({});
+  StartCore();
+  Client client;
+  std::vector<size_t> sizes;  // the core's, until the last update
+  ASSERT_TRUE(core_
+                  ->Submit(Request(10, 100),
+                           [&, sink = client.Sink()](ClientUpdate update) {
+                             sizes.push_back(update.tokens.size());
+                             sink(std::move(update));
+                           })
+                  .ok());
+  const Answer a = client.Wait();
+  ASSERT_TRUE(a.last.has_value());
+  EXPECT_EQ(a.tokens, TestTokens(Request(10, 1).prompt_ids, 100));
+  ASSERT_GE(sizes.size(), 3u);
+  EXPECT_EQ(sizes.front(), 1u) << "the first token waits for nothing";
+  for (size_t i = 1; i + 1 < sizes.size(); ++i) EXPECT_GE(sizes[i], 8u) << i;
 }
 
 TEST_F(CoreTest, TokensThatComeWhileTheRouterIsBusyGoTogether) {

@@ -17,6 +17,9 @@ struct GrpcFrontOptions {
   bool next_free_port = false;
   int receive_bytes_max = 16 << 20;
   std::vector<std::string> api_keys = {};  // if any, all but health and reflection needs one
+  // What Drain and Abort need, beside which the others take these keys too; none: a client on this
+  // machine.
+  std::vector<std::string> admin_keys = {};
   TlsOptions tls = {};
   size_t queued_updates_max = 4096;  // of one stream whose client does not read; then it is aborted
 };

@@ -320,6 +320,29 @@ TEST_F(GrpcFrontTest, WithoutAKeyNothingIsAnswered) {
   }
 }
 
+TEST_F(GrpcFrontTest, DrainAndAbortAreForAdmins) {
+  auto front = *GrpcFront::Create(core_.get(), {.port = 0, .admin_keys = {"admin"}});
+  auto stub = v1::Router::NewStub(DialChannel(HostPort("127.0.0.1", front->port())));
+  for (const char* key : {"", "Bearer admin"}) {
+    const bool admin = *key != 0;
+    grpc::ClientContext generate, abort, drain;
+    for (grpc::ClientContext* context : {&generate, &abort, &drain}) {
+      if (admin) context->AddMetadata("authorization", key);
+    }
+    auto stream = stub->Generate(&generate, Request(2));
+    v1::GenerateResponse response;
+    while (stream->Read(&response)) {
+    }
+    EXPECT_TRUE(stream->Finish().ok()) << "of all";
+    v1::AbortResponse found;
+    EXPECT_EQ(stub->Abort(&abort, {}, &found).error_code(),
+              admin ? grpc::OK : grpc::PERMISSION_DENIED);
+    v1::DrainResponse drained;
+    EXPECT_EQ(stub->Drain(&drain, {}, &drained).error_code(),
+              admin ? grpc::OK : grpc::PERMISSION_DENIED);
+  }
+}
+
 TEST_F(GrpcFrontTest, TakenPortIsNamed) {
   auto second = GrpcFront::Create(core_.get(), {.port = front_->port()});
   ASSERT_EQ(second.status().code(), absl::StatusCode::kAlreadyExists);

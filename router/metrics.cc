@@ -8,7 +8,9 @@
 namespace switchyard {
 namespace {
 constexpr int kReasons = static_cast<int>(ClientUpdate::Finish::kError);  // kStop is 1
-}
+constexpr std::array kRefusals = {"full", "late", "draining", "not_ready"};
+static_assert(kRefusals.size() == static_cast<size_t>(Refusal::kNotReady) + 1);
+}  // namespace
 
 struct RouterMetrics::Series {
   // Blocks of one role by what they are; they add up to the total.
@@ -24,6 +26,10 @@ struct RouterMetrics::Series {
       };
       kv_blocks[role] = {gauge("free"), gauge("cached"), gauge("owned"), gauge("leased"),
                          gauge("quarantined")};
+    }
+    for (size_t i = 0; i < kRefusals.size(); ++i) {
+      refused[i] = &registry.Counter("requests_refused_total", "Requests that were not taken",
+                                     {{"reason", kRefusals[i]}});
     }
     for (int i = 0; i < kReasons; ++i) {
       const auto finish = static_cast<ClientUpdate::Finish>(i + 1);
@@ -91,6 +97,7 @@ struct RouterMetrics::Series {
   prometheus::Histogram& max_tokens = registry.Histogram(
       "request_params_max_tokens", "max_tokens of ended requests", buckets::Tokens());
   std::array<prometheus::Counter*, kReasons> success;
+  std::array<prometheus::Counter*, kRefusals.size()> refused;
   std::map<std::string, KvBlocks> kv_blocks;  // by role
 };
 
@@ -157,6 +164,9 @@ void RouterMetrics::Ended(const ClientUpdate& end, const RequestTimes& times, in
   if (end.completion_tokens > 1) {
     observe(s.mean_tpot, (times.last_token - times.first_token) / (end.completion_tokens - 1));
   }
+}
+void RouterMetrics::Refused(Refusal why) const {
+  series_->refused[static_cast<size_t>(why)]->Increment();
 }
 void RouterMetrics::Retry() { series_->retries.Increment(); }
 void RouterMetrics::Preemptions(uint64_t count) {

@@ -19,6 +19,14 @@ struct RequestTimes {
   absl::Duration end;
 };
 
+// Why a request was not taken at all.
+enum class Refusal {
+  kFull,      // as many requests as there may be
+  kLate,      // its first token would come too late
+  kDraining,  // the router ends
+  kNotReady,  // no decode rank has come yet
+};
+
 // Thread-safe.
 class RouterMetrics {
  public:
@@ -34,6 +42,7 @@ class RouterMetrics {
   void LaterTokens(int count, absl::Duration since);
   void GeneratedTokens(int count);
   void Ended(const ClientUpdate& end, const RequestTimes& times, int max_tokens);
+  void Refused(Refusal why) const;
   void Retry();
   void Preemptions(uint64_t count);
   void PrefixCache(uint64_t queries, uint64_t hits);  // tokens

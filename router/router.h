@@ -77,6 +77,20 @@ struct ClientUpdate {
   std::string kv_lane, prefill_worker, decode_worker;
 };
 
+// `next` follows `update` in the same answer, and becomes part of it.
+inline void Append(ClientUpdate next, ClientUpdate* update) {
+  update->text += next.text;
+  update->tokens.insert(update->tokens.end(), std::make_move_iterator(next.tokens.begin()),
+                        std::make_move_iterator(next.tokens.end()));
+  if (next.finish == ClientUpdate::Finish::kNone) return;
+  next.first = update->first;
+  next.seed = update->seed;
+  next.prompt_logprobs = std::move(update->prompt_logprobs);
+  next.text = std::move(update->text);
+  next.tokens = std::move(update->tokens);
+  *update = std::move(next);
+}
+
 // As vLLM names it; null: not ended.
 constexpr const char* FinishName(ClientUpdate::Finish finish) {
   constexpr const char* kNames[] = {nullptr, "stop", "length", "abort", "error"};
@@ -157,6 +171,8 @@ struct RouterOptions {
   std::vector<std::string> prefill_addresses, decode_addresses;  // host:port or dns:name:port
   Disaggregate disaggregate = Disaggregate::kAuto;
   std::vector<std::string> api_keys;         // any of them is wanted from clients; none: no key is
+  std::vector<std::string> admin_keys;       // as GrpcFrontOptions
+  int stream_interval = 1;                   // as CoreOptions
   std::vector<std::string> allowed_origins;  // of web pages that may use the HTTP front (CORS)
   TlsOptions tls;                            // of both fronts
   TlsOptions worker_tls;                     // of the streams to workers

@@ -32,6 +32,7 @@ class RouterProcessImpl final : public RouterProcess {
     core.limits = options.limits;
     core.spans = options.spans;
     core.worker_tls = options.worker_tls;
+    core.stream_interval = options.stream_interval;
     core.seed = RandomWord();
     ASSIGN_OR_RETURN(core_, Core::Create(std::move(core), &clock_, &log_));
     ASSIGN_OR_RETURN(http_,
@@ -40,6 +41,7 @@ class RouterProcessImpl final : public RouterProcess {
                                                      .port = options.http_port,
                                                      .next_free_port = options.next_free_port,
                                                      .api_keys = options.api_keys,
+                                                     .admin_keys = options.admin_keys,
                                                      .allowed_origins = options.allowed_origins,
                                                      .tls = options.tls,
                                                      .metrics_port = options.metrics_port}));
@@ -48,6 +50,7 @@ class RouterProcessImpl final : public RouterProcess {
                                                      .port = options.grpc_port,
                                                      .next_free_port = options.next_free_port,
                                                      .api_keys = options.api_keys,
+                                                     .admin_keys = options.admin_keys,
                                                      .tls = options.tls}));
     core_->WatchReady([this](bool ready) { grpc_->SetServing(ready); });
     return absl::OkStatus();

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Whether docs/ says what is there: links, keys, series, runbooks, the API. usage: docs_test.py README.md SWITCHYARD
+"""Whether docs/ says what is there: links, keys, series, runbooks, errors, the API. usage: docs_test.py README.md SWITCHYARD
 
 README.md only says where the checkout is.
 """
@@ -62,12 +62,36 @@ def test_keys(root, binary):
 
 
 def test_series(root):
-    text = (root / "docs/operate.md").read_text()
-    named = set(re.findall(r"[a-z0-9_]+", text))
+    rows = re.findall(r"^\| (`[^|]+) \| (?:gauge|counter|histogram)", (root / "docs/operate.md").read_text(), re.M)
+    documented = {name for row in rows for name in re.findall(r"`([a-z0-9_]+)", row)}
+    exported = set()
     for source in SERIES_SOURCES:
         code = (root / source).read_text()
         series = set(re.findall(r"(?:Gauge|Counter|Histogram|Seconds)\(\s*\"([a-z0-9_]+)\"", code))
-        expect(series and series <= named, f"operate.md does not name {sorted(series - named)} of {source}")
+        expect(series, f"{source} exports nothing")
+        exported |= series
+    expect(exported <= documented, f"operate.md does not say what these are: {sorted(exported - documented)}")
+    expect(documented <= exported, f"operate.md: no such series: {sorted(documented - exported)}")
+
+
+def test_errors(root):
+    """HTTP statuses, types and gRPC codes of the catalogue, and of the code."""
+    rows = re.findall(r"^\| ([A-Z_]*) *\| ([0-9, ]*) *\| (?:`(\w+)`)? *\|", (root / "docs/errors.md").read_text(), re.M)
+    code = "".join(f.read_text() for folder in ("router/http", "common/net") for f in sorted((root / folder).glob("*.cc"))
+                   if not f.name.endswith("_test.cc"))
+    statuses = set(re.findall(r"(?:HttpError\(\s*|http = )([45]\d\d)\b", code))
+    documented = {s for _, cell, _ in rows for s in cell.replace(",", " ").split()}
+    expect(statuses == documented, f"errors.md: HTTP statuses {sorted(statuses ^ documented)} are in one of code and table")
+    types = set(re.findall(r"\"(\w+_error)\"", code))
+    named = {kind for _, _, kind in rows if kind}
+    expect(types == named, f"errors.md: types {sorted(types ^ named)} are in one of code and table")
+    codes = set()
+    for file in sorted((root / "router").glob("*.cc")):
+        if not file.name.endswith(("_test.cc", "_fuzz.cc")):
+            codes |= set(re.findall(r"absl::(\w+)Error\(", file.read_text()))
+    codes = {re.sub(r"(?<!^)([A-Z])", r"_\1", c).upper() for c in codes}
+    grpc = {name for name, _, _ in rows if name}
+    expect(codes <= grpc, f"errors.md does not name {sorted(codes - grpc)}")
 
 
 def test_api(root):
@@ -84,6 +108,7 @@ def main():
     test_runbooks(root)
     test_keys(root, binary)
     test_series(root)
+    test_errors(root)
     test_api(root)
     print("\n".join(errors) or "docs/ is in order")
     return 1 if errors else 0

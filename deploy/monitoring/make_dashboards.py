@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes dashboards/*.json for Grafana from the tables below. usage: make_dashboards.py [FOLDER]
 
-A panel is (title, unit, [(expression, legend)], what it tells). tests/monitoring queries every expression against a live
+A panel is (title, unit, [(expression, legend)], what it tells). tests/e2e/monitoring_test.py queries every expression against a live
 cluster.
 """
 import json
@@ -67,9 +67,13 @@ CLUSTER = [
      [("max by (role, instance) (switchyard_mfu)", "arithmetic {{role}} {{instance}}"),
       ("max by (role, instance) (switchyard_memory_bandwidth_share)", "memory reads {{role}} {{instance}}")],
      "Of peak-gflops and peak-read-gbps; 0 if they are not configured."),
+    ("Refused at once", "reqps", [(rate("requests_refused_total", "reason"), "{{reason}}")],
+     "late: the first token would have come too late; full: as many requests as a router may have."),
     ("Trouble", "short",
      [(rate("num_preemptions_total", where='role!=""'), "preemptions per second"),
       (rate("request_retries_total"), "retries per second")], ""),
+    ("Trace spans that were lost", "short", [(rate("trace_spans_lost_total", "instance"), "{{instance}}")],
+     "Per second: the collector is away, or slower than they come."),
     ("Lengths", "short",
      [(mean("request_prompt_tokens"), "prompt tokens"), (mean("request_generation_tokens"), "generated tokens")],
      "Means of requests that ended."),

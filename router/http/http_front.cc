@@ -22,6 +22,7 @@ using Responder = std::shared_ptr<HttpResponder>;
 
 // They tokenize and make JSON; the engine's threads are in other processes.
 constexpr char kChatPath[] = "/v1/chat/completions";
+constexpr char kDebugPath[] = "/debug/requests";  // an admin's, if there are admin keys
 constexpr int kIoThreads = 4;
 constexpr absl::Duration kStopGrace = absl::Seconds(1);
 
@@ -73,7 +74,7 @@ std::function<absl::StatusOr<std::string>(const Json&)> ChatRenderer(const std::
 struct HttpFront::Impl {
   Impl(RouterCore* core, const HttpFrontOptions& options)
       : core(core),
-        keys(options.api_keys),
+        keys(options.api_keys, options.admin_keys),
         render_chat(ChatRenderer(options.model_dir)),
         boot(std::random_device()()) {}
 
@@ -101,17 +102,21 @@ struct HttpFront::Impl {
 
 HttpRoute HttpFront::Impl::Guarded(std::string method, std::string path,
                                    HttpHandler handler) const {
-  return {std::move(method), std::move(path),
-          [this, handler = std::move(handler)](const HttpRequest& request, Responder responder) {
-            if (keys.Allows(request.Header("Authorization"))) {
-              return handler(request, std::move(responder));
-            }
-            HttpResponse refusal =
-                HttpError(401, "a valid API key is wanted as \"Authorization: Bearer KEY\"",
-                          "authentication_error", {}, "invalid_api_key");
-            refusal.headers.emplace_back("WWW-Authenticate", "Bearer");
-            responder->Send(std::move(refusal));
-          }};
+  return {
+      std::move(method), path,
+      [this, path, handler = std::move(handler)](const HttpRequest& request, Responder responder) {
+        const std::string_view key = request.Header("Authorization");
+        if (path == kDebugPath && keys.Allows(key) && !keys.AllowsAdmin(key)) {
+          responder->Send(HttpError(403, "an admin key is wanted here", "permission_error"));
+          return;
+        }
+        if (keys.Allows(key)) return handler(request, std::move(responder));
+        HttpResponse refusal =
+            HttpError(401, "a valid API key is wanted as \"Authorization: Bearer KEY\"",
+                      "authentication_error", {}, "invalid_api_key");
+        refusal.headers.emplace_back("WWW-Authenticate", "Bearer");
+        responder->Send(std::move(refusal));
+      }};
 }
 
 ApiContext HttpFront::Impl::Api() const {
@@ -204,7 +209,7 @@ std::vector<HttpRoute> HttpFront::Impl::ApiRoutes() {
   return {
       Guarded("GET", "/v1/models",
               [this](const HttpRequest&, Responder responder) { responder->Send(Models()); }),
-      Guarded("GET", "/debug/requests",
+      Guarded("GET", kDebugPath,
               [this](const HttpRequest&, Responder responder) {
                 core->ListRequests([responder](const std::vector<RequestStatus>& requests) {
                   responder->Send(JsonResponse(ToJson(requests)));

@@ -14,18 +14,19 @@ struct HttpFrontOptions {
   std::string model_dir =
       "";  // chat template and special tokens' names; without them, all but chat
   std::string host = "127.0.0.1";
-  int port = 0;                            // 0: any
-  bool next_free_port = false;             // a taken port moves to the next free one
-  std::vector<std::string> api_keys = {};  // if any, all but health, metrics and version need one
+  int port = 0;                              // 0: any
+  bool next_free_port = false;               // a taken port moves to the next free one
+  std::vector<std::string> api_keys = {};    // if any, all but health, metrics and version need one
+  std::vector<std::string> admin_keys = {};  // if any, /debug/requests needs one
   std::vector<std::string> allowed_origins = {};  // CORS: HttpServerOptions
   TlsOptions tls = {};
   // Also /health, /readyz, /version and /metrics, in clear, for probes; 0: any, -1: none.
   int metrics_port = -1;
 };
 
-// Serves /v1/models, /v1/completions, /v1/chat/completions, /tokenize, /detokenize, /health,
-// /readyz, /metrics and /version on threads of its own. A client that hangs up aborts its requests.
-// Thread-safe.
+// Serves /v1/models, /v1/completions, /v1/chat/completions, /tokenize, /detokenize,
+// /debug/requests, /health, /readyz, /metrics and /version on threads of its own. A client that
+// hangs up aborts its requests. Thread-safe.
 class HttpFront {
  public:
   // Listens at once. `core` must outlive the front. A taken port is kAlreadyExists.

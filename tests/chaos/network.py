@@ -19,10 +19,17 @@ class Network:
         self.router_host = f"{self.subnet}.1"
         self.workers = workers
         self.bridge = f"{self.name}b"
+        try:
+            self.make()
+        except BaseException:
+            self.remove()
+            raise
+
+    def make(self):
         ip("link", "add", "name", self.bridge, "type", "bridge")
         ip("addr", "add", f"{self.router_host}/24", "dev", self.bridge)
         ip("link", "set", self.bridge, "up")
-        for i in range(workers):
+        for i in range(self.workers):
             ip("netns", "add", self.namespace(i))
             ip("link", "add", self.port(i), "type", "veth", "peer", "name", "eth0", "netns", self.namespace(i))
             ip("link", "set", self.port(i), "master", self.bridge, "up")

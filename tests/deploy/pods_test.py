@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import ssl
 import subprocess
@@ -173,7 +174,12 @@ def may_make_namespaces():
     return False
 
 
+def end_in_order(signal_number, frame):
+    sys.exit(128 + signal_number)  # by way of every `finally`: no namespace is left
+
+
 def main():
+    signal.signal(signal.SIGTERM, end_in_order)
     root = pathlib.Path(sys.argv[1]).resolve().parent
     assert (root / "WORKSPACE").exists(), f"{root} is not a checkout"
     if not can_kustomize() or not may_make_namespaces():
