@@ -1,39 +1,10 @@
 #include "engine/wire_conversion.h"
 
-#include <cmath>
-
-#include "absl/strings/str_cat.h"
 #include "cluster/convert.h"
 #include "common/status_macros.h"
 
 namespace switchyard {
-namespace {
-
 namespace pb = cluster::v1;
-
-absl::Status Bad(absl::string_view field, absl::string_view value, absl::string_view wanted) {
-  return absl::InvalidArgumentError(absl::StrCat(field, " is ", value, "; ", wanted));
-}
-
-absl::StatusOr<SampledToken> TokenFromProto(absl::string_view field, const pb::ScoredToken& t) {
-  if (t.token() < 0) return Bad(absl::StrCat(field, ".token"), absl::StrCat(t.token()), ">= 0");
-  if (t.rank() < 1) return Bad(absl::StrCat(field, ".rank"), absl::StrCat(t.rank()), ">= 1");
-  if (!std::isfinite(t.logprob())) {
-    return Bad(absl::StrCat(field, ".logprob"), absl::StrCat(t.logprob()), "it must be finite");
-  }
-  if (t.top_tokens_size() != t.top_logprobs_size() || t.top_tokens_size() > kLogprobsMax) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(field, " has ", t.top_tokens_size(), " top_tokens and ", t.top_logprobs_size(),
-                     " top_logprobs; both must be equally many, at most ", kLogprobsMax));
-  }
-  for (float logprob : t.top_logprobs()) {
-    if (std::isfinite(logprob)) continue;
-    return Bad(absl::StrCat(field, ".top_logprobs"), absl::StrCat(logprob), "it must be finite");
-  }
-  return FromProto(t);
-}
-
-}  // namespace
 
 absl::StatusOr<EngineRequest> RequestFromProto(const pb::Submit& submit) {
   EngineRequest r;
@@ -90,40 +61,6 @@ pb::AttemptEvent ToEvent(const EngineOutput& output) {
   if (output.token) ToProto(*output.token, event.mutable_token());
   for (const SampledToken& t : output.prompt_logprobs) ToProto(t, event.add_prompt_logprobs());
   return event;
-}
-
-absl::StatusOr<EngineOutput> OutputFromEvent(const pb::AttemptEvent& event) {
-  EngineOutput out;
-  out.key = FromProto(event.id());
-  out.index = event.index();
-  if (out.index < 0) return Bad("index", absl::StrCat(out.index), "tokens count from 0");
-  out.cached_tokens = event.cached_tokens();
-  if (out.cached_tokens < 0) return Bad("cached_tokens", absl::StrCat(out.cached_tokens), ">= 0");
-  if (event.has_token()) {
-    ASSIGN_OR_RETURN(out.token, TokenFromProto("token", event.token()));
-  }
-  for (const pb::ScoredToken& t : event.prompt_logprobs()) {
-    ASSIGN_OR_RETURN(SampledToken scored, TokenFromProto("prompt_logprobs", t));
-    out.prompt_logprobs.push_back(std::move(scored));
-  }
-  switch (event.finish()) {
-    case pb::FINISH_NONE:
-      if (!out.token) return Bad("finish", "none", "an event without a token must be an end");
-      break;
-    case pb::FINISH_STOP:
-      out.finish = FinishReason::kStop;
-      break;
-    case pb::FINISH_LENGTH:
-      out.finish = FinishReason::kLength;
-      break;
-    case pb::FINISH_ERROR:
-      out.finish = FinishReason::kError;
-      out.error = ErrorOf(event);
-      break;
-    default:
-      return Bad("finish", absl::StrCat(event.finish()), "it is none of the known ones");
-  }
-  return out;
 }
 
 void ToProto(const EngineStats& stats, cluster::v1::Heartbeat* heartbeat) {

@@ -17,8 +17,6 @@ void ToProto(const EngineRequest& request, cluster::v1::Submit* submit);
 
 // An output as the router is told of it. kAborted, which no router needs to hear, is kCancelled.
 cluster::v1::AttemptEvent ToEvent(const EngineOutput& output);
-// The same back. An event must hold a token, an end, or both.
-absl::StatusOr<EngineOutput> OutputFromEvent(const cluster::v1::AttemptEvent& event);
 
 // The load part of a heartbeat.
 void ToProto(const EngineStats& stats, cluster::v1::Heartbeat* heartbeat);
