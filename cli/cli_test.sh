@@ -154,6 +154,12 @@ python3 -c 'import json, sys; json.load(open(sys.argv[1]))' "$work/out" || fail 
 expect 1 verify "$golden" "$golden/golden.safetensors" --dtype float32 --load-format dummy
 expect 1 verify "$golden" "$golden/config.json"
 
+# Tensor parallelism that cannot be is refused with the numbers, before anything starts.
+expect 2 serve "$model" --prefill-ep 4 --prefill-tp 3
+says err "prefill-tp is 3; it must divide prefill-ep, which is 4"
+expect 1 serve "$model" --prefill-ep 8 --prefill-tp 8
+says err "tensor parallelism of 8: the model's 4 heads can be split over 4 ranks at most"
+
 # Configuration files.
 printf 'role: decode\nmodel: %s\nport: 7001\nkv-lane: tcp\nblock-size: 16\n' "$model" >"$work/good.yaml"
 expect 0 check "$work/good.yaml"

@@ -65,6 +65,15 @@ void EpFlags::AddRebalanceTo(CLI::App& app) {
       ->group(kGroup);
 }
 
+void EpFlags::AddTensorRanksTo(CLI::App& app) {
+  app.add_option("--tp", ep.tensor_ranks,
+                 "so many neighbours of --ep-peers compute the attention of one batch together; "
+                 "the first of them takes the requests")
+      ->check(CLI::Range(1, kEpRanksMax))
+      ->capture_default_str()
+      ->group(kGroup);
+}
+
 void EpFlags::AddRankTo(CLI::App& app) {
   app.add_option("--ep-rank", ep.rank, "this rank's place in --ep-peers")
       ->check(CLI::Range(0, kEpRanksMax - 1))

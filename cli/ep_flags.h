@@ -16,8 +16,9 @@ struct EpFlags {
   double timeout_seconds = 30;
   double rebalance_seconds = 0, rebalance_mb_per_second = 50;
 
-  void AddTo(CLI::App& app);      // what all ranks of a group share
-  void AddRankTo(CLI::App& app);  // --ep-rank, --ep-peers, --ep-net-devices
+  void AddTo(CLI::App& app);             // what all ranks of a group share
+  void AddRankTo(CLI::App& app);         // --ep-rank, --ep-peers, --ep-net-devices
+  void AddTensorRanksTo(CLI::App& app);  // --tp
   EpOptions Options() const;
   // Names of the shared flags, without dashes.
   static std::vector<std::string> Names();

@@ -77,15 +77,15 @@ std::vector<std::string> Launcher::RouterArguments() const {
 
 absl::Status Launcher::StartWorkers() {
   for (int g = 0; g < options_.prefill; ++g) {
-    RETURN_IF_ERROR(StartGroup("prefill", g, options_.prefill_ep));
+    RETURN_IF_ERROR(StartGroup("prefill", g, options_.prefill_ep, options_.prefill_tp));
   }
   for (int g = 0; g < options_.decode; ++g) {
-    RETURN_IF_ERROR(StartGroup("decode", g, options_.decode_ep));
+    RETURN_IF_ERROR(StartGroup("decode", g, options_.decode_ep, 1));
   }
   return absl::OkStatus();
 }
 
-absl::Status Launcher::StartGroup(const std::string& role, int group, int ranks) {
+absl::Status Launcher::StartGroup(const std::string& role, int group, int ranks, int tensor_ranks) {
   std::vector<int> ports(ranks);
   std::vector<std::string> shared;
   if (ranks > 1) {  // they must know each other's ports before they start
@@ -94,6 +94,7 @@ absl::Status Launcher::StartGroup(const std::string& role, int group, int ranks)
     std::vector<std::string> peers;
     for (const int port : ports) peers.push_back(absl::StrCat("127.0.0.1:", port));
     shared.push_back(absl::StrCat("--ep-peers=", absl::StrJoin(peers, ",")));
+    if (tensor_ranks > 1) shared.push_back(absl::StrCat("--tp=", tensor_ranks));
     if (!options_.threads_given) {
       const auto cores = static_cast<int>(std::thread::hardware_concurrency());
       shared.push_back(absl::StrCat("--threads=", std::max(1, cores / ranks)));
@@ -144,12 +145,13 @@ absl::Status Launcher::Announce() {
     }
   }
   const std::string url = HttpUrl();
-  const auto pool = [](int groups, int ranks, const char* role) {
-    return absl::StrCat(groups, " ", role, ranks > 1 ? absl::StrCat(" of EP ", ranks) : "");
+  const auto pool = [](int groups, int ranks, int tensor_ranks, const char* role) {
+    return absl::StrCat(groups, " ", role, ranks > 1 ? absl::StrCat(" of EP ", ranks) : "",
+                        tensor_ranks > 1 ? absl::StrCat(" and TP ", tensor_ranks) : "");
   };
   std::printf("Switchyard serves %s: %s, %s, KV lane %s\n", options_.model.c_str(),
-              pool(options_.prefill, options_.prefill_ep, "prefill").c_str(),
-              pool(options_.decode, options_.decode_ep, "decode").c_str(),
+              pool(options_.prefill, options_.prefill_ep, options_.prefill_tp, "prefill").c_str(),
+              pool(options_.decode, options_.decode_ep, 1, "decode").c_str(),
               options_.kv_lane.c_str());
   std::printf("  HTTP  %s\n  gRPC  %s\n", url.c_str(), HostPort(options_.host, grpc_port_).c_str());
   std::printf(

@@ -19,6 +19,7 @@ struct LauncherOptions {
   std::string host = "127.0.0.1", model;
   int prefill = 1, decode = 1;        // groups
   int prefill_ep = 1, decode_ep = 1;  // processes of each, which share the experts
+  int prefill_tp = 1;                 // of these, so many neighbours compute attention together
   int port = 8000, grpc_port = 50051;
   std::vector<std::string> worker_arguments, router_arguments;  // after MODEL, without ports
   std::vector<std::string> group_arguments;  // besides, of workers in groups of more than one
@@ -48,7 +49,7 @@ class Launcher {
   };
 
   absl::Status StartWorkers();
-  absl::Status StartGroup(const std::string& role, int group, int ranks);
+  absl::Status StartGroup(const std::string& role, int group, int ranks, int tensor_ranks);
   absl::Status StartRouter();
   // Until all members are ready. Unavailable if one ends before; kCancelled by a signal.
   absl::Status AwaitReady();

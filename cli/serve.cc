@@ -10,6 +10,7 @@
 #include "cli/trace_flags.h"
 #include "common/status_macros.h"
 #include "model/config.h"
+#include "model/head_share.h"
 
 namespace switchyard {
 namespace {
@@ -37,6 +38,11 @@ class ServeCommand final : public Command {
           ->check(CLI::Range(1, 64))
           ->capture_default_str();
     }
+    app.add_option("--prefill-tp", options_.prefill_tp,
+                   "processes of a prefill group that compute attention together; divides "
+                   "--prefill-ep")
+        ->check(CLI::Range(1, 64))
+        ->capture_default_str();
     AddRouterFlags(app, &front_);
     AddKvLaneFlag(app, &lane_);
     app.add_option("--ready-file", options_.ready_file,
@@ -59,6 +65,11 @@ class ServeCommand final : public Command {
     RETURN_IF_ERROR(CheckModelGiven(options_.model));
     if (front_.disaggregate == "always" && options_.prefill == 0) {
       return absl::InvalidArgumentError("disaggregate: always needs --prefill of at least 1");
+    }
+    if (options_.prefill_ep % options_.prefill_tp != 0) {
+      return absl::InvalidArgumentError(absl::StrCat("prefill-tp is ", options_.prefill_tp,
+                                                     "; it must divide prefill-ep, which is ",
+                                                     options_.prefill_ep));
     }
     return absl::OkStatus();
   }
@@ -94,6 +105,7 @@ class ServeCommand final : public Command {
   // A group that cannot be is refused here, once, and not by each of its ranks in turn.
   absl::Status CheckPlacements() const {
     ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options_.model));
+    RETURN_IF_ERROR(CheckTensorRanks(config, options_.prefill_tp));
     for (const int ranks : {options_.prefill_ep, options_.decode_ep}) {
       EpOptions ep = ep_.Options();
       ep.peers.resize(ranks);

@@ -48,6 +48,8 @@ class WorkerCommand final : public Command {
     engine_.AddTo(app);
     ep_.AddTo(app);
     ep_.AddRankTo(app);
+    // KV comes to a decode rank from outside, and to none of its neighbours.
+    if constexpr (std::is_same_v<Worker, PrefillWorker>) ep_.AddTensorRanksTo(app);
     tls_.AddTo(app);
     trace_.AddTo(app);
     log_.AddTo(app);
@@ -58,6 +60,11 @@ class WorkerCommand final : public Command {
     if (!ep_.ep.alone() && ep_.ep.rank >= ep_.ep.world()) {
       return absl::InvalidArgumentError(
           absl::StrCat("ep-rank is ", ep_.ep.rank, "; ep-peers names ", ep_.ep.world(), " ranks"));
+    }
+    if (std::max(1, ep_.ep.world()) % ep_.ep.tensor_ranks != 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("tp is ", ep_.ep.tensor_ranks, "; it must divide the ",
+                       std::max(1, ep_.ep.world()), " ranks that ep-peers names"));
     }
     return absl::OkStatus();
   }

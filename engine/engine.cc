@@ -1,7 +1,5 @@
 #include "engine/engine.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <bit>
@@ -11,73 +9,13 @@
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/status_macros.h"
+#include "engine/engine_options.h"
 #include "engine/scheduler.h"
+#include "engine/step_batch.h"
 #include "kernels/sample.h"
 
 namespace switchyard {
 namespace {
-
-constexpr size_t kLogitBytesMax = size_t{64} << 20;  // of one step: bounds prompt log-probabilities
-constexpr size_t kDefaultKvBytesMax = size_t{1} << 30;
-constexpr int kDefaultBatchTokens = 2048;  // ModelOptions::max_batch_tokens = 0
-
-absl::Status CheckOption(absl::string_view name, int64_t value, int64_t low, int64_t high) {
-  if (value >= low && value <= high) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(name, " is ", value, "; allowed are ", low, " to ", high));
-}
-
-// Fills in what is 0 and checks the rest.
-absl::StatusOr<EngineOptions> Resolve(const Model& model, EngineOptions o) {
-  const ModelOptions& m = model.options();
-  const int positions =
-      m.max_model_len > 0 ? m.max_model_len : model.config().max_position_embeddings;
-  const int rows = m.max_batch_tokens > 0 ? m.max_batch_tokens : kDefaultBatchTokens;
-  const bool length_given = o.max_model_len != 0;
-  if (!length_given) o.max_model_len = positions;
-  RETURN_IF_ERROR(CheckOption("max_model_len", o.max_model_len, 2, positions));
-  RETURN_IF_ERROR(CheckOption("max_num_batched_tokens", o.max_num_batched_tokens, 1, rows));
-  RETURN_IF_ERROR(CheckOption("prefill_chunk", o.prefill_chunk, 1, 1 << 20));
-  RETURN_IF_ERROR(CheckOption("block_size", o.block_size, 1, 1024));
-  RETURN_IF_ERROR(CheckOption("max_num_seqs", o.max_num_seqs, 1, 1 << 16));
-  RETURN_IF_ERROR(CheckOption("max_waiting", o.max_waiting, 1, 1 << 20));
-  RETURN_IF_ERROR(CheckOption("kv_blocks", o.kv_blocks, 0, std::numeric_limits<int32_t>::max()));
-  const KvLayout layout = model.config().KvLayoutFor(m.dtype, o.block_size);
-  if (o.kv_blocks == 0) {
-    const int64_t wanted = int64_t{o.max_num_seqs} * layout.BlocksFor(o.max_model_len);
-    const auto most = static_cast<int64_t>(kDefaultKvBytesMax / layout.BlockBytesAllLayers());
-    o.kv_blocks = static_cast<int>(std::max<int64_t>(1, std::min(wanted, most)));
-  }
-  const uint64_t memory = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
-  if (static_cast<uint64_t>(o.kv_blocks) > memory / layout.BlockBytesAllLayers()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("kv_blocks is ", o.kv_blocks, " of ", layout.BlockBytesAllLayers(),
-                     " bytes each; this machine has ", memory, " bytes of memory"));
-  }
-  // Nobody is promised a length that the pool cannot hold; who asks for one by name is told at each
-  // request that does not fit.
-  const int64_t room = int64_t{o.kv_blocks} * o.block_size;
-  if (room < 2) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "kv_blocks is ", o.kv_blocks, " of ", o.block_size, " token; room for 2 tokens is needed"));
-  }
-  if (!length_given) o.max_model_len = static_cast<int>(std::min<int64_t>(positions, room));
-  return o;
-}
-
-SchedulerOptions SchedulerOptionsFor(const EngineOptions& o, int vocab_size) {
-  const size_t row_bytes = static_cast<size_t>(vocab_size) * sizeof(float);
-  return {.block_tokens = o.block_size,
-          .max_num_batched_tokens = o.max_num_batched_tokens,
-          .prefill_chunk = o.prefill_chunk,
-          .max_num_seqs = o.max_num_seqs,
-          .max_waiting = o.max_waiting,
-          .max_model_len = o.max_model_len,
-          .max_logit_rows = static_cast<int>(std::min<size_t>(
-              static_cast<size_t>(o.max_num_batched_tokens), kLogitBytesMax / row_bytes)),
-          .prefix_caching = o.prefix_caching,
-          .prefix_seed = o.prefix_seed};
-}
 
 bool AllFinite(std::span<const float> values) {
   uint32_t bad = 0;
@@ -95,12 +33,19 @@ class EngineImpl final : public Engine, private LayerObserver {
       : model_(*model),
         options_(options),
         group_(group),
+        shares_(group != nullptr && group->tensor_ranks() > 1),
+        batch_limits_{.block_size = options.block_size,
+                      .kv_blocks = options.kv_blocks,
+                      .rows = options.max_num_batched_tokens,
+                      .sequences = std::min(options.max_num_seqs, options.max_num_batched_tokens),
+                      .blocks_per_sequence = kv.layout().BlocksFor(options.max_model_len)},
         vocab_(model->config().vocab_size),
         kv_(std::move(kv)),
         pool_(options.kv_blocks),
         scheduler_(SchedulerOptionsFor(options, vocab_), &pool_) {}
 
   absl::Status Add(EngineRequest request) override {
+    RETURN_IF_ERROR(CheckTensorRank());
     RETURN_IF_ERROR(CheckRequest(request, vocab_, options_.max_model_len));
     return scheduler_.Add(std::move(request));
   }
@@ -144,7 +89,11 @@ class EngineImpl final : public Engine, private LayerObserver {
   void OnLayerWritten(int layer) override;
   // Whether there is something to compute in this step, once all ranks have opened it.
   absl::StatusOr<bool> OpenStep();
-  void BuildBatch();
+  // The ranks that compute attention with this one have lost what they had: so has every request.
+  void EndIfLost(std::vector<EngineOutput>* outputs);
+  absl::Status CheckTensorRank() const;
+  // On the other ranks of a tensor-parallel group: the first one's batch becomes this step's.
+  absl::Status ShareBatch();
   // Takes in a chunk's logits, which begin at logits_ row `*row`.
   void Absorb(const Scheduler::Chunk& chunk, size_t* row, std::vector<EngineOutput>* outputs);
   SampledToken Sample(const Sequence& sequence, std::span<const float> logits);
@@ -157,25 +106,29 @@ class EngineImpl final : public Engine, private LayerObserver {
   Model& model_;
   const EngineOptions options_;
   StepGroup* const group_;  // null: steps alone
+  const bool shares_;       // the batch: tensor parallelism
+  const BatchLimits batch_limits_;
   const int vocab_;
   KvStorage kv_;
   BlockPool pool_;
   Scheduler scheduler_;
   std::function<void(const KvProgress&)> kv_progress_;
+  uint64_t tensor_epoch_ = 1;  // the group's, that the KV is of
   uint64_t steps_ = 0, prompt_tokens_ = 0, generated_tokens_ = 0;
   std::atomic<uint64_t> layers_done_{0};
 
   // This step's batch: kept, so that a steady state allocates nothing.
   std::span<const Scheduler::Chunk> plan_;
-  std::vector<int32_t> tokens_, tables_, logit_rows_;
-  std::vector<AttentionSequence> sequences_;
+  StepBatch batch_;
+  std::vector<int32_t> words_;  // the same, shared
   std::vector<float> logits_, adjusted_;
   std::vector<TokenId> banned_;
 };
 
 absl::StatusOr<KvReservation> EngineImpl::Reserve(int tokens, std::span<const TokenId> ids,
                                                   std::string_view cache_salt, int priority) {
-  RETURN_IF_ERROR(CheckOption("tokens of a reservation", tokens, 1, options_.max_model_len - 1));
+  RETURN_IF_ERROR(
+      CheckEngineOption("tokens of a reservation", tokens, 1, options_.max_model_len - 1));
   KvReservation reservation;
   if (ids.size() == static_cast<size_t>(tokens)) {
     reservation.blocks = scheduler_.LendPrefix(ids, cache_salt);
@@ -199,7 +152,7 @@ absl::StatusOr<KvReservation> EngineImpl::Reserve(int tokens, std::span<const To
 absl::Status EngineImpl::Adopt(EngineRequest request, const KvReservation& reservation,
                                TokenId first) {
   RETURN_IF_ERROR(CheckRequest(request, vocab_, options_.max_model_len));
-  RETURN_IF_ERROR(CheckOption("first token", first, 0, vocab_ - 1));
+  RETURN_IF_ERROR(CheckEngineOption("first token", first, 0, vocab_ - 1));
   if (request.prefill_only) {
     return absl::InvalidArgumentError("prefill_only is true for a request with its first token");
   }
@@ -221,36 +174,6 @@ FinishReason EngineImpl::FinishAfter(const EngineRequest& r, TokenId token, int 
   if (!r.ignore_eos && Holds(model_.config().eos_token_ids, token)) return FinishReason::kStop;
   if (Holds(r.stop_token_ids, token)) return FinishReason::kStop;
   return length >= length_max ? FinishReason::kLength : FinishReason::kNone;
-}
-
-void EngineImpl::BuildBatch() {
-  tokens_.clear();
-  tables_.clear();
-  logit_rows_.clear();
-  sequences_.clear();
-  for (const Scheduler::Chunk& c : plan_) {
-    const Sequence& s = *c.sequence;
-    const auto first_row = static_cast<int32_t>(tokens_.size());
-    tokens_.insert(tokens_.end(), s.tokens.begin() + s.computed,
-                   s.tokens.begin() + s.computed + c.rows);
-    for (BlockId b : s.blocks) tables_.push_back(b.value());
-    sequences_.push_back({first_row, c.rows, s.computed, {}});
-    // Row i scores prompt_ids[i + 1]. A recomputed row is not scored again.
-    const int scored = static_cast<int>(s.prompt_scores.size());
-    for (int i = 0; i < c.rows; ++i) {
-      const int position = s.computed + i;
-      const bool score =
-          s.wants_prompt_scores() && position >= scored && position + 1 < s.prompt_length();
-      if (score || (c.samples() && i + 1 == c.rows)) logit_rows_.push_back(first_row + i);
-    }
-  }
-  size_t table = 0;  // only now has tables_ stopped moving
-  for (size_t i = 0; i < plan_.size(); ++i) {
-    sequences_[i].blocks = {tables_.data() + table, plan_[i].sequence->blocks.size()};
-    table += plan_[i].sequence->blocks.size();
-  }
-  const size_t wanted = logit_rows_.size() * static_cast<size_t>(vocab_);
-  if (logits_.size() < wanted) logits_.resize(wanted);
 }
 
 void EngineImpl::OnLayerWritten(int layer) {
@@ -336,22 +259,62 @@ void EngineImpl::Absorb(const Scheduler::Chunk& chunk, size_t* row,
   if (outputs->back().finish != FinishReason::kNone || r.prefill_only) scheduler_.Finish(s);
 }
 
+absl::Status EngineImpl::CheckTensorRank() const {
+  if (!shares_ || (group_->tensor_rank() == 0 && group_->tensor_epoch() != 0)) {
+    return absl::OkStatus();
+  }
+  return absl::UnavailableError(
+      group_->tensor_rank() != 0
+          ? "requests go to the first rank of a tensor-parallel group, this is another"
+          : "a rank of the tensor-parallel group is missing");
+}
+
+void EngineImpl::EndIfLost(std::vector<EngineOutput>* outputs) {
+  if (!shares_ || group_->tensor_epoch() == tensor_epoch_) return;
+  const bool had_none = tensor_epoch_ == 0;  // since then there was nothing to lose
+  tensor_epoch_ = group_->tensor_epoch();
+  if (had_none) return;
+  scheduler_.EndAll([&](const Sequence& s) {
+    EngineOutput& out = outputs->emplace_back();
+    out.key = s.request.key;
+    out.index = s.length() - s.prompt_length();
+    out.finish = FinishReason::kError;
+    out.error = absl::UnavailableError("a rank of the tensor-parallel group was lost");
+  });
+}
+
 absl::StatusOr<bool> EngineImpl::OpenStep() {
   if (group_ == nullptr) return !plan_.empty();
-  int rows = 0;
-  for (const Scheduler::Chunk& c : plan_) rows += c.rows;
-  return group_->Open(rows);
+  if (shares_) EncodeBatch(batch_, batch_limits_, &words_);
+  return group_->Open(static_cast<int>(batch_.tokens.size()), words_.size());
+}
+
+absl::Status EngineImpl::ShareBatch() {
+  if (!shares_) return absl::OkStatus();
+  RETURN_IF_ERROR(group_->ShareBatch(&words_, batch_limits_.words()));
+  if (group_->tensor_rank() == 0) return absl::OkStatus();
+  return DecodeBatch(words_, batch_limits_, &batch_);
 }
 
 absl::StatusOr<std::vector<EngineOutput>> EngineImpl::Step() {
   std::vector<EngineOutput> outputs;
+  EndIfLost(&outputs);
+  if (!outputs.empty()) return outputs;
   plan_ = scheduler_.Schedule();
+  BuildBatch(plan_, &batch_);
   ASSIGN_OR_RETURN(const bool any, OpenStep());
   if (!any) return outputs;
-  BuildBatch();
-  const Matrix<float> logits(logits_.data(), {logit_rows_.size(), static_cast<size_t>(vocab_)});
-  const absl::Status done = model_.Forward(
-      {.tokens = tokens_, .sequences = sequences_, .logit_rows = logit_rows_}, kv_, this, logits);
+  absl::Status done = ShareBatch();
+  // Logits are the business of the rank that has the requests.
+  const size_t rows = plan_.empty() ? 0 : batch_.logit_rows.size();
+  const size_t wanted = rows * static_cast<size_t>(vocab_);
+  if (logits_.size() < wanted) logits_.resize(wanted);
+  const Matrix<float> logits(logits_.data(), {rows, static_cast<size_t>(vocab_)});
+  if (done.ok()) {
+    done = model_.Forward(
+        {.tokens = batch_.tokens, .sequences = batch_.sequences, .logit_rows = batch_.logit_rows},
+        kv_, this, logits);
+  }
   if (!done.ok()) {
     plan_ = {};
     return done;
@@ -361,7 +324,7 @@ absl::StatusOr<std::vector<EngineOutput>> EngineImpl::Step() {
   outputs.reserve(plan_.size());
   for (const Scheduler::Chunk& c : plan_) Absorb(c, &row, &outputs);
   plan_ = {};
-  SY_CHECK(row == logit_rows_.size());
+  SY_CHECK(row == rows);
   const BlockPool::Counts& n = pool_.counts();
   SY_CHECK(n.free + n.cached + n.owned + n.leased + n.quarantined == n.total);
 #ifndef NDEBUG
@@ -387,7 +350,7 @@ EngineStats EngineImpl::stats() const {
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model* model, const EngineOptions& options,
                                                        StepGroup* group) {
-  ASSIGN_OR_RETURN(const EngineOptions resolved, Resolve(*model, options));
+  ASSIGN_OR_RETURN(const EngineOptions resolved, ResolveOptions(*model, options));
   ASSIGN_OR_RETURN(KvStorage kv, KvStorage::Create(model->config().KvLayoutFor(
                                                        model->options().dtype, resolved.block_size),
                                                    resolved.kv_blocks));

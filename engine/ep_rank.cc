@@ -21,6 +21,7 @@ constexpr absl::Duration kFormMax = absl::Minutes(30);
 constexpr absl::Duration kKnockLook = absl::Milliseconds(100);
 constexpr size_t kRingBytes = 4 << 20;
 constexpr int kLoadWindowSteps = 256;
+constexpr size_t kBatchRowWords = 64;
 constexpr absl::Duration kShowEvery = absl::Seconds(1);
 // What ranks tell each other at once: tables, or loads.
 size_t GatherBytes(const Placement& p) {
@@ -38,6 +39,11 @@ absl::StatusOr<std::unique_ptr<EpRank>> EpRank::Create(const EpOptions& options,
   if (options.rank < 0 || options.rank >= options.world()) {
     return absl::InvalidArgumentError(
         absl::StrCat("ep-rank is ", options.rank, "; ep-peers names ", options.world(), " ranks"));
+  }
+  if (options.tensor_ranks < 1 || options.world() % options.tensor_ranks != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("tensor parallelism of ", options.tensor_ranks,
+                                                   " must divide the ", options.world(),
+                                                   " ranks that share the experts"));
   }
   const int64_t slots = int64_t{placement->slots_per_rank()} * placement->ranks();
   if (options.rebalance_interval > absl::ZeroDuration() &&
@@ -70,7 +76,8 @@ EpRank::EpRank(const EpOptions& options, Model* model, std::shared_ptr<const Pla
                 .max_tokens = model->options().max_batch_tokens,
                 .dtype = model->options().dtype,
                 .low_latency_tokens = options.low_latency_tokens,
-                .overlap = options.overlap},
+                .overlap = options.overlap,
+                .tensor_ranks = options.tensor_ranks},
       clock_(*clock),
       log_(log),
       incarnation_(RandomWord() | 1),
@@ -90,8 +97,9 @@ std::string EpRank::Config() const {
   return absl::StrCat(model_.numerics_id(), " tokens:", dispatch_.max_tokens,
                       " low-latency:", dispatch_.low_latency_tokens,
                       " overlap:", static_cast<int>(dispatch_.overlap),
-                      " placement:", first_digest_, " rebalance:", options_.rebalance.threshold,
-                      ",", options_.rebalance.fetched_experts_max);
+                      " tensor:", options_.tensor_ranks, " placement:", first_digest_,
+                      " rebalance:", options_.rebalance.threshold, ",",
+                      options_.rebalance.fetched_experts_max);
 }
 
 absl::Status EpRank::FormOnce(absl::Duration timeout) {
@@ -144,6 +152,8 @@ absl::Status EpRank::FormOnce(absl::Duration timeout) {
   epoch_ = group_->epoch();
   told_ = false;
   model_.UseDispatcher(dispatcher_.get());
+  model_.UseExchange(options_.tensor_ranks > 1 ? dispatcher_.get() : nullptr);
+  CountMates();
   Show();
   return absl::OkStatus();
 }
@@ -224,7 +234,7 @@ bool EpRank::StepWanted() {
   return (leaving_ && !told_) || rebalancer_.untold() || group_->StepOpened() || Knocked();
 }
 
-absl::StatusOr<bool> EpRank::Open(int rows) {
+absl::StatusOr<bool> EpRank::Open(int rows, size_t batch_words) {
   const auto wants = [](uint32_t what) {
     return [what](const StepHeader& h) { return (h.wants & what) != 0; };
   };
@@ -234,6 +244,7 @@ absl::StatusOr<bool> EpRank::Open(int rows) {
     TakeFetched();
     StepHeader mine;
     mine.rows = static_cast<uint32_t>(rows);
+    mine.batch_words = static_cast<uint32_t>(batch_words);
     mine.placement = placement_->version();
     mine.micros = dispatcher_->step_micros();
     mine.wants = (leaving_ ? kWantsToLeave : 0) | (Knocked() ? kWantsToMeet : 0);
@@ -241,7 +252,9 @@ absl::StatusOr<bool> EpRank::Open(int rows) {
     rebalancer_.Fill(options_.rank, clock_.Now(), &mine);
     ASSIGN_OR_RETURN(const std::span<const StepHeader> headers, group_->OpenStep(mine));
     if (std::any_of(headers.begin(), headers.end(), wants(kWantsToMeet))) {
+      const uint64_t before = tensor_epoch();
       RETURN_IF_ERROR(Form());
+      if (tensor_epoch() != before) return false;  // these rows cannot be computed any more
       continue;
     }
     for (int p = 0; p < options_.world(); ++p) {
@@ -256,7 +269,8 @@ absl::StatusOr<bool> EpRank::Open(int rows) {
     RETURN_IF_ERROR(Rebalance(headers));
     dispatcher_->BeginStep(headers);
     if (computes) {
-      computes_ = rows > 0;
+      computes_ = headers[leader()].rows > 0;
+      batch_words_ = headers[leader()].batch_words;
       return true;
     }
     if (all_leave) {
@@ -264,6 +278,40 @@ absl::StatusOr<bool> EpRank::Open(int rows) {
       left_ = true;
     }
     return false;
+  }
+}
+
+absl::Status EpRank::ShareBatch(std::vector<int32_t>* words, size_t words_max) {
+  if (batch_words_ > words_max) {
+    return absl::InvalidArgumentError(absl::StrCat("expert-parallel rank ", leader(),
+                                                   " shares a batch of ", batch_words_,
+                                                   " words; at most ", words_max));
+  }
+  // As rows of numbers: in FP32 every bit arrives.
+  const Matrix<float> none(nullptr, {0, kBatchRowWords});
+  words->resize((batch_words_ + kBatchRowWords - 1) / kBatchRowWords * kBatchRowWords);
+  const Matrix<float> all(reinterpret_cast<float*>(words->data()),
+                          {words->size() / kBatchRowWords, kBatchRowWords});
+  std::vector<Matrix<const float>> to(tensor_ranks(), tensor_rank() == 0 ? all : none);
+  std::vector<Matrix<float>> from(tensor_ranks(), none);
+  if (tensor_rank() != 0) from[0] = all;
+  RETURN_IF_ERROR(dispatcher_->Exchange(to, from, DType::kFloat32));
+  words->resize(batch_words_);
+  return absl::OkStatus();
+}
+
+void EpRank::CountMates() {
+  std::vector<uint64_t> mates;
+  bool whole = true;
+  for (int p = leader(); p < leader() + options_.tensor_ranks; ++p) {
+    whole = whole && group_->present(p);
+    mates.push_back(group_->incarnation(p));
+  }
+  if (!whole) {
+    tensor_epoch_ = 0;
+  } else if (tensor_epoch_ == 0 || mates != mates_) {
+    tensor_epoch_ = ++tensor_epochs_;
+    mates_ = std::move(mates);
   }
 }
 

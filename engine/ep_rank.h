@@ -49,9 +49,11 @@ struct EpOptions {
   RebalanceLimits rebalance = {};
   double rebalance_bytes_per_second = 50e6;  // of the experts that a rank fetches
   EpOverlap overlap = EpOverlap::kAuto;      // EpDispatcher::Options
+  int tensor_ranks = 1;                      // neighbours that compute attention together
 
   int world() const { return static_cast<int>(peers.size()); }
   bool alone() const { return peers.empty(); }
+  int tensor_rank() const { return rank % tensor_ranks; }
 };
 
 // What live rebalancing did, on this rank.
@@ -93,7 +95,11 @@ class EpRank final : public StepGroup {
 
   absl::Status Form() override;
   bool StepWanted() override;
-  absl::StatusOr<bool> Open(int rows) override;
+  absl::StatusOr<bool> Open(int rows, size_t batch_words) override;
+  int tensor_rank() const override { return options_.tensor_rank(); }
+  int tensor_ranks() const override { return options_.tensor_ranks; }
+  uint64_t tensor_epoch() const override { return tensor_epoch_.load(std::memory_order_relaxed); }
+  absl::Status ShareBatch(std::vector<int32_t>* words, size_t words_max) override;
   uint64_t waits() const override { return waits_.load(std::memory_order_relaxed); }
   void Sleep(int wake_fd, absl::Duration timeout) override;
 
@@ -126,6 +132,9 @@ class EpRank final : public StepGroup {
   // Of this epoch.
   void AddCounters(EpSnapshot* to) const;
   void Show();
+  // Takes note of who is there of the ranks that compute attention with this one.
+  void CountMates();
+  int leader() const { return options_.rank - options_.tensor_rank(); }
   // A rank that is not in this epoch has knocked since it began.
   bool Knocked() const;
 
@@ -151,7 +160,11 @@ class EpRank final : public StepGroup {
   std::optional<ExpertFetcher::Fetched> pending_;  // this rank is ready for it
   EpRebalanceStats rebalance_;
   bool computes_ = false;  // the step that is open
-  EpSnapshot past_;        // the counters of epochs that have ended
+  std::atomic<uint64_t> tensor_epoch_{0};
+  uint64_t tensor_epochs_ = 0;   // so far
+  std::vector<uint64_t> mates_;  // incarnations in the last of them
+  size_t batch_words_ = 0;       // of the step that is open
+  EpSnapshot past_;              // the counters of epochs that have ended
   absl::Time shown_ = absl::InfinitePast();
   mutable Mutex mu_;
   EpSnapshot snapshot_ ABSL_GUARDED_BY(mu_);

@@ -20,13 +20,17 @@ namespace {
 
 constexpr char kModel[] = "models/fables-7m";
 
-std::vector<EngineRequest> Requests(int count) {
+// Key/value heads that four ranks share in pairs; every rank has some, two have one of their own.
+constexpr char kGqaModel[] = "tests/data/goldens/qwen3_moe";
+
+std::vector<EngineRequest> Requests(int count, int vocabulary = 4000) {
   std::mt19937 rng(11);
   std::vector<EngineRequest> out(count);
   for (int i = 0; i < count; ++i) {
     EngineRequest& r = out[i];
     r.key = {absl::StrCat("r", i), 1};
-    for (unsigned n = 1 + rng() % 60; n > 0; --n) r.prompt_ids.push_back(4 + rng() % 4000);
+    for (unsigned n = 1 + rng() % 60; n > 0; --n)
+      r.prompt_ids.push_back(4 + rng() % (vocabulary - 4));
     r.max_tokens = 1 + static_cast<int>(rng() % 12);
     r.ignore_eos = true;
     r.sampling.temperature = i % 2 == 0 ? 0.0f : 1.0f;
@@ -47,8 +51,17 @@ void Take(const std::vector<EngineOutput>& outputs, Answers* answers, int* finis
   }
 }
 
-Answers Alone(const std::vector<EngineRequest>& requests) {
-  auto engine = Engine::Create(&TestModel(), {.max_model_len = 128}).value();
+// Takes away those that ended because a rank was lost; how many they were.
+int TakeErrors(std::vector<EngineOutput>* outputs, int* finished) {
+  const auto lost = std::erase_if(*outputs, [](const EngineOutput& o) {
+    return o.finish == FinishReason::kError && absl::IsUnavailable(o.error);
+  });
+  *finished += static_cast<int>(lost);
+  return static_cast<int>(lost);
+}
+
+Answers Alone(const std::vector<EngineRequest>& requests, Model& model = TestModel()) {
+  auto engine = Engine::Create(&model, {.max_model_len = 128}).value();
   Answers answers;
   int finished = 0;
   for (const EngineRequest& r : requests) EXPECT_TRUE(engine->Add(r).ok());
@@ -57,14 +70,16 @@ Answers Alone(const std::vector<EngineRequest>& requests) {
 }
 
 struct Worker {
-  Worker(EpOptions ep, int port) {
+  Worker(EpOptions ep, int port, const std::string& dir = kModel) {
     auto placement =
-        std::make_shared<const Placement>(MakePlacement(*LoadModelConfig(kModel), ep).value());
+        std::make_shared<const Placement>(MakePlacement(*LoadModelConfig(dir), ep).value());
     ModelOptions options;
     options.max_batch_tokens = 64;
     options.placement = placement;
     options.rank = RankId(ep.rank);
-    model = Model::Load(kModel, options).value();
+    options.tensor_rank = ep.tensor_rank();
+    options.tensor_ranks = ep.tensor_ranks;
+    model = Model::Load(dir, options).value();
     rank = EpRank::Create(ep, model.get(), placement, &clock, nullptr).value();
     GrpcServerOptions listen;
     listen.port = port;
@@ -75,6 +90,7 @@ struct Worker {
     thread = std::make_unique<EngineThread>(
         std::move(engine),
         [this](std::vector<EngineOutput> outputs) {
+          if (expect_errors) errors += TakeErrors(&outputs, &finished);
           Take(outputs, &answers, &finished);
           if (finished == wanted) done.set_value();
         },
@@ -91,6 +107,8 @@ struct Worker {
   Answers answers;  // these three: the engine thread's, until `done`
   int finished = 0;
   int wanted = -1;
+  bool expect_errors = false;
+  int errors = 0;
   std::promise<void> done;
   std::unique_ptr<EngineThread> thread;
 };
@@ -112,12 +130,14 @@ struct Layout {
   int low_latency_tokens = 128;
   absl::Duration rebalance_interval = absl::ZeroDuration();
   EpOverlap overlap = EpOverlap::kOff;
+  int tensor_ranks = 1;
+  const char* model = kModel;
 };
 
 // Every row of every request has chosen its experts in each MoE layer, on the rank that had it.
 void ExpectLoads(const std::vector<std::unique_ptr<Worker>>& workers,
                  const std::vector<EngineRequest>& requests) {
-  const ModelConfig& config = TestModel().config();
+  const ModelConfig& config = workers[0]->model->config();
   const auto moe_layers =
       static_cast<size_t>(std::count(config.layer_is_moe.begin(), config.layer_is_moe.end(), true));
   int64_t rows = 0;
@@ -141,7 +161,7 @@ void ExpectLoads(const std::vector<std::unique_ptr<Worker>>& workers,
   }
 }
 
-// Requests go to the ranks in turn, unless all are for rank 0.
+// Requests go in turn to the ranks that take any, unless all are for rank 0.
 void ExpectBitsOf(const Layout& layout, const std::vector<EngineRequest>& requests,
                   const Answers& wanted, bool all_to_one) {
   const std::vector<std::string> peers = Addresses(layout.world);
@@ -157,13 +177,15 @@ void ExpectBitsOf(const Layout& layout, const std::vector<EngineRequest>& reques
     ep.rebalance_interval = layout.rebalance_interval;
     ep.rebalance = {.threshold = 0};
     ep.overlap = layout.overlap;
-    workers.push_back(std::make_unique<Worker>(ep, PortOf(peers[r])));
+    ep.tensor_ranks = layout.tensor_ranks;
+    workers.push_back(std::make_unique<Worker>(ep, PortOf(peers[r]), layout.model));
   }
   for (int r = 0; r < layout.world; ++r) {
     std::vector<EngineRequest> mine;
     for (size_t i = 0; i < requests.size(); ++i) {
-      if (all_to_one ? r == 0 : static_cast<int>(i) % layout.world == r)
-        mine.push_back(requests[i]);
+      const int groups = layout.world / layout.tensor_ranks;
+      const int to = all_to_one ? 0 : static_cast<int>(i) % groups * layout.tensor_ranks;
+      if (to == r) mine.push_back(requests[i]);
     }
     ASSERT_TRUE(workers[r]->thread->Post([w = workers[r].get(), mine](Engine& engine) {
       w->wanted = static_cast<int>(mine.size());
@@ -220,6 +242,81 @@ TEST(EpRankTest, BitsAreThoseOfOneEngine) {
   ExpectBitsOf({.world = 2, .redundant = 4, .low_latency_tokens = 0}, requests, wanted, true);
   ExpectBitsOf({.world = 4, .lane = "tcp", .low_latency_tokens = 8}, requests, wanted, false);
   ExpectBitsOf({.world = 4, .redundant = 4, .overlap = on}, requests, wanted, true);
+}
+
+TEST(EpRankTest, TensorParallelismChangesNoBit) {
+  const auto on = EpOverlap::kOn;
+  const std::vector<EngineRequest> requests = Requests(8);
+  const Answers wanted = Alone(requests);
+  ExpectBitsOf({.world = 2, .tensor_ranks = 2}, requests, wanted, false);
+  ExpectBitsOf({.world = 4, .redundant = 4, .lane = "tcp", .overlap = on, .tensor_ranks = 2},
+               requests, wanted, false);
+  ExpectBitsOf({.world = 4, .low_latency_tokens = 0, .overlap = on, .tensor_ranks = 4}, requests,
+               wanted, true);
+
+  const auto gqa = Model::Load(kGqaModel, {}).value();
+  const std::vector<EngineRequest> others = Requests(8, gqa->config().vocab_size);
+  const Answers theirs = Alone(others, *gqa);
+  ExpectBitsOf({.world = 2, .overlap = on, .tensor_ranks = 2, .model = kGqaModel}, others, theirs,
+               false);
+  ExpectBitsOf({.world = 4, .lane = "tcp", .tensor_ranks = 4, .model = kGqaModel}, others, theirs,
+               false);
+}
+
+TEST(EpRankTest, WhoLosesARankOfItsTensorGroupGivesItsRequestsBack) {
+  const std::vector<EngineRequest> requests = Requests(4);
+  const Answers wanted = Alone(requests);
+  std::vector<EpOptions> options(2);
+  const std::vector<std::string> peers = Addresses(2);
+  std::vector<std::unique_ptr<Worker>> workers(2);
+  for (int r = 0; r < 2; ++r) {
+    options[r].rank = r;
+    options[r].peers = peers;
+    options[r].wait_max = absl::Seconds(5);
+    options[r].tensor_ranks = 2;
+    workers[r] = std::make_unique<Worker>(options[r], PortOf(peers[r]));
+  }
+  std::vector<EngineRequest> endless = requests;
+  for (EngineRequest& r : endless) r.max_tokens = 60;
+  Worker& leader = *workers[0];
+  leader.expect_errors = true;
+  const auto give = [&leader](const std::vector<EngineRequest>& some) {
+    ASSERT_TRUE(leader.thread->Post([&leader, some](Engine& engine) {
+      leader.wanted = static_cast<int>(some.size());
+      for (const EngineRequest& request : some) EXPECT_TRUE(engine.Add(request).ok());
+    }));
+  };
+  give(endless);
+  while (leader.thread->steps() < 10) absl::SleepFor(absl::Milliseconds(1));
+  workers[1]->rank->Stop();
+  workers[1].reset();
+  ASSERT_EQ(leader.done.get_future().wait_for(std::chrono::seconds(60)), std::future_status::ready);
+  EXPECT_GT(leader.errors, 0);
+  // Alone it takes no more.
+  std::promise<absl::Status> refused;
+  ASSERT_TRUE(leader.thread->Post([&](Engine& engine) {
+    EngineRequest more = requests[0];
+    more.key.request = "more";
+    refused.set_value(engine.Add(more));
+  }));
+  EXPECT_TRUE(absl::IsUnavailable(refused.get_future().get()));
+  // The lost rank comes back without its KV: what the leader had in its cache is computed again.
+  leader.answers.clear();
+  leader.finished = leader.errors = 0;
+  leader.done = std::promise<void>();
+  workers[1] = std::make_unique<Worker>(options[1], PortOf(peers[1]));
+  while (leader.rank->tensor_epoch() == 0) absl::SleepFor(absl::Milliseconds(1));
+  give(requests);
+  ASSERT_EQ(leader.done.get_future().wait_for(std::chrono::seconds(60)), std::future_status::ready);
+  EXPECT_EQ(leader.answers, wanted);
+  EXPECT_EQ(leader.errors, 0);
+  for (auto& w : workers) {
+    ASSERT_TRUE(w->thread->Post([rank = w->rank.get()](Engine&) { rank->Leave(); }));
+  }
+  for (auto& w : workers) {
+    for (int i = 0; i < 1000 && !w->rank->left(); ++i) absl::SleepFor(absl::Milliseconds(10));
+    EXPECT_TRUE(w->rank->left());
+  }
 }
 
 TEST(EpRankTest, BitsStayWhileExpertsMove) {

@@ -110,7 +110,7 @@ std::vector<BlockId> Scheduler::LendPrefix(std::span<const TokenId> tokens, std:
   if (!options_.prefix_caching) return {};
   const auto bt = static_cast<size_t>(options_.block_tokens);
   std::vector<PrefixHash> hashes;
-  for (PrefixHash hash = prefixes_.Root(salt); tokens.size() >= bt; tokens = tokens.subspan(bt)) {
+  for (PrefixHash hash = RootOf(salt); tokens.size() >= bt; tokens = tokens.subspan(bt)) {
     hashes.push_back(hash = PrefixIndex::Next(hash, tokens.first(bt)));
   }
   hashes.resize(static_cast<size_t>(prefixes_.Find(hashes).blocks));
@@ -144,11 +144,17 @@ absl::Status Scheduler::Adopt(EngineRequest request, std::span<const BlockId> bl
   return absl::OkStatus();
 }
 
+PrefixHash Scheduler::RootOf(std::string_view salt) const {
+  const PrefixHash root = prefixes_.Root(salt);
+  const TokenId lost(-kv_lost_);  // no token is negative
+  return kv_lost_ == 0 ? root : PrefixIndex::Next(root, {&lost, 1});
+}
+
 std::span<const PrefixHash> Scheduler::HashesOf(Sequence& s, int blocks) {
   const auto bt = static_cast<size_t>(options_.block_tokens);
   while (static_cast<int>(s.hashes.size()) < blocks) {
     const size_t i = s.hashes.size();
-    const PrefixHash before = i > 0 ? s.hashes.back() : prefixes_.Root(s.request.cache_salt);
+    const PrefixHash before = i > 0 ? s.hashes.back() : RootOf(s.request.cache_salt);
     s.hashes.push_back(PrefixIndex::Next(before, std::span(s.tokens).subspan(i * bt, bt)));
   }
   return std::span(s.hashes).first(static_cast<size_t>(blocks));

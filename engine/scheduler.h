@@ -31,6 +31,7 @@
 
 #include "absl/hash/hash.h"
 #include "absl/status/status.h"
+#include "common/compute_pool.h"
 #include "engine/sequence.h"
 #include "kvcache/block_pool.h"
 #include "kvcache/prefix_index.h"
@@ -91,6 +92,10 @@ class Scheduler {
   // No more tokens: frees the sequence, or holds it if it is prefill_only. It may be gone after.
   void Finish(Sequence& sequence);
 
+  // Ends all that wait or run, since the KV that was computed is lost: `ended` hears of each. What
+  // the cache held is forgotten. Those that are prefill_only and ran keep their blocks until Abort.
+  void EndAll(FunctionRef<void(const Sequence&)> ended);
+
   // Blocks that the hand-off of a request of this priority may lease: what is available, less what
   // the first in the queue waits for, unless that one is less urgent.
   int Leasable(int priority) const;
@@ -127,6 +132,8 @@ class Scheduler {
   Sequence& Insert(EngineRequest request, Sequence::State state);
   void Erase(Sequence& sequence);
   void FreeBlocks(Sequence& sequence);
+  // Of no tokens: another one after each loss of the KV, so that nothing of before is found.
+  PrefixHash RootOf(std::string_view salt) const;
   // The hashes of its first `blocks` blocks, all of whose tokens are known.
   std::span<const PrefixHash> HashesOf(Sequence& sequence, int blocks);
   // What of a waiting sequence is in the cache.
@@ -170,7 +177,8 @@ class Scheduler {
   Queue waiting_, adopted_, running_, held_;
   bool stalled_ = false;  // the last plan was empty and nothing has changed since
   PrefixIndex prefixes_;
-  int lent_ = 0;  // references that LendPrefix gave and nobody returned or adopted
+  int32_t kv_lost_ = 0;  // how often
+  int lent_ = 0;         // references that LendPrefix gave and nobody returned or adopted
   uint64_t arrivals_ = 0, preemptions_ = 0, prefix_queries_ = 0, prefix_hits_ = 0;
   std::vector<Chunk> plan_;
   std::vector<Sequence*> order_;  // scratch: a snapshot of a queue that changes under the loop

@@ -6,6 +6,22 @@
 
 namespace switchyard {
 
+void Scheduler::EndAll(FunctionRef<void(const Sequence&)> ended) {
+  for (Queue* queue : {&running_, &adopted_, &waiting_}) {
+    while (!queue->empty()) {
+      Sequence& s = **queue->begin();
+      ended(s);
+      if (s.state == Sequence::State::kRunning) {
+        Finish(s);
+      } else {
+        Erase(s);
+      }
+    }
+  }
+  ++kv_lost_;
+  stalled_ = false;
+}
+
 Sequence* Scheduler::VictimBehind(const Sequence& sequence) const {
   Sequence* last = nullptr;
   for (const Queue* queue : {&running_, &adopted_}) {

@@ -55,6 +55,8 @@ absl::Status WorkerCore::LoadModel(const WorkerOptions& options) {
     ASSIGN_OR_RETURN(Placement placement, MakePlacement(config, options.ep));
     model.placement = std::make_shared<const Placement>(std::move(placement));
     model.rank = RankId(options.ep.rank);
+    model.tensor_rank = options.ep.tensor_rank();
+    model.tensor_ranks = options.ep.tensor_ranks;
   }
   ASSIGN_OR_RETURN(model_, Model::Load(options.model_dir, model));
   if (options.ep.alone()) return absl::OkStatus();
@@ -221,7 +223,9 @@ pb::Heartbeat WorkerCore::MakeHeartbeat() {
   h.set_progress(engine_thread_->progress());
   h.set_engine_cpu_ms(engine_thread_->signs_of_life());
   h.set_busy(engine_thread_->busy());
-  h.set_draining(draining());
+  // Who cannot take requests says so as one that drains: none are sent.
+  const bool takes = ep_ == nullptr || (ep_->tensor_rank() == 0 && ep_->tensor_epoch() != 0);
+  h.set_draining(draining() || !takes);
   ToProto(Stats(), &h);
   return h;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "common/status_macros.h"
 #include "model/stages.h"
 
 namespace switchyard {
@@ -29,7 +30,7 @@ void WriteRow(const float* from, size_t width, T* to) {
   }
 }
 
-// rows [T, heads·width] of this step into the blocks of their sequences.
+// rows [A, heads·width] of this step into the blocks of their sequences.
 template <typename T>
 void WriteKvAs(ComputePool& pool, const KvAddressing& a, const KvPlace& place,
                std::byte* layer_base, int heads, Matrix<const float> rows,
@@ -103,16 +104,22 @@ void AddBias(std::span<const float> bias, Matrix<float> y) {
   }
 }
 
-// residual += o_proj(heads_out), heads_out [T, h·v].
-void ProjectOutput(StepContext& step, const LayerWeights& w, Matrix<float> heads_out,
-                   MicroBatch& b) {
-  const size_t rows = b.rows(), hidden = step.config.hidden_size, groups = w.attention.o.size();
+// residual += o_proj(heads_out), heads_out [A, h·v].
+absl::Status ProjectOutput(StepContext& step, const LayerWeights& w, Matrix<float> heads_out,
+                           MicroBatch& b) {
+  const size_t rows = b.all_rows(), hidden = step.config.hidden_size, groups = w.attention.o.size();
   size_t levels = 0;
   for (size_t n = groups; n > 1; n -= n / 2) ++levels;
-  const Matrix<float> out = b.projected.Get(rows, hidden);
+  Matrix<float> out = b.projected.Get(rows, hidden);
   ProjectGroups(step, w, heads_out, 0, groups, out, b.partial.Get(levels * rows * hidden));
+  ComputePool& pool = step.kernel_context.pool;
+  if (step.exchange != nullptr) {
+    float* const parts = b.parts.Get((step.exchange->ranks() - 1) * b.rows() * hidden);
+    RETURN_IF_ERROR(SumRows(*step.exchange, pool, out, parts, &out));
+  }
   AddBias(w.attention.o_bias, out);
-  AddRows(step.kernel_context.pool, out, b.residual);
+  AddRows(pool, out, b.residual);
+  return absl::OkStatus();
 }
 
 // Columns from h · y_step of y = columns from h · x_step of x, times w[h]: for every head h.
@@ -126,11 +133,15 @@ void GemmOfHeads(StepContext& step, MicroBatch& b, Matrix<float> x, size_t x_ste
   step.kernels.gemm->GemmAll(step.kernel_context, {calls, w.size()});
 }
 
-Matrix<float> InputNorm(StepContext& step, const LayerWeights& w, MicroBatch& b) {
+// [A, H]: every rank norms its own rows.
+absl::StatusOr<Matrix<float>> InputNorm(StepContext& step, const LayerWeights& w, MicroBatch& b) {
   const Matrix<float> x = b.normed.Get(b.rows(), step.config.hidden_size);
   step.kernels.norm->RmsNorm(step.kernel_context, b.residual, w.input_norm,
                              step.config.rms_norm_eps, x);
-  return x;
+  if (step.exchange == nullptr) return x;
+  const Matrix<float> all = b.gathered.Get(b.all_rows(), x.cols());
+  RETURN_IF_ERROR(GatherRows(*step.exchange, x, step.gather_wire, all));
+  return all;
 }
 
 // RMSNorm over each part of x [T, N] that is as wide as the weight: a head, or all of them.
@@ -148,10 +159,12 @@ void Clip(std::optional<float> limit, Matrix<float> x) {
 
 }  // namespace
 
-void GqaAttention(StepContext& step, int layer, const LayerWeights& weights, MicroBatch& b) {
+absl::Status GqaAttention(StepContext& step, int layer, const LayerWeights& weights,
+                          MicroBatch& b) {
   const ModelConfig& c = step.config;
+  const HeadShare& h = step.heads;
   const AttentionWeights& w = weights.attention;
-  const Matrix<float> x = InputNorm(step, weights, b);
+  ASSIGN_OR_RETURN(const Matrix<float> x, InputNorm(step, weights, b));
   const Matrix<float> q = b.q.Get(x.rows(), w.q.n), k = b.k.Get(x.rows(), w.k.n),
                       v = b.v.Get(x.rows(), w.v.n);
   const GemmCall calls[] = {{x, &w.q, q}, {x, &w.k, k}, {x, &w.v, v}};
@@ -162,36 +175,42 @@ void GqaAttention(StepContext& step, int layer, const LayerWeights& weights, Mic
   QkNorm(step, w.q_norm, q);
   QkNorm(step, w.k_norm, k);
   for (const Matrix<float>& m : {q, k, v}) Clip(c.clip_qkv, m);
-  Rope(step, b, c.heads, c.head_dim, q);
-  Rope(step, b, c.kv_heads, c.head_dim, k);
+  Rope(step, b, h.heads, c.head_dim, q);
+  Rope(step, b, h.stored, c.head_dim, k);
 
-  const KvAddressing a = step.kv.layout().Addressing();
-  WriteKv(step, a, {a.k_offset, a.k_head_stride, a.k_token_stride}, layer, c.kv_heads, k, b);
-  WriteKv(step, a, {a.v_offset, a.v_head_stride, a.v_token_stride}, layer, c.kv_heads, v, b);
-  const Matrix<float> out = b.heads_out.Get(b.rows(), q.cols());
+  KvAddressing a = step.kv.layout().Addressing();
+  const size_t k_at = a.k_offset + h.first_stored * a.k_head_stride;
+  const size_t v_at = a.v_offset + h.first_stored * a.v_head_stride;
+  WriteKv(step, a, {k_at, a.k_head_stride, a.k_token_stride}, layer, h.stored, k, b);
+  WriteKv(step, a, {v_at, a.v_head_stride, a.v_token_stride}, layer, h.stored, v, b);
+  a.k_offset += h.first_kv * a.k_head_stride;
+  a.v_offset += h.first_kv * a.v_head_stride;
+  const Matrix<float> out = b.heads_out.Get(x.rows(), q.cols());
   step.kernels.attention->PagedAttention(step.kernel_context,
-                                         {.heads = c.heads,
-                                          .kv_heads = c.kv_heads,
+                                         {.heads = h.heads,
+                                          .kv_heads = h.kv_heads,
                                           .qk_dim = c.head_dim,
                                           .v_dim = c.head_dim,
                                           .scale = c.attention_scale,
                                           .window = c.sliding_window},
                                          a, step.kv.Layer(layer), b.sequences, q, out);
-  ProjectOutput(step, weights, out, b);
+  return ProjectOutput(step, weights, out, b);
 }
 
 // Absorbed for every token: queries go into latent space (W_uk), attention reads the latents as
 // keys and values, and what it finds comes out through W_uv (DeepSeek-V2, section 2.1.2).
-void MlaAttention(StepContext& step, int layer, const LayerWeights& weights, MicroBatch& b) {
+absl::Status MlaAttention(StepContext& step, int layer, const LayerWeights& weights,
+                          MicroBatch& b) {
   const ModelConfig& c = step.config;
   const AttentionWeights& w = weights.attention;
   const NormOps& norm = *step.kernels.norm;
   KernelContext& ctx = step.kernel_context;
-  const size_t rows = b.rows(), heads = c.heads, nope = c.qk_nope_head_dim, v_dim = c.v_head_dim;
+  const size_t rows = b.all_rows(), heads = step.heads.heads;
+  const size_t nope = c.qk_nope_head_dim, v_dim = c.v_head_dim;
   const size_t rope = c.qk_rope_head_dim, latent = c.kv_lora_rank;
   const size_t q_dim = nope + rope, key_dim = latent + rope;
 
-  const Matrix<float> x = InputNorm(step, weights, b);
+  ASSIGN_OR_RETURN(const Matrix<float> x, InputNorm(step, weights, b));
   const bool low_rank = c.q_lora_rank > 0;
   const PackedWeight& to_q = low_rank ? w.q_a : w.q_b;
   Matrix<float> q = (low_rank ? b.q_low : b.q).Get(rows, to_q.n);
@@ -209,7 +228,7 @@ void MlaAttention(StepContext& step, int layer, const LayerWeights& weights, Mic
   const Matrix<float> kv_latent = Columns(kv, 0, latent);
   norm.RmsNorm(ctx, kv_latent, w.kv_a_norm, kLatentNormEps, kv_latent);
   Rope(step, b, 1, key_dim, Columns(kv, latent, rope));
-  Rope(step, b, c.heads, q_dim, Columns(q, nope, q.cols() - nope));
+  Rope(step, b, step.heads.heads, q_dim, Columns(q, nope, q.cols() - nope));
   const KvAddressing a = step.kv.layout().Addressing();
   WriteKv(step, a, {a.k_offset, a.k_head_stride, a.k_token_stride}, layer, 1, kv, b);
 
@@ -224,7 +243,7 @@ void MlaAttention(StepContext& step, int layer, const LayerWeights& weights, Mic
   });
   const Matrix<float> context = b.context.Get(rows, heads * latent);
   step.kernels.attention->PagedAttention(ctx,
-                                         {.heads = c.heads,
+                                         {.heads = step.heads.heads,
                                           .kv_heads = 1,
                                           .qk_dim = static_cast<int>(key_dim),
                                           .v_dim = c.kv_lora_rank,
@@ -232,7 +251,7 @@ void MlaAttention(StepContext& step, int layer, const LayerWeights& weights, Mic
                                          a, step.kv.Layer(layer), b.sequences, q_latent, context);
   const Matrix<float> out = b.heads_out.Get(rows, heads * v_dim);
   GemmOfHeads(step, b, context, latent, w.uv, out, v_dim);
-  ProjectOutput(step, weights, out, b);
+  return ProjectOutput(step, weights, out, b);
 }
 
 }  // namespace switchyard

@@ -38,8 +38,19 @@ class Executor {
 };
 
 // Gives each of `batches` its part of the rows of `sequences`, in order, about as many to each; a
-// sequence may be cut at any token. residual [T, H] of all rows, whose parts the batches borrow.
-void ShareRows(std::span<const AttentionSequence> sequences, Matrix<float> residual,
+// sequence may be cut at any token. `rows`: of all sequences. Of each batch, rank `rank` of `ranks`
+// that compute attention together owns a slice.
+void ShareRows(std::span<const AttentionSequence> sequences, size_t rows, int rank, int ranks,
                std::span<MicroBatch> batches);
+
+// The last hidden states of the step's `rows`, ascending, on the first of the ranks that compute
+// attention together; the others send it theirs, and get none. `exchange` is null for a rank alone.
+struct LastHiddenRows {
+  GrowingArray<float> packed, ordered;
+  std::vector<int> owners;
+  std::vector<size_t> counts, next;
+};
+absl::StatusOr<Matrix<float>> LastHidden(RowExchange* exchange, std::span<const MicroBatch> batches,
+                                         std::span<const int32_t> rows, LastHiddenRows& memory);
 
 }  // namespace switchyard

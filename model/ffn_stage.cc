@@ -36,7 +36,7 @@ absl::Status DispatchSend(StepContext& step, int layer, const LayerWeights& w, M
   const Matrix<int32_t> ids = b.expert_ids.Get(b.rows(), gate.top_k);
   ChooseExperts(step.kernel_context, gate, logits, w.gate_bias, ids,
                 b.gate_weights.Get(b.rows(), gate.top_k));
-  ASSIGN_OR_RETURN(b.dispatch, step.dispatcher.Send(layer, b.ffn_input, ids, b.positions));
+  ASSIGN_OR_RETURN(b.dispatch, step.dispatcher.Send(layer, b.ffn_input, ids, b.own_positions()));
   // Needs no wire: computed while the rows travel.
   if (w.shared) SingleFfn(step, *w.shared, b, b.shared_out);
   return absl::OkStatus();
@@ -87,9 +87,8 @@ absl::Status RunStage(Stage stage, StepContext& step, int layer, const LayerWeig
                       MicroBatch& batch) {
   switch (stage) {
     case Stage::kAttention:
-      (step.config.attention == ModelConfig::Attention::kMla ? MlaAttention : GqaAttention)(
+      return (step.config.attention == ModelConfig::Attention::kMla ? MlaAttention : GqaAttention)(
           step, layer, weights, batch);
-      return absl::OkStatus();
     case Stage::kDenseFfn:
       DenseFfn(step, weights, batch);
       return absl::OkStatus();

@@ -1,7 +1,8 @@
 // model/micro_batch.h: the rows of one step, or of half of one, on their way through the layers,
 // and the memory that each stage leaves for the next.
 //
-// Letters: T rows, H hidden, K top-k, h query heads, R rows received by this rank's experts.
+// Letters: T rows of this rank, A rows of all ranks that compute attention together (without tensor
+// parallelism the same), H hidden, K top-k, h query heads, R rows received by this rank's experts.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
+#include "model/tensor_parallel.h"
 #include "moe/dispatch.h"
 
 namespace switchyard {
@@ -32,12 +34,15 @@ class GrowingArray {
 
 struct MicroBatch {
   // Set by the executor's caller before layer 0.
-  std::vector<AttentionSequence> sequences;  // cover [0, T)
-  std::vector<int32_t> positions;            // [T]
+  std::vector<AttentionSequence> sequences;  // cover [0, A)
+  std::vector<int32_t> positions;            // [A]
+  size_t first = 0;                          // the batch's first row among all of the step
+  RowSlice own;                              // of the batch: this rank's
   Matrix<float> residual;                    // [T, H]: in and out of every stage
 
   // Attention's own, free between stages.
-  GrowingArray<float> normed, q_low, q, q_latent, kv, k, v, context, heads_out, projected, partial;
+  GrowingArray<float> normed, q_low, q, q_latent, kv, k, v, context, heads_out, projected, partial,
+      gathered, parts;
   GrowingArray<GemmCall> head_calls;
 
   // From one stage of an MoE layer to the next.
@@ -47,7 +52,11 @@ struct MicroBatch {
   DispatchHandle dispatch;
   DispatchedRows received;
 
-  size_t rows() const { return residual.rows(); }
+  size_t rows() const { return residual.rows(); }       // T
+  size_t all_rows() const { return positions.size(); }  // A
+  std::span<const int32_t> own_positions() const {
+    return std::span(positions).subspan(own.begin, own.count);
+  }
 };
 
 }  // namespace switchyard

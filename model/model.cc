@@ -7,6 +7,7 @@
 #include "common/file.h"
 #include "common/status_macros.h"
 #include "model/executor.h"
+#include "model/head_share.h"
 #include "model/weight_source.h"
 #include "model/weights.h"
 #include "moe/loopback.h"
@@ -16,6 +17,8 @@ namespace {
 
 constexpr int kMaxBatchTokensDefault = 2048, kMaxBatchTokensMax = 1 << 20;
 constexpr int kThreadsMax = 1024;
+// Of the orders in docs/numerics.md that the rest of numerics_id does not name.
+constexpr int kRulesVersion = 2;
 
 absl::Status CheckPlacement(const ModelConfig& config, const Placement& p, RankId rank) {
   if (p.layers() == config.layers && p.experts() == config.gate.experts && rank.value() >= 0 &&
@@ -36,6 +39,7 @@ class LoadedModel final : public Model {
         kernels_(std::move(kernels)),
         context_(options_.threads),
         rope_(config_.MakeRopeTable(options_.max_model_len)),
+        heads_(HeadsOf(config_, options_.tensor_rank, options_.tensor_ranks)),
         executor_(config_, weights_) {}
 
   absl::Status LoadFrom(const std::string& dir);
@@ -47,6 +51,7 @@ class LoadedModel final : public Model {
   absl::Status Rehost(std::shared_ptr<const Placement> placement, SpareExperts* spare) override;
   absl::StatusOr<std::unique_ptr<ExpertSource>> OpenExperts() const override;
   void UseDispatcher(Dispatcher* dispatcher) override { dispatcher_ = dispatcher; }
+  void UseExchange(RowExchange* exchange) override { exchange_ = exchange; }
   absl::Status Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,
                        Matrix<float> logits) override;
 
@@ -55,6 +60,7 @@ class LoadedModel final : public Model {
   LoadWeightsOptions WeightsOptions(HostedExperts hosted) const {
     return {.dtype = options_.dtype,
             .quantization = options_.quantization,
+            .heads = heads_,
             .local_experts = std::move(hosted),
             .cache = cache_.get(),
             .progress = {}};
@@ -70,16 +76,19 @@ class LoadedModel final : public Model {
                         Matrix<const float> logits) const;
   absl::Status ValidateSequence(const AttentionSequence& s, int32_t first_row,
                                 const KvStorage& kv) const;
-  Matrix<float> Embed(std::span<const int32_t> tokens);  // [T, H]
-  void Logits(Matrix<const float> hidden, std::span<const int32_t> rows, Matrix<float> logits);
+  void Embed(std::span<const int32_t> tokens, Matrix<float> residual);  // [T, H]
+  // Gives the batches their rows, and this rank those of them that are its own.
+  void ShareBatch(const ForwardBatch& batch, std::span<MicroBatch> batches);
 
   const ModelConfig config_;
   ModelOptions options_;  // but for the placement, as given
   const KernelSet kernels_;
   KernelContext context_;
   const RopeTable rope_;
+  const HeadShare heads_;
   std::unique_ptr<Dispatcher> loopback_;  // without a placement
   Dispatcher* dispatcher_ = nullptr;
+  RowExchange* exchange_ = nullptr;  // with tensor parallelism
   ModelWeights weights_;
   std::string dir_;
   std::string digest_, numerics_id_;
@@ -87,7 +96,8 @@ class LoadedModel final : public Model {
   std::vector<std::string> notices_;
   Executor executor_;
   MicroBatch batches_[2];
-  GrowingArray<float> residual_, last_hidden_;
+  GrowingArray<float> residual_;
+  LastHiddenRows last_hidden_;
 };
 
 absl::Status LoadedModel::LoadFrom(const std::string& dir) {
@@ -106,7 +116,7 @@ absl::Status LoadedModel::LoadFrom(const std::string& dir) {
   numerics_id_ = absl::StrCat(
       digest_, options_.dummy_weights ? "-dummy:" : ":", std::string(Name(options_.dtype)),
       options_.quantization ? absl::StrCat("-", std::string(Name(*options_.quantization))) : "",
-      ":", kernels_.name, mla ? ":absorbed" : ":gqa");
+      ":", kernels_.name, mla ? ":absorbed" : ":gqa", ":", kRulesVersion);
   if (!options_.weights_cache.empty()) {
     cache_ = std::make_unique<PackedCache>(options_.weights_cache, numerics_id_);
   }
@@ -259,17 +269,17 @@ absl::Status LoadedModel::Validate(const ForwardBatch& batch, const KvStorage& k
     if (r <= last || static_cast<size_t>(r) >= rows) return refuse("logit row ", r, " of ", rows);
     last = r;
   }
-  if (logits.rows() != batch.logit_rows.size() ||
+  const size_t wanted_rows = options_.tensor_rank == 0 ? batch.logit_rows.size() : 0;
+  if (logits.rows() != wanted_rows ||
       (!logits.empty() && logits.cols() != static_cast<size_t>(config_.vocab_size))) {
-    return refuse("logits [", logits.rows(), ", ", logits.cols(), "], wanted [",
-                  batch.logit_rows.size(), ", ", config_.vocab_size, "]");
+    return refuse("logits [", logits.rows(), ", ", logits.cols(), "], wanted [", wanted_rows, ", ",
+                  config_.vocab_size, "]");
   }
   return absl::OkStatus();
 }
 
-Matrix<float> LoadedModel::Embed(std::span<const int32_t> tokens) {
+void LoadedModel::Embed(std::span<const int32_t> tokens, Matrix<float> residual) {
   const size_t hidden = config_.hidden_size;
-  const Matrix<float> residual = residual_.Get(tokens.size(), hidden);
   for (size_t t = 0; t < tokens.size(); ++t) {
     const size_t at = tokens[t] * hidden;
     float* row = residual.row(t);
@@ -280,18 +290,20 @@ Matrix<float> LoadedModel::Embed(std::span<const int32_t> tokens) {
       std::copy_n(reinterpret_cast<const float*>(weights_.embedding.data()) + at, hidden, row);
     }
   }
-  return residual;
 }
 
-void LoadedModel::Logits(Matrix<const float> hidden, std::span<const int32_t> rows,
-                         Matrix<float> logits) {
-  if (rows.empty()) return;
-  const Matrix<float> x = last_hidden_.Get(rows.size(), config_.hidden_size);
-  for (size_t i = 0; i < rows.size(); ++i) {
-    std::copy_n(hidden.row(rows[i]), x.cols(), x.row(i));
+void LoadedModel::ShareBatch(const ForwardBatch& batch, std::span<MicroBatch> batches) {
+  ShareRows(batch.sequences, batch.tokens.size(), options_.tensor_rank, options_.tensor_ranks,
+            batches);
+  size_t rows = 0;
+  for (const MicroBatch& b : batches) rows += b.own.count;
+  const Matrix<float> residual = residual_.Get(rows, config_.hidden_size);
+  size_t first = 0;
+  for (MicroBatch& b : batches) {
+    b.residual = residual.Slice(first, b.own.count);
+    Embed(batch.tokens.subspan(b.first + b.own.begin, b.own.count), b.residual);
+    first += b.own.count;
   }
-  kernels_.norm->RmsNorm(context_, x, weights_.final_norm, config_.rms_norm_eps, x);
-  kernels_.gemm->Gemm(context_, x, weights_.head, logits);
 }
 
 absl::Status LoadedModel::Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,
@@ -300,12 +312,21 @@ absl::Status LoadedModel::Forward(const ForwardBatch& batch, KvStorage& kv, Laye
   if (dispatcher_ == nullptr) {
     return absl::FailedPreconditionError("the model has a placement and no dispatcher");
   }
-  const Matrix<float> hidden = Embed(batch.tokens);
+  if (options_.tensor_ranks > 1 && exchange_ == nullptr) {
+    return absl::FailedPreconditionError("the model has some of the heads and no exchange");
+  }
   const auto batches = std::span(batches_).first(dispatcher_->micro_batches());
-  ShareRows(batch.sequences, hidden, batches);
-  StepContext step{config_, kernels_, context_, rope_, *dispatcher_, kv};
+  ShareBatch(batch, batches);
+  // Integer weights quantise rows as they are; what BF16 ones round may be rounded before.
+  const DType wire = options_.quantization ? DType::kFloat32 : options_.dtype;
+  StepContext step{config_, kernels_, context_, rope_, *dispatcher_, kv, heads_, exchange_, wire};
   RETURN_IF_ERROR(executor_.Run(step, batches, observer));
-  Logits(hidden, batch.logit_rows, logits);
+  if (batch.logit_rows.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const Matrix<float> x,
+                   LastHidden(exchange_, batches, batch.logit_rows, last_hidden_));
+  if (x.rows() == 0) return absl::OkStatus();
+  kernels_.norm->RmsNorm(context_, x, weights_.final_norm, config_.rms_norm_eps, x);
+  kernels_.gemm->Gemm(context_, x, weights_.head, logits);
   return absl::OkStatus();
 }
 
@@ -332,6 +353,11 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir,
     return absl::InvalidArgumentError(
         absl::StrCat("quantization: ", std::string(Name(*options.quantization)),
                      "; supported: int8 and int4, with dtype bfloat16"));
+  }
+  RETURN_IF_ERROR(CheckTensorRanks(config, options.tensor_ranks));
+  if (options.tensor_rank < 0 || options.tensor_rank >= options.tensor_ranks) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("tensor_rank: ", options.tensor_rank, " of ", options.tensor_ranks, " ranks"));
   }
   if (options.placement != nullptr) {
     RETURN_IF_ERROR(CheckPlacement(config, *options.placement, options.rank));

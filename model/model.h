@@ -19,6 +19,7 @@
 #include "model/experts.h"
 #include "moe/dispatch.h"
 #include "moe/placement.h"
+#include "moe/row_exchange.h"
 
 namespace switchyard {
 
@@ -38,6 +39,9 @@ struct ModelOptions {
   // rank this is. Only its experts are loaded. Null: this rank has all of them.
   std::shared_ptr<const Placement> placement = nullptr;
   RankId rank = RankId(0);
+  // Tensor parallelism of attention (model/tensor_parallel.h): this rank has the heads of rank
+  // tensor_rank of tensor_ranks.
+  int tensor_rank = 0, tensor_ranks = 1;
   // Called while weights load: bytes done, bytes in all. May be empty.
   std::function<void(size_t done, size_t total)> progress;
 };
@@ -79,6 +83,10 @@ class Model {
   // with a placement cannot compute; one without has all its experts and needs nobody.
   virtual void UseDispatcher(Dispatcher* dispatcher) = 0;
 
+  // Who carries rows to the ranks that have the other heads of attention; borrowed. Only with
+  // tensor parallelism, and then needed; null: nobody.
+  virtual void UseExchange(RowExchange*) {}
+
   // Hosts what `placement` says from the next Forward on. Experts that this rank lacks are taken
   // from `spare`, or loaded where they are not there; those that it need not have any more are left
   // in `spare`, for whoever has the time to free them. Only for a model with a placement, of the
@@ -91,8 +99,9 @@ class Model {
 
   // Computes the batch: writes its KV, fills logits [logit_rows, V]. `kv` has this model's layout;
   // observer may be null. T in [0, max_batch_tokens]; with a placement all ranks call, those
-  // without rows too. Errors: kUnavailable if an expert-parallel peer is lost (nothing of this step
-  // counts; running it again is safe).
+  // without rows too. The ranks of a tensor-parallel group give the same batch, and all but the
+  // first no logits to fill. Errors: kUnavailable if an expert-parallel peer is lost (nothing of
+  // this step counts; running it again is safe).
   virtual absl::Status Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,
                                Matrix<float> logits) = 0;
 };

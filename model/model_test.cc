@@ -146,7 +146,7 @@ TEST(ModelTest, NumericsIdNamesWeightsAndArithmetic) {
   const auto a = LoadOrDie(kPlain);
   Case c = kPlain;
   EXPECT_EQ(a->numerics_id(), LoadOrDie(c)->numerics_id());
-  EXPECT_TRUE(a->numerics_id().ends_with(":bfloat16:reference:absorbed")) << a->numerics_id();
+  EXPECT_TRUE(a->numerics_id().ends_with(":bfloat16:reference:absorbed:2")) << a->numerics_id();
   c.dtype = DType::kFloat32;
   EXPECT_NE(a->numerics_id(), LoadOrDie(c)->numerics_id());
   c = kPlain;
@@ -154,9 +154,9 @@ TEST(ModelTest, NumericsIdNamesWeightsAndArithmetic) {
   EXPECT_NE(a->numerics_id(), LoadOrDie(c)->numerics_id());
   c = kPlain;
   c.quantization = WeightFormat::kInt8;
-  EXPECT_TRUE(LoadOrDie(c)->numerics_id().ends_with(":bfloat16-int8:reference:absorbed"));
+  EXPECT_TRUE(LoadOrDie(c)->numerics_id().ends_with(":bfloat16-int8:reference:absorbed:2"));
   c.quantization = WeightFormat::kInt4;
-  EXPECT_TRUE(LoadOrDie(c)->numerics_id().ends_with(":bfloat16-int4:reference:absorbed"));
+  EXPECT_TRUE(LoadOrDie(c)->numerics_id().ends_with(":bfloat16-int4:reference:absorbed:2"));
 }
 
 TEST(ModelTest, QuantizationNeedsIntegersAndBfloat16) {

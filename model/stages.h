@@ -13,9 +13,11 @@
 #include "kernels/rope.h"
 #include "kvcache/layout.h"
 #include "model/config.h"
+#include "model/head_share.h"
 #include "model/micro_batch.h"
 #include "model/weights.h"
 #include "moe/dispatch.h"
+#include "moe/row_exchange.h"
 
 namespace switchyard {
 
@@ -32,7 +34,8 @@ enum class Stage {
 // In order.
 std::span<const Stage> StagesOf(bool is_moe);
 
-// All ranks of an expert-parallel group run these, each with whatever rows it has.
+// All ranks of an expert-parallel group run these, each with whatever rows it has. Attention is for
+// those ranks of a tensor-parallel group whose batch has rows.
 constexpr bool IsCollective(Stage stage) {
   return stage != Stage::kAttention && stage != Stage::kDenseFfn;
 }
@@ -45,6 +48,9 @@ struct StepContext {
   const RopeTable& rope;
   Dispatcher& dispatcher;
   KvStorage& kv;
+  const HeadShare& heads;  // of this rank
+  RowExchange* exchange;   // with the ranks of the other heads; null: there are none
+  DType gather_wire;       // what rows may be rounded to on their way into a projection
 };
 
 // Runs one stage of layer `layer`. Errors: kUnavailable if an expert-parallel peer is lost.
@@ -55,7 +61,9 @@ absl::Status RunStage(Stage stage, StepContext& step, int layer, const LayerWeig
 void AddRows(ComputePool& pool, Matrix<const float> from, Matrix<float> to);
 
 // The stages by family; RunStage chooses.
-void GqaAttention(StepContext& step, int layer, const LayerWeights& weights, MicroBatch& batch);
-void MlaAttention(StepContext& step, int layer, const LayerWeights& weights, MicroBatch& batch);
+absl::Status GqaAttention(StepContext& step, int layer, const LayerWeights& weights,
+                          MicroBatch& batch);
+absl::Status MlaAttention(StepContext& step, int layer, const LayerWeights& weights,
+                          MicroBatch& batch);
 
 }  // namespace switchyard

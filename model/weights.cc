@@ -40,7 +40,7 @@ class Loader {
       ASSIGN_OR_RETURN(w.head, CachedOne("lm_head.weight", head, vocab, hidden,
                                          [&] { return kernels_.gemm->Pack(tied, head); }));
     } else {
-      ASSIGN_OR_RETURN(w.head, Packed("lm_head.weight", vocab, hidden, head));
+      ASSIGN_OR_RETURN(w.head, Packed("lm_head.weight", Whole(vocab), hidden, head));
     }
     for (int l = 0; l < c_.layers; ++l) {
       ASSIGN_OR_RETURN(LayerWeights layer, Layer(l));
@@ -112,15 +112,30 @@ class Loader {
     return std::move(weights[0]);
   }
 
-  absl::StatusOr<PackedWeight> Packed(const std::string& name, uint64_t n, uint64_t k,
+  // Of n: [begin, begin + count).
+  struct Part {
+    uint64_t n, begin, count;
+    // What the cache calls that part of a tensor.
+    std::string NameOf(const std::string& tensor) const {
+      return count == n ? tensor : absl::StrCat(tensor, ".", begin, "-", begin + count, "-of-", n);
+    }
+  };
+  static Part Whole(uint64_t n) { return {n, 0, n}; }
+  // Of n = heads · width: those of this rank's query heads.
+  Part HeadsPart(uint64_t width) const {
+    return {c_.heads * width, options_.heads.first_head * width, options_.heads.heads * width};
+  }
+
+  // Some of a tensor's outputs.
+  absl::StatusOr<PackedWeight> Packed(const std::string& name, const Part& p, uint64_t k,
                                       WeightFormat format) {
-    return CachedOne(name, format, n, k, [&]() -> absl::StatusOr<PackedWeight> {
-      ASSIGN_OR_RETURN(const LoadedTensor t, Get(name, {n, k}));
-      return kernels_.gemm->Pack(t.view, format);
+    return CachedOne(p.NameOf(name), format, p.count, k, [&]() -> absl::StatusOr<PackedWeight> {
+      ASSIGN_OR_RETURN(const LoadedTensor t, Get(name, {p.n, k}));
+      return kernels_.gemm->Pack(Rows(t.view, p.begin, p.count), format);
     });
   }
-  absl::StatusOr<PackedWeight> Packed(const std::string& name, uint64_t n, uint64_t k) {
-    return Packed(name, n, k, format());
+  absl::StatusOr<PackedWeight> Packed(const std::string& name, const Part& p, uint64_t k) {
+    return Packed(name, p, k, format());
   }
 
   // As the checkpoint has it. From the cache too: what is mapped of a checkpoint counts as this
@@ -146,9 +161,10 @@ class Loader {
   }
 
   // The bias of `layer`, empty if the model has none.
-  absl::StatusOr<std::vector<float>> Bias(const std::string& layer, uint64_t size) {
+  absl::StatusOr<std::vector<float>> Bias(const std::string& layer, const Part& p) {
     if (!c_.attention_bias) return std::vector<float>();
-    return Vector(layer + ".bias", size);
+    ASSIGN_OR_RETURN(const std::vector<float> all, Vector(layer + ".bias", p.n));
+    return std::vector<float>(all.begin() + p.begin, all.begin() + p.begin + p.count);
   }
 
   absl::StatusOr<PackedExpert> Expert(const std::string& prefix, uint64_t width,
@@ -192,7 +208,9 @@ class Loader {
 
   absl::Status Gqa(const std::string& prefix, AttentionWeights& w) {
     const uint64_t hidden = c_.hidden_size, dim = c_.head_dim;
-    const uint64_t q = dim * c_.heads, kv = dim * c_.kv_heads;
+    const HeadShare& h = options_.heads;
+    const Part q = HeadsPart(dim);
+    const Part kv = {dim * c_.kv_heads, dim * h.first_stored, dim * h.stored};
     ASSIGN_OR_RETURN(w.q, Packed(prefix + "q_proj.weight", q, hidden));
     ASSIGN_OR_RETURN(w.k, Packed(prefix + "k_proj.weight", kv, hidden));
     ASSIGN_OR_RETURN(w.v, Packed(prefix + "v_proj.weight", kv, hidden));
@@ -201,8 +219,8 @@ class Loader {
     ASSIGN_OR_RETURN(w.v_bias, Bias(prefix + "v_proj", kv));
     if (c_.qk_norm != ModelConfig::QkNorm::kNone) {
       const bool full = c_.qk_norm == ModelConfig::QkNorm::kFullWidth;
-      ASSIGN_OR_RETURN(w.q_norm, Vector(prefix + "q_norm.weight", full ? q : dim));
-      ASSIGN_OR_RETURN(w.k_norm, Vector(prefix + "k_norm.weight", full ? kv : dim));
+      ASSIGN_OR_RETURN(w.q_norm, Vector(prefix + "q_norm.weight", full ? q.n : dim));
+      ASSIGN_OR_RETURN(w.k_norm, Vector(prefix + "k_norm.weight", full ? kv.n : dim));
     }
     return Output(prefix, c_.head_dim, w);
   }
@@ -210,17 +228,20 @@ class Loader {
   absl::Status Mla(const std::string& prefix, AttentionWeights& w) {
     const uint64_t hidden = c_.hidden_size, latent = c_.kv_lora_rank, rope = c_.qk_rope_head_dim;
     const uint64_t nope = c_.qk_nope_head_dim, v = c_.v_head_dim, heads = c_.heads;
-    const uint64_t rank = c_.q_lora_rank;
+    const uint64_t rank = c_.q_lora_rank, q_dim = nope + rope;
+    const HeadShare& h = options_.heads;
+    const Part q = HeadsPart(q_dim);
     if (rank > 0) {
-      ASSIGN_OR_RETURN(w.q_a, Packed(prefix + "q_a_proj.weight", rank, hidden));
-      ASSIGN_OR_RETURN(w.q_a_bias, Bias(prefix + "q_a_proj", rank));
+      ASSIGN_OR_RETURN(w.q_a, Packed(prefix + "q_a_proj.weight", Whole(rank), hidden));
+      ASSIGN_OR_RETURN(w.q_a_bias, Bias(prefix + "q_a_proj", Whole(rank)));
       ASSIGN_OR_RETURN(w.q_a_norm, Vector(prefix + "q_a_layernorm.weight", rank));
-      ASSIGN_OR_RETURN(w.q_b, Packed(prefix + "q_b_proj.weight", heads * (nope + rope), rank));
+      ASSIGN_OR_RETURN(w.q_b, Packed(prefix + "q_b_proj.weight", q, rank));
     } else {
-      ASSIGN_OR_RETURN(w.q_b, Packed(prefix + "q_proj.weight", heads * (nope + rope), hidden));
+      ASSIGN_OR_RETURN(w.q_b, Packed(prefix + "q_proj.weight", q, hidden));
     }
-    ASSIGN_OR_RETURN(w.kv_a, Packed(prefix + "kv_a_proj_with_mqa.weight", latent + rope, hidden));
-    ASSIGN_OR_RETURN(w.kv_a_bias, Bias(prefix + "kv_a_proj_with_mqa", latent + rope));
+    ASSIGN_OR_RETURN(w.kv_a,
+                     Packed(prefix + "kv_a_proj_with_mqa.weight", Whole(latent + rope), hidden));
+    ASSIGN_OR_RETURN(w.kv_a_bias, Bias(prefix + "kv_a_proj_with_mqa", Whole(latent + rope)));
     ASSIGN_OR_RETURN(w.kv_a_norm, Vector(prefix + "kv_a_layernorm.weight", latent));
     // Rows of a head: nope of W_uk [nope, C], then v of W_uv [v, C].
     const std::string name = prefix + "kv_b_proj.weight";
@@ -228,41 +249,43 @@ class Loader {
     const auto pack = [&]() -> absl::StatusOr<std::vector<PackedWeight>> {
       ASSIGN_OR_RETURN(const LoadedTensor kv_b, Get(name, {heads * (nope + v), latent}));
       std::vector<PackedWeight> packed;
-      for (uint64_t h = 0; h < heads; ++h) {
-        const LoadedTensor uk = Transpose(Rows(kv_b.view, h * (nope + v), nope));
+      for (int i = h.first_head; i < h.first_head + h.heads; ++i) {
+        const LoadedTensor uk = Transpose(Rows(kv_b.view, i * (nope + v), nope));
         packed.push_back(kernels_.gemm->Pack(uk.view, absorbed));
-        packed.push_back(kernels_.gemm->Pack(Rows(kv_b.view, h * (nope + v) + nope, v), absorbed));
+        packed.push_back(kernels_.gemm->Pack(Rows(kv_b.view, i * (nope + v) + nope, v), absorbed));
       }
       return packed;
     };
     std::vector<PackedShape> shapes;
-    for (uint64_t h = 0; h < heads; ++h) {
+    for (int i = 0; i < h.heads; ++i) {
       shapes.push_back(ShapeOf(absorbed, latent, nope));
       shapes.push_back(ShapeOf(absorbed, v, latent));
     }
-    ASSIGN_OR_RETURN(std::vector<PackedWeight> packed, Cached(name, shapes, pack));
-    for (uint64_t h = 0; h < heads; ++h) {
-      w.uk.push_back(std::move(packed[2 * h]));
-      w.uv.push_back(std::move(packed[2 * h + 1]));
+    ASSIGN_OR_RETURN(std::vector<PackedWeight> packed,
+                     Cached(HeadsPart(nope + v).NameOf(name), shapes, pack));
+    for (int i = 0; i < h.heads; ++i) {
+      w.uk.push_back(std::move(packed[2 * i]));
+      w.uv.push_back(std::move(packed[2 * i + 1]));
     }
     return Output(prefix, c_.v_head_dim, w);
   }
 
   absl::Status Output(const std::string& prefix, uint64_t v_dim, AttentionWeights& w) {
     const uint64_t hidden = c_.hidden_size, width = v_dim * c_.heads;
-    ASSIGN_OR_RETURN(w.o_bias, Bias(prefix + "o_proj", hidden));
+    ASSIGN_OR_RETURN(w.o_bias, Bias(prefix + "o_proj", Whole(hidden)));
     const std::string name = prefix + "o_proj.weight";
-    const uint64_t group = v_dim * OutputGroupHeads(c_.heads);
+    const Part part = HeadsPart(v_dim);
+    const uint64_t group = width / OutputGroups(c_.heads);
     const auto pack = [&]() -> absl::StatusOr<std::vector<PackedWeight>> {
       ASSIGN_OR_RETURN(const LoadedTensor o, Get(name, {hidden, width}));
       std::vector<PackedWeight> packed;
-      for (uint64_t begin = 0; begin < width; begin += group) {
+      for (uint64_t begin = part.begin; begin < part.begin + part.count; begin += group) {
         packed.push_back(kernels_.gemm->Pack(Columns(o.view, begin, group).view, format()));
       }
       return packed;
     };
-    const std::vector<PackedShape> shapes(width / group, ShapeOf(format(), hidden, group));
-    ASSIGN_OR_RETURN(w.o, Cached(name, shapes, pack));
+    const std::vector<PackedShape> shapes(part.count / group, ShapeOf(format(), hidden, group));
+    ASSIGN_OR_RETURN(w.o, Cached(part.NameOf(name), shapes, pack));
     return absl::OkStatus();
   }
 
@@ -287,7 +310,7 @@ class Loader {
 
   absl::Status Moe(int l, const std::string& prefix, LayerWeights& w) {
     const uint64_t experts = c_.gate.experts, width = c_.moe_intermediate_size;
-    ASSIGN_OR_RETURN(w.gate, Packed(prefix + "gate.weight", experts,
+    ASSIGN_OR_RETURN(w.gate, Packed(prefix + "gate.weight", Whole(experts),
                                     static_cast<uint64_t>(c_.hidden_size), WeightFormat::kFloat32));
     if (c_.gate_bias) {
       ASSIGN_OR_RETURN(w.gate_bias, Vector(prefix + "gate.e_score_correction_bias", experts));

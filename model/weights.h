@@ -1,7 +1,7 @@
 // model/weights.h: the weights of this rank, packed for one kernel path. Immutable once loaded.
 //
 // Letters: H hidden, V vocabulary, E experts hosted here, I intermediate width; attention: h query
-// heads, g key/value heads, D head size, C latent width, R rope width.
+// heads of this rank, g key/value heads that it stores, D head size, C latent width, R rope width.
 #pragma once
 
 #include <functional>
@@ -13,6 +13,7 @@
 #include "kernels/kernel_set.h"
 #include "model/config.h"
 #include "model/experts.h"
+#include "model/head_share.h"
 #include "model/packed_cache.h"
 #include "model/weight_source.h"
 
@@ -31,7 +32,8 @@ struct AttentionWeights {
   std::vector<float> kv_a_norm;            // [C]
   std::vector<PackedWeight> uk;            // h × [C, nope]: queries into latent space
   std::vector<PackedWeight> uv;            // h × [v, C]: latent values out of it
-  // The output projection by fixed groups of heads, each [H, group·v]: docs/numerics.md.
+  // The output projection by fixed groups of heads, those of this rank, each [H, group·v]:
+  // docs/numerics.md.
   std::vector<PackedWeight> o;
   std::vector<float> o_bias;  // [H] or empty
 };
@@ -56,15 +58,13 @@ struct ModelWeights {
   std::vector<LayerWeights> layers;
 };
 
-// Heads of one group of the output projection: 8, or all where 8 does not divide them.
-inline int OutputGroupHeads(int heads) { return heads % 8 == 0 ? 8 : heads; }
-
 // [expert slots of this rank]: the logical experts of a layer; negative: the slot is empty.
 using HostedExperts = std::function<std::span<const int32_t>(int layer)>;
 
 struct LoadWeightsOptions {
   DType dtype = DType::kBfloat16;
   std::optional<WeightFormat> quantization;  // of projections and experts
+  HeadShare heads;                           // of attention, that this rank computes
   HostedExperts local_experts;
   PackedCache* cache = nullptr;                             // may be null
   std::function<void(size_t done, size_t total)> progress;  // may be empty

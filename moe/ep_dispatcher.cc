@@ -11,13 +11,13 @@
 namespace switchyard {
 namespace {
 
-// Small enough to stay in a core's cache from writer to reader, large enough to pay for a doorbell.
 constexpr size_t kRowFrameBytes = 128 << 10;
 
-// The largest frame that must fit: the plan of a full batch, or one row.
+// The largest frame that must fit: the plan of a full batch, or one row, which an exchange may want
+// in FP32.
 size_t FrameBytesNeeded(const EpDispatcher::Options& o) {
   const size_t plan = PlanBytes(o.max_tokens, static_cast<size_t>(o.max_tokens) * o.top_k);
-  return std::max(plan, static_cast<size_t>(o.hidden) * SizeOf(o.dtype)) + kEpFrameAlign;
+  return std::max(plan, static_cast<size_t>(o.hidden) * sizeof(float)) + kEpFrameAlign;
 }
 
 size_t LowLatencyBytes(const EpDispatcher::Options& o, size_t tokens) {
@@ -59,6 +59,10 @@ absl::StatusOr<std::unique_ptr<EpDispatcher>> EpDispatcher::Create(
   if (options.top_k < 1 || options.top_k > top_k_max) {
     return refuse("top_k", options.top_k, 1, top_k_max);
   }
+  if (options.tensor_ranks < 1 || group->world() % options.tensor_ranks != 0) {
+    return refuse("tensor_ranks, which divides the ranks,", options.tensor_ranks, 1,
+                  group->world());
+  }
   if (options.hidden < 1) return refuse("hidden", options.hidden, 1, INT32_MAX);
   const int tokens_max = INT32_MAX / options.top_k;
   if (options.max_tokens < 1 || options.max_tokens > tokens_max) {
@@ -84,12 +88,12 @@ EpDispatcher::EpDispatcher(EpGroup* group, std::shared_ptr<const Placement> plac
       options_(options),
       wire_(RowCodecOf(options.dtype)),
       row_bytes_(static_cast<size_t>(options.hidden) * SizeOf(options.dtype)),
+      frame_rows_(RowsOfFrame(row_bytes_)),
       policy_(options.overlap),
+      exchange_(std::make_unique<Rows>()),
       queues_(group->world()),
       scratch_(row_bytes_),
       counts_(static_cast<size_t>(placement_->layers()) * placement_->experts()) {
-  const size_t frame = std::min(kRowFrameBytes, group->options().ring_bytes / 4 - kEpFrameAlign);
-  frame_rows_ = std::max<size_t>(1, frame / row_bytes_);
   for (auto& op : in_flight_) {
     op = std::make_unique<Op>();
     op->out.resize(group->world());
@@ -98,6 +102,11 @@ EpDispatcher::EpDispatcher(EpGroup* group, std::shared_ptr<const Placement> plac
 }
 
 EpDispatcher::~EpDispatcher() = default;
+
+size_t EpDispatcher::RowsOfFrame(size_t row_bytes) const {
+  const size_t frame = std::min(kRowFrameBytes, group_.options().ring_bytes / 4 - kEpFrameAlign);
+  return std::max<size_t>(1, frame / row_bytes);
+}
 
 DispatchShape EpDispatcher::Shape() const {
   return {.experts = placement_->experts(),

@@ -14,6 +14,8 @@
 // In a step of two micro-batches (ep_overlap.h) frames move while the caller computes
 // (ep_progress.h).
 //
+// The ranks of a tensor-parallel group also exchange rows of attention through it (row_exchange.h).
+//
 // Owned by the engine thread. Letters as in dispatch.h and ep_plan.h; N ranks.
 #pragma once
 
@@ -31,10 +33,11 @@
 #include "moe/ep_progress.h"
 #include "moe/placement.h"
 #include "moe/row_codec.h"
+#include "moe/row_exchange.h"
 
 namespace switchyard {
 
-class EpDispatcher final : public Dispatcher {
+class EpDispatcher final : public Dispatcher, public RowExchange {
  public:
   struct Options {
     int top_k = 0;                   // K, at most kPlanTopKMax
@@ -43,6 +46,7 @@ class EpDispatcher final : public Dispatcher {
     DType dtype = DType::kBfloat16;  // of rows on the wire, both ways
     int low_latency_tokens = 128;    // T of every rank at most; 0: always the throughput path
     EpOverlap overlap = EpOverlap::kOff;
+    int tensor_ranks = 1;  // so many neighbours exchange rows; divides N
   };
   // The size of ring that these options need: a power of two, `wanted` if that is enough.
   static size_t RingBytes(const Options& options, size_t wanted);
@@ -74,6 +78,11 @@ class EpDispatcher final : public Dispatcher {
                            Matrix<const float> weights, Matrix<float> out) override;
   absl::Status CombineReceive(DispatchHandle handle) override;
 
+  int rank() const override { return group_.rank() % options_.tensor_ranks; }
+  int ranks() const override { return options_.tensor_ranks; }
+  absl::Status Exchange(std::span<const Matrix<const float>> to,
+                        std::span<const Matrix<float>> from, DType wire) override;
+
   // Payload bytes that this rank has put into rings, plans included, since Create.
   uint64_t bytes_sent() const { return bytes_sent_; }
   // Steps of two micro-batches, and how long Receive and CombineReceive have waited, since Create.
@@ -92,8 +101,9 @@ class EpDispatcher final : public Dispatcher {
  private:
   enum class State : uint8_t { kIdle, kSent, kReceived, kReturned };
   struct Op;
+  struct Rows;
   struct Piece {  // of what goes to one peer, in the order of the calls
-    Op* op;
+    Op* op;       // null: of the exchange
     bool combine, plan_sent = false;
     size_t next = 0;  // row or entry
   };
@@ -109,6 +119,9 @@ class EpDispatcher final : public Dispatcher {
   bool SendPiece(int peer, Piece& piece);  // true: all of it is in the ring
   bool SendDispatch(int peer, Piece& piece);
   bool SendCombine(int peer, Piece& piece);
+  bool SendExchange(int peer, Piece& piece);
+  bool TakeExchange(int peer, const EpFrameHeader& frame);
+  int first_mate() const { return group_.rank() - rank(); }
   bool Sent(const Op& op) const;  // nothing of it is left to send
   bool TakeFrame(int peer);       // true if it got further with the peer's oldest frame
   bool TakePlan(Op& op, int peer, const EpFrameHeader& frame);
@@ -120,19 +133,23 @@ class EpDispatcher final : public Dispatcher {
   const std::byte* NextReturned(Op& op, int peer);
   absl::Status WaitFor(FunctionRef<bool()> done, const Op& op, const char* phase);
   std::byte* Begin(int peer, size_t bytes);
-  void Commit(int peer, EpFrameKind kind, const Op& op, size_t first, size_t count, size_t entries,
+  void Commit(int peer, EpFrameKind kind, uint64_t op, size_t first, size_t count, size_t entries,
               size_t bytes);
+  // Of a frame, small enough to stay in a core's cache from writer to reader, large enough to pay
+  // for a doorbell.
+  size_t RowsOfFrame(size_t row_bytes) const;
 
   EpGroup& group_;
   std::shared_ptr<const Placement> placement_;
   const Options options_;
   const RowCodec& wire_;
   const size_t row_bytes_;                    // of a row on the wire
-  size_t frame_rows_ = 1;                     // rows of a frame
+  const size_t frame_rows_;                   // rows of a frame
   bool low_latency_ = false, split_ = false;  // this step
   OverlapPolicy policy_;
   absl::Time step_began_;
   std::unique_ptr<Op> in_flight_[2];  // dispatch id is in slot id % 2
+  std::unique_ptr<Rows> exchange_;
   uint64_t next_id_ = 0;
   std::vector<std::deque<Piece>> queues_;  // [N]
   std::vector<std::byte> scratch_;         // one row on the wire

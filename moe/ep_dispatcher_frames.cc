@@ -33,11 +33,11 @@ bool EpDispatcher::Sent(const Op& op) const {
 
 std::byte* EpDispatcher::Begin(int peer, size_t bytes) { return group_.link(peer)->Begin(bytes); }
 
-void EpDispatcher::Commit(int peer, EpFrameKind kind, const Op& op, size_t first, size_t count,
+void EpDispatcher::Commit(int peer, EpFrameKind kind, uint64_t op, size_t first, size_t count,
                           size_t entries, size_t bytes) {
   EpFrameHeader header;
   header.kind = kind;
-  header.op = op.id;
+  header.op = op;
   header.first = static_cast<uint32_t>(first);
   header.count = static_cast<uint32_t>(count);
   header.entries = static_cast<uint32_t>(entries);
@@ -47,6 +47,7 @@ void EpDispatcher::Commit(int peer, EpFrameKind kind, const Op& op, size_t first
 }
 
 bool EpDispatcher::SendPiece(int peer, Piece& piece) {
+  if (piece.op == nullptr) return SendExchange(peer, piece);
   return piece.combine ? SendCombine(peer, piece) : SendDispatch(peer, piece);
 }
 
@@ -70,7 +71,7 @@ bool EpDispatcher::SendDispatch(int peer, Piece& piece) {
       encode(0, tokens, to + rows_at);
       piece.next = tokens;
     }
-    Commit(peer, op.low_latency ? EpFrameKind::kPlanRows : EpFrameKind::kPlan, op, 0, tokens,
+    Commit(peer, op.low_latency ? EpFrameKind::kPlanRows : EpFrameKind::kPlan, op.id, 0, tokens,
            plan.slots.size(), bytes);
     piece.plan_sent = true;
   }
@@ -79,7 +80,7 @@ bool EpDispatcher::SendDispatch(int peer, Piece& piece) {
     std::byte* const to = Begin(peer, count * row_bytes_);
     if (to == nullptr) return false;
     encode(piece.next, count, to);
-    Commit(peer, EpFrameKind::kRows, op, piece.next, count, 0, count * row_bytes_);
+    Commit(peer, EpFrameKind::kRows, op.id, piece.next, count, 0, count * row_bytes_);
     piece.next += count;
   }
   return true;
@@ -95,7 +96,7 @@ bool EpDispatcher::SendCombine(int peer, Piece& piece) {
     for (size_t i = piece.next; i < piece.next + count; ++i, to += row_bytes_) {
       wire_.encode(op.expert_rows.row(rows[i]), options_.hidden, to);
     }
-    Commit(peer, EpFrameKind::kCombine, op, piece.next, count, 0, count * row_bytes_);
+    Commit(peer, EpFrameKind::kCombine, op.id, piece.next, count, 0, count * row_bytes_);
     piece.next += count;
   }
   return true;
@@ -108,6 +109,7 @@ bool EpDispatcher::TakeFrame(int peer) {
       frame->kind == EpFrameKind::kCombine) {
     return false;  // not what a Receive waits for
   }
+  if (frame->kind == EpFrameKind::kExchange) return TakeExchange(peer, *frame);
   Op& op = at(frame->op);
   if (op.id != frame->op || op.state != State::kSent) return false;  // the peer is ahead of us
   Op::Peer& from = op.peers[peer];

@@ -166,6 +166,76 @@ TEST_P(EpDispatcherTest, FramesMoveWhileTheCallerComputes) {
       });
 }
 
+// Each rank sends each mate rows that say from whom, to whom and which they are; some send none.
+TEST_P(EpDispatcherTest, ExchangesRowsWithinATensorGroup) {
+  constexpr size_t kWidth = 96;
+  std::mt19937 rng(4);
+  const auto placement = std::make_shared<const Placement>(RandomPlacement(rng, 1, kExperts, 0, 4));
+  const auto rows_of = [](int from, int to, int round) {
+    return (from + 2 * to + round) % 3 == 0 ? size_t{0}
+                                            : static_cast<size_t>((from + 1) * 150 + to + round);
+  };
+  const auto value = [](int from, int to, size_t row, size_t column) {
+    return static_cast<float>(from * 1000 + to * 100) + static_cast<float>(row) +
+           static_cast<float>(column) / 128;
+  };
+  for (const int size : {2, 4}) {
+    const EpDispatcher::Options options = {
+        .top_k = kTopK, .hidden = kWidth, .max_tokens = 9, .tensor_ranks = size};
+    RunRanks(4, {.lanes = {GetParam()}, .ring_bytes = kEpRingBytesMin}, [&](EpGroup& group, int) {
+      const auto d = EpDispatcher::Create(&group, placement, options).value();
+      for (const DType wire : {DType::kFloat32, DType::kBfloat16}) {
+        for (int round = 0; round < 3; ++round) {
+          std::vector<std::vector<float>> out(size), in(size);
+          std::vector<Matrix<const float>> to;
+          std::vector<Matrix<float>> from;
+          for (int r = 0; r < size; ++r) {
+            const size_t sent = rows_of(d->rank(), r, round), got = rows_of(r, d->rank(), round);
+            for (size_t i = 0; i < sent * kWidth; ++i) {
+              out[r].push_back(value(d->rank(), r, i / kWidth, i % kWidth));
+            }
+            in[r].assign(got * kWidth, NAN);
+            to.emplace_back(out[r].data(), std::array{sent, kWidth});
+            from.emplace_back(in[r].data(), std::array{got, kWidth});
+          }
+          ASSERT_TRUE(d->Exchange(to, from, wire).ok());
+          for (int r = 0; r < size; ++r) {
+            for (size_t i = 0; r != d->rank() && i < in[r].size(); ++i) {
+              const float wanted = value(r, d->rank(), i / kWidth, i % kWidth);
+              ASSERT_EQ(in[r][i], wire == DType::kFloat32 ? wanted : RoundToBf16(wanted));
+            }
+          }
+        }
+      }
+    });
+  }
+}
+
+TEST_P(EpDispatcherTest, AMateThatSendsOtherRowsOrIsLostEndsTheExchange) {
+  std::mt19937 rng(4);
+  const auto placement = std::make_shared<const Placement>(RandomPlacement(rng, 1, kExperts, 0, 2));
+  for (const bool lost : {false, true}) {
+    RunRanks(2, {.lanes = {GetParam()}, .wait_max = absl::Seconds(2)},
+             [&](EpGroup& group, int rank) {
+               const auto d = EpDispatcher::Create(
+                                  &group, placement,
+                                  {.top_k = kTopK, .hidden = 8, .max_tokens = 9, .tensor_ranks = 2})
+                                  .value();
+               if (lost && rank == 1) return;  // never comes
+               // Rank 0 wants 3 rows, rank 1 sends 5.
+               std::vector<float> numbers(5 * 8);
+               const Matrix<float> five(numbers.data(), {5, 8});
+               const std::vector<Matrix<const float>> to(2, five.Slice(0, rank == 0 ? 0 : 5));
+               const std::vector<Matrix<float>> from(2, five.Slice(0, rank == 0 ? 3 : 0));
+               const absl::Status done = d->Exchange(to, from, DType::kFloat32);
+               if (rank == 0) {
+                 EXPECT_TRUE(absl::IsUnavailable(done)) << done;
+                 EXPECT_TRUE(absl::IsUnavailable(group.status()));
+               }
+             });
+  }
+}
+
 TEST_P(EpDispatcherTest, SleepsWhileNobodyHasWork) {
   std::atomic<bool> over = false;
   RunRanks(2, {.lanes = {GetParam()}}, [&](EpGroup& group, int rank) {

@@ -1,4 +1,4 @@
-// moe/ep_op.h: one dispatch of EpDispatcher in flight. Private to its two sources.
+// moe/ep_op.h: one dispatch of EpDispatcher in flight, and its exchange. Private to its sources.
 #pragma once
 
 #include <vector>
@@ -29,6 +29,16 @@ struct EpDispatcher::Op {
   size_t summed = 0;        // of [T, K]
   bool done() const { return summed == rank_of.size(); }
   float* row(size_t i, size_t width) { return reinterpret_cast<float*>(rows.data()) + i * width; }
+};
+
+// The exchange under way, or the last one.
+struct EpDispatcher::Rows {
+  uint64_t id = 0;
+  bool active = false;
+  DType wire = DType::kFloat32;
+  std::span<const Matrix<const float>> to;  // [tensor ranks], the caller's
+  std::span<const Matrix<float>> from;      // as well
+  std::vector<size_t> rows_in;              // of from[r]
 };
 
 }  // namespace switchyard

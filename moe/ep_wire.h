@@ -13,7 +13,7 @@
 
 namespace switchyard {
 
-inline constexpr uint32_t kEpWireVersion = 2;
+inline constexpr uint32_t kEpWireVersion = 3;
 inline constexpr int kEpRanksMax = 256;
 inline constexpr size_t kEpHelloBytesMax = 16 << 10;
 
@@ -48,7 +48,8 @@ struct StepHeader {
   uint32_t rows = 0;       // of this rank in this step
   uint32_t wants = 0;      // kWants…
   uint32_t micros = 0;     // what the last step that had rows took on this rank; 0: none yet
-  uint32_t reserved = 0;
+  // Of the batch that this rank shares with its tensor group, in int32 words; 0: no batch.
+  uint32_t batch_words = 0;
   friend bool operator==(const StepHeader&, const StepHeader&) = default;
 };
 inline constexpr uint32_t kWantsToLeave = 1;  // the rank drains: it opens no step of its own
@@ -66,6 +67,7 @@ enum class EpFrameKind : uint32_t {
   kPlanRows,  // the same, and all the rows
   kRows,      // rows [first, first + count) of the plan
   kCombine,   // expert outputs [first, first + count), in the order of the plan's entries
+  kExchange,  // rows [first, first + count) of RowExchange::Exchange number `op`
 };
 
 inline constexpr uint32_t kEpFrameMagic = 0x50455953;  // "SYEP"

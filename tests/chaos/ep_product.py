@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Every layout of expert parallelism against one process, to the last bit: ranks and replicas x lane x path x placement (even,
-random, moving every 50 ms) x pool. ep_test.py runs pairs of these; this is the whole product, for the record.
+random, moving every 50 ms) x pool, and tensor parallelism x overlap for prefill. ep_test.py runs pairs of these; this is the whole product, for the record.
 usage: ep_product.py BINARY MODEL_DIR REQUESTS [PART]   PART: only layouts whose name contains it"""
 import itertools
 import json
@@ -14,6 +14,7 @@ from bits_test import compare, make_requests, one_process, served  # noqa: E402
 from ep_test import ALWAYS, MOVE, NEVER, experts_moved  # noqa: E402
 
 SHAPES = [(1, 0), (2, 0), (2, 2), (2, 4), (4, 0), (4, 4)]
+TENSOR_SHAPES = [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]  # ranks, of which so many compute attention together
 
 
 def random_placement(model, ranks, redundant, path):
@@ -53,6 +54,16 @@ def main():
             flags += MOVE if placement == "moving" else []
             compare(name, want, served(binary, model, requests, 32, pool == "prefill", *flags,
                                        check=experts_moved if placement == "moving" else None))
+            done += 1
+        for (ranks, tensor_ranks), lane, path, overlap in itertools.product(
+                TENSOR_SHAPES, ("shm", "tcp"), ("both paths", "throughput path"), ("on", "off")):
+            name = f"prefill EP{ranks} TP{tensor_ranks}, {lane}, {path}, overlap {overlap}"
+            if part and part[0] not in name:
+                continue
+            flags = [*ALWAYS, "--prefill-ep", str(ranks), "--prefill-tp", str(tensor_ranks), "--ep-lane", lane,
+                     "--ep-overlap", overlap]
+            flags += ["--ep-low-latency-tokens", "0"] if path == "throughput path" else []
+            compare(name, want, served(binary, model, requests, 32, True, *flags))
             done += 1
     print(f"{done} layouts, all with the bits of one process")
 

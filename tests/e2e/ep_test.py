@@ -33,6 +33,8 @@ LAYOUTS = {
     "prefill EP2, decode EP2, 4 redundant, all TCP, experts move": (
         True, (*ALWAYS, "--prefill-ep", "2", "--decode-ep", "2", "--redundant-experts", "4", "--ep-lane", "tcp",
                "--kv-lane", "tcp", "--ep-overlap", "on", *MOVE)),
+    "prefill TP2 x DP2 x EP4, decode alone": (
+        True, (*ALWAYS, "--prefill-ep", "4", "--prefill-tp", "2", "--ep-overlap", "on")),
 }
 
 
@@ -115,8 +117,27 @@ def check_lost_ranks(binary, model, count, slow):
         cluster.processes = [{"pid": pid, "role": role} for pid, role in children_of(cluster.process.pid).items()]
 
 
+def check_lost_neighbour(binary, model, count, slow):
+    """A rank that computes attention with another is killed: the other's requests start anew, with the same tokens."""
+    requests = make_requests(count, length_max=800, output=(10, 40))
+    want = [tokens for tokens, _ in one_process(binary, model, requests, "--max-num-seqs", "1")]
+    with Cluster(binary, model, *ALWAYS, "--prefill-ep", "2", "--prefill-tp", "2") as cluster:
+        def run(request):
+            return cluster.complete(**request, return_token_ids=True)["choices"][0]["token_ids"]
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            answers = [pool.submit(run, r) for r in requests]
+            time.sleep(0.1 * slow)
+            os.kill(cluster.pids("prefill")[1], signal.SIGKILL)
+            got = [a.result() for a in answers]
+        assert got == want, "other tokens after the loss of a neighbour"
+        print(f"a neighbour in attention killed: {len(got)} requests whole", flush=True)
+        cluster.processes = [{"pid": pid, "role": role} for pid, role in children_of(cluster.process.pid).items()]
+
+
 if __name__ == "__main__":
     BINARY, MODEL, COUNT = sys.argv[1], sys.argv[2], int(sys.argv[3])
     check_bits(BINARY, MODEL, COUNT)
     check_memory_and_rest(BINARY)
-    check_lost_ranks(BINARY, MODEL, COUNT, float(sys.argv[4]) if len(sys.argv) > 4 else 1)
+    SLOW = float(sys.argv[4]) if len(sys.argv) > 4 else 1
+    check_lost_ranks(BINARY, MODEL, COUNT, SLOW)
+    check_lost_neighbour(BINARY, MODEL, COUNT, SLOW)
