@@ -59,6 +59,7 @@ absl::StatusOr<Json> MeasureExchange(const BenchEpOptions& o, EpGroup& group, in
   const Tokens t = RandomTokens(o, group.rank(), count, width);
   const auto rows = static_cast<size_t>(count);
   std::vector<float> out(t.hidden.size());
+  std::vector<std::byte> bytes;  // what experts would have made
   const Matrix<const float> hidden(t.hidden.data(), {rows, static_cast<size_t>(width)});
   const Matrix<const int32_t> experts(t.experts.data(), {rows, static_cast<size_t>(o.top_k)});
   const Matrix<const float> weights(t.weights.data(), experts.extents());
@@ -66,8 +67,11 @@ absl::StatusOr<Json> MeasureExchange(const BenchEpOptions& o, EpGroup& group, in
     ASSIGN_OR_RETURN(const DispatchHandle handle,
                      dispatcher->Send(0, hidden, experts, t.positions));
     ASSIGN_OR_RETURN(const DispatchedRows in, dispatcher->Receive(handle));
+    const size_t row_bytes = in.tokens.cols * SizeOf(in.tokens.dtype);
+    bytes.resize(std::max(bytes.size(), in.index.size() * row_bytes));
+    const Rows outputs(bytes.data(), in.tokens.dtype, in.index.size(), in.tokens.cols, row_bytes);
     RETURN_IF_ERROR(
-        dispatcher->CombineSend(handle, in.rows, weights, {out.data(), hidden.extents()}));
+        dispatcher->CombineSend(handle, outputs, weights, {out.data(), hidden.extents()}));
     return dispatcher->CombineReceive(handle);
   };
   // All ranks stop after the same round: rank 0 says when, in the step's header.

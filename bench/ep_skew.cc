@@ -159,8 +159,8 @@ class Skew {
     in_.resize(std::max(in_.size(), count * width), 0.01f);
     out_.resize(in_.size());
     const double begin = ThreadSeconds();
-    kernels_.grouped_gemm->ExpertFfn(context_, {in_.data(), {count, width}}, offsets, table,
-                                     {out_.data(), {count, width}});
+    kernels_.grouped_gemm->ExpertFfn(context_, Matrix<const float>(in_.data(), {count, width}), {},
+                                     offsets, table, Matrix<float>(out_.data(), {count, width}));
     return ThreadSeconds() - begin;
   }
 

@@ -91,8 +91,8 @@ KernelCaseFactory Experts(WeightFormat format, size_t tokens, size_t experts, si
         e = &data->packed[data->turn];
         data->turn = (data->turn + 1) % data->packed.size();
       }
-      ffn->ExpertFfn(ctx, {data->x.data(), {rows, hidden}}, data->offsets, data->table,
-                     {data->out.data(), {rows, hidden}});
+      ffn->ExpertFfn(ctx, Matrix<const float>(data->x.data(), {rows, hidden}), {}, data->offsets,
+                     data->table, Matrix<float>(data->out.data(), {rows, hidden}));
     };
     return c;
   };

@@ -226,7 +226,7 @@ TEST_P(ExpertConformance, SmallFfnByHand) {
     const std::vector<int32_t> offsets = {0, 1};
     const std::vector<float> x = {1, 1};
     Poisoned out(1, 2);
-    set_.grouped_gemm->ExpertFfn(ctx, View(x, 2), offsets, experts, out.matrix);
+    set_.grouped_gemm->ExpertFfn(ctx, View(x, 2), {}, offsets, experts, out.matrix);
     EXPECT_EQ(out.matrix(0, 0), 40);
     EXPECT_EQ(out.matrix(0, 1), 20);
   }
@@ -243,8 +243,8 @@ TEST_P(ExpertConformance, FfnMatchesTheReference) {
       Make(offsets.size() - 1, hidden, width, format);
       const std::vector<float> x = Normal(rows * hidden);
       Poisoned out(rows, hidden), expected(rows, hidden);
-      set_.grouped_gemm->ExpertFfn(ctx, View(x, hidden), offsets, mine_.pointers, out.matrix);
-      reference_.grouped_gemm->ExpertFfn(ctx, View(x, hidden), offsets, theirs_.pointers,
+      set_.grouped_gemm->ExpertFfn(ctx, View(x, hidden), {}, offsets, mine_.pointers, out.matrix);
+      reference_.grouped_gemm->ExpertFfn(ctx, View(x, hidden), {}, offsets, theirs_.pointers,
                                          expected.matrix);
       // An activation that falls on the other side of a rounding moves by 2^-8 of itself.
       ExpectNear(out.matrix, expected.matrix, format == WeightFormat::kFloat32 ? 1e-5f : 8e-3f);
@@ -265,12 +265,44 @@ TEST_P(ExpertConformance, RowsDependOnTheirExpertAlone) {
     Make(offsets.size() - 1, hidden, width, format);
     const std::vector<float> x = Normal(rows * hidden);
     Poisoned all(rows, hidden), single(1, hidden);
-    set_.grouped_gemm->ExpertFfn(three, View(x, hidden), offsets, mine_.pointers, all.matrix);
+    set_.grouped_gemm->ExpertFfn(three, View(x, hidden), {}, offsets, mine_.pointers, all.matrix);
     for (size_t e = 0; e + 1 < offsets.size(); ++e) {
       for (int r = offsets[e]; r < offsets[e + 1]; ++r) {
-        set_.grouped_gemm->ExpertFfn(one, View(x, hidden).Slice(r, 1), std::vector<int32_t>{0, 1},
+        set_.grouped_gemm->ExpertFfn(one, View(x, hidden).Slice(r, 1), {},
+                                     std::vector<int32_t>{0, 1},
                                      std::span(mine_.pointers).subspan(e, 1), single.matrix);
         EXPECT_TRUE(SameBits(all.matrix.row(r), single.matrix.row(0), hidden)) << r;
+      }
+    }
+  }
+}
+
+TEST_P(ExpertConformance, RowsByIndexInBf16AreThoseOfFloats) {
+  KernelContext ctx(2);
+  const std::vector<int32_t> offsets = {0, 7, 7, 16},
+                             index = {4, 0, 2, 2, 1, 3, 4, 0, 1, 2, 3, 4, 0, 0, 4, 2};
+  const size_t tokens = 5, rows = index.size(), hidden = 75, width = 40;
+  std::vector<float> each = Normal(tokens * hidden), all;
+  std::transform(each.begin(), each.end(), each.begin(), RoundToBf16);
+  for (const int32_t i : index) all.insert(all.end(), &each[i * hidden], &each[(i + 1) * hidden]);
+  const size_t row_bytes = hidden * sizeof(Bf16) + 6;
+  std::vector<std::byte> x(tokens * row_bytes), y(rows * row_bytes);
+  for (size_t i = 0; i < each.size(); ++i) {
+    reinterpret_cast<Bf16*>(&x[i / hidden * row_bytes])[i % hidden] = ToBf16(each[i]);
+  }
+  const Rows out(y.data(), DType::kBfloat16, rows, hidden, row_bytes);
+  for (const KernelSet* set : {&set_, &reference_}) {
+    for (const WeightFormat format : kFormats) {
+      Make(offsets.size() - 1, hidden, width, format);
+      const auto& experts = set == &set_ ? mine_.pointers : theirs_.pointers;
+      Poisoned expected(rows, hidden);
+      set->grouped_gemm->ExpertFfn(ctx, View(all, hidden), {}, offsets, experts, expected.matrix);
+      set->grouped_gemm->ExpertFfn(ctx, {x.data(), DType::kBfloat16, tokens, hidden, row_bytes},
+                                   index, offsets, experts, out);
+      for (size_t r = 0; r < rows; ++r) {
+        for (size_t c = 0; c < hidden; ++c) {
+          ASSERT_EQ(ConstRows(out)(r, c), RoundToBf16(expected.matrix(r, c))) << r << " " << c;
+        }
       }
     }
   }

@@ -7,6 +7,7 @@
 #include <span>
 
 #include "kernels/gemm.h"
+#include "kernels/rows.h"
 
 namespace switchyard {
 
@@ -25,13 +26,14 @@ class GroupedGemmOps {
                                   const WeightView& down, WeightFormat format) const = 0;
   // n of a packed gate_up of this width.
   virtual size_t GateUpRows(size_t intermediate) const = 0;
-  // x [R, H]: rows of expert e are [offsets[e], offsets[e+1]); offsets [E+1], ascending, offsets[E]
-  // == R. out [R, H], overwritten. x and the activation become what the format says; but for
-  // kFloat32, out is rounded to BF16 (it holds the rounded values as FP32). Row r's bits depend on
-  // x[r] and its expert alone.
-  virtual void ExpertFfn(KernelContext& ctx, Matrix<const float> x,
+  // Row r is x.row(index[r]); index [R] may name a row of x [P, H] more than once; an empty one is
+  // 0 … P - 1. Rows of expert e are [offsets[e], offsets[e+1]); offsets [E+1], ascending,
+  // offsets[E] == R. out [R, H], overwritten. x and the activation become what the format says; but
+  // for kFloat32, out is rounded to BF16, also where it holds FP32. Row r's bits depend on its
+  // values and its expert alone.
+  virtual void ExpertFfn(KernelContext& ctx, ConstRows x, std::span<const int32_t> index,
                          std::span<const int32_t> offsets,
-                         std::span<const PackedExpert* const> experts, Matrix<float> out) const = 0;
+                         std::span<const PackedExpert* const> experts, Rows out) const = 0;
 };
 
 }  // namespace switchyard

@@ -18,7 +18,7 @@ Matrix<float> SingleFfn(StepContext& step, const PackedExpert& expert, MicroBatc
   const Matrix<float> out = to.Get(b.rows(), step.config.hidden_size);
   const int32_t offsets[] = {0, static_cast<int32_t>(b.rows())};
   const PackedExpert* const experts[] = {&expert};
-  step.kernels.grouped_gemm->ExpertFfn(step.kernel_context, b.ffn_input, offsets, experts, out);
+  step.kernels.grouped_gemm->ExpertFfn(step.kernel_context, b.ffn_input, {}, offsets, experts, out);
   return out;
 }
 
@@ -43,15 +43,18 @@ absl::Status DispatchSend(StepContext& step, int layer, const LayerWeights& w, M
 }
 
 absl::Status Experts(StepContext& step, const LayerWeights& w, MicroBatch& b) {
-  const Matrix<const float> rows = b.received.rows;
-  step.kernels.grouped_gemm->ExpertFfn(step.kernel_context, rows, b.received.offsets,
-                                       w.expert_table, b.expert_rows.Get(rows.rows(), rows.cols()));
+  const auto& [tokens, index, offsets] = b.received;
+  const size_t row_bytes = tokens.cols * SizeOf(tokens.dtype);
+  b.expert_rows = {b.expert_bytes.Get(index.size() * row_bytes), tokens.dtype, index.size(),
+                   tokens.cols, row_bytes};
+  if (index.empty()) return absl::OkStatus();
+  step.kernels.grouped_gemm->ExpertFfn(step.kernel_context, tokens, index, offsets, w.expert_table,
+                                       b.expert_rows);
   return absl::OkStatus();
 }
 
 absl::Status CombineSend(StepContext& step, MicroBatch& b) {
-  const Matrix<const float> rows = b.received.rows;
-  return step.dispatcher.CombineSend(b.dispatch, b.expert_rows.Get(rows.rows(), rows.cols()),
+  return step.dispatcher.CombineSend(b.dispatch, b.expert_rows,
                                      b.gate_weights.Get(b.rows(), step.config.gate.top_k),
                                      b.moe_sum.Get(b.rows(), step.config.hidden_size));
 }

@@ -46,11 +46,13 @@ struct MicroBatch {
   GrowingArray<GemmCall> head_calls;
 
   // From one stage of an MoE layer to the next.
-  GrowingArray<float> gate_logits, gate_weights, expert_rows, moe_sum, shared_out;
+  GrowingArray<float> gate_logits, gate_weights, moe_sum, shared_out;
   GrowingArray<int32_t> expert_ids;
+  GrowingArray<std::byte> expert_bytes;
   Matrix<float> ffn_input;  // [T, H]: view of `normed`
   DispatchHandle dispatch;
   DispatchedRows received;
+  Rows expert_rows;  // [R, H]: view of `expert_bytes`
 
   size_t rows() const { return residual.rows(); }       // T
   size_t all_rows() const { return positions.size(); }  // A

@@ -30,17 +30,20 @@ absl::Status CheckDispatch(const DispatchShape& shape, Matrix<const float> hidde
 }
 
 absl::Status CheckCombine(const DispatchShape& shape, size_t tokens, size_t rows,
-                          Matrix<const float> expert_rows, Matrix<const float> weights,
+                          const ConstRows& expert_rows, Matrix<const float> weights,
                           Matrix<float> out) {
   const size_t top_k = shape.top_k, width = shape.hidden;
-  if (expert_rows.rows() == rows && expert_rows.cols() == width && weights.rows() == tokens &&
-      weights.cols() == top_k && out.rows() == tokens && out.cols() == width) {
+  if (expert_rows.rows == rows && expert_rows.cols == width && expert_rows.dtype == shape.dtype &&
+      weights.rows() == tokens && weights.cols() == top_k && out.rows() == tokens &&
+      out.cols() == width) {
     return absl::OkStatus();
   }
-  return absl::InvalidArgumentError(absl::StrCat(
-      "combine: expert rows [", expert_rows.rows(), ", ", expert_rows.cols(), "], weights [",
-      weights.rows(), ", ", weights.cols(), "] and out [", out.rows(), ", ", out.cols(), "] for ",
-      rows, " rows, ", tokens, " tokens, ", top_k, " slots and width ", width));
+  return absl::InvalidArgumentError(
+      absl::StrCat("combine: expert rows [", expert_rows.rows, ", ", expert_rows.cols, "] of ",
+                   std::string(Name(expert_rows.dtype)), ", weights [", weights.rows(), ", ",
+                   weights.cols(), "] and out [", out.rows(), ", ", out.cols(), "] for ", rows,
+                   " rows of ", std::string(Name(shape.dtype)), ", ", tokens, " tokens, ", top_k,
+                   " slots and width ", width));
 }
 
 }  // namespace switchyard

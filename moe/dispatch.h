@@ -1,4 +1,4 @@
-// moe/dispatch.h: hidden [T, H] -> rows [R, H] by local physical expert, and back.
+// moe/dispatch.h: hidden [T, H] -> R rows by local physical expert, and back.
 // Collective: all EP ranks call in the same order, even if T == 0. Owned by the engine thread.
 //
 //   Send ─► Receive ─► (grouped FFN) ─► CombineSend ─► CombineReceive
@@ -6,7 +6,8 @@
 // in flight, in FIFO order. What they were given may be read and written between the calls too.
 // After any kUnavailable the epoch is over and every handle is void.
 //
-// Letters: T tokens of this rank, H hidden, K top-k slots, R rows received, E experts hosted here.
+// Letters: T tokens of this rank, H hidden, K top-k slots, P tokens received, R rows they are for
+// this rank's experts, E experts hosted here.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/tensor_view.h"
+#include "kernels/rows.h"
 
 namespace switchyard {
 
@@ -25,7 +27,8 @@ struct DispatchHandle {
 
 // What arrived for this rank's experts. Views stay valid until the handle's CombineReceive returns.
 struct DispatchedRows {
-  Matrix<const float> rows;          // [R, H] grouped by local expert
+  ConstRows tokens;                  // [P, H] each once, in the type of the wire
+  std::span<const int32_t> index;    // [R] grouped by local expert: row r is tokens.row(index[r])
   std::span<const int32_t> offsets;  // [E + 1]
 };
 
@@ -47,12 +50,11 @@ class Dispatcher {
                                               Matrix<const int32_t> experts,
                                               std::span<const int32_t> positions) = 0;
   virtual absl::StatusOr<DispatchedRows> Receive(DispatchHandle handle) = 0;
-  // Starts returning expert_rows [R, H], in the order of Receive's rows. In BF16 mode they hold
-  // BF16 values, as the FFN leaves them: the wire carries those. What comes back unreduced is
-  // summed in FP32 in slot order: out[t] = Σ_k weights[t][k] · row(t, k), a chain of
-  // product-then-sum from slot 0. weights [T, K]; out [T, H]. All three are the dispatcher's until
-  // CombineReceive returns.
-  virtual absl::Status CombineSend(DispatchHandle handle, Matrix<const float> expert_rows,
+  // Starts returning expert_rows [R, H], in the order of Receive's index and the type of its
+  // tokens. What comes back unreduced is summed in FP32 in slot order: out[t] = Σ_k weights[t][k] ·
+  // row(t, k), a chain of product-then-sum from slot 0. weights [T, K]; out [T, H]. All three are
+  // the dispatcher's until CombineReceive returns.
+  virtual absl::Status CombineSend(DispatchHandle handle, ConstRows expert_rows,
                                    Matrix<const float> weights, Matrix<float> out) = 0;
   // `out` is whole when it returns.
   virtual absl::Status CombineReceive(DispatchHandle handle) = 0;
@@ -60,13 +62,14 @@ class Dispatcher {
 
 struct DispatchShape {
   int experts = 0, top_k = 0, hidden = 0, max_tokens = 0;
+  DType dtype = DType::kBfloat16;  // of the wire
 };
 // What every Send checks before anything else: shapes, T and expert ids. kInvalidArgument.
 absl::Status CheckDispatch(const DispatchShape& shape, Matrix<const float> hidden,
                            Matrix<const int32_t> experts, std::span<const int32_t> positions);
 // The same for CombineSend, whose dispatch has brought `rows` rows and sent `tokens` tokens.
 absl::Status CheckCombine(const DispatchShape& shape, size_t tokens, size_t rows,
-                          Matrix<const float> expert_rows, Matrix<const float> weights,
+                          const ConstRows& expert_rows, Matrix<const float> weights,
                           Matrix<float> out);
 
 }  // namespace switchyard

@@ -90,9 +90,8 @@ EpDispatcher::EpDispatcher(EpGroup* group, std::shared_ptr<const Placement> plac
       row_bytes_(static_cast<size_t>(options.hidden) * SizeOf(options.dtype)),
       frame_rows_(RowsOfFrame(row_bytes_)),
       policy_(options.overlap),
-      exchange_(std::make_unique<Rows>()),
+      exchange_(std::make_unique<ExchangeState>()),
       queues_(group->world()),
-      scratch_(row_bytes_),
       counts_(static_cast<size_t>(placement_->layers()) * placement_->experts()) {
   for (auto& op : in_flight_) {
     op = std::make_unique<Op>();
@@ -112,7 +111,8 @@ DispatchShape EpDispatcher::Shape() const {
   return {.experts = placement_->experts(),
           .top_k = options_.top_k,
           .hidden = options_.hidden,
-          .max_tokens = options_.max_tokens};
+          .max_tokens = options_.max_tokens,
+          .dtype = options_.dtype};
 }
 
 bool EpDispatcher::InFlight() const {
@@ -228,11 +228,12 @@ absl::StatusOr<DispatchedRows> EpDispatcher::Receive(DispatchHandle handle) {
   RETURN_IF_ERROR(WaitFor([&] { return Received(*op); }, *op, "dispatch"));
   op->state = State::kReceived;
   const size_t width = options_.hidden;
-  const std::vector<int32_t>& offsets = op->grouping.offsets;
-  return DispatchedRows{{op->row(0, width), {static_cast<size_t>(offsets.back()), width}}, offsets};
+  return DispatchedRows{{op->rows.data(), options_.dtype, op->received, width, row_bytes_},
+                        op->index,
+                        op->grouping.offsets};
 }
 
-absl::Status EpDispatcher::CombineSend(DispatchHandle handle, Matrix<const float> expert_rows,
+absl::Status EpDispatcher::CombineSend(DispatchHandle handle, ConstRows expert_rows,
                                        Matrix<const float> weights, Matrix<float> out) {
   const EpProgress::Hold hold(*progress_);
   ASSIGN_OR_RETURN(Op* const op, Expect(handle, State::kReceived));

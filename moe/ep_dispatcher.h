@@ -74,7 +74,7 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
                                       Matrix<const int32_t> experts,
                                       std::span<const int32_t> positions) override;
   absl::StatusOr<DispatchedRows> Receive(DispatchHandle handle) override;
-  absl::Status CombineSend(DispatchHandle handle, Matrix<const float> expert_rows,
+  absl::Status CombineSend(DispatchHandle handle, ConstRows expert_rows,
                            Matrix<const float> weights, Matrix<float> out) override;
   absl::Status CombineReceive(DispatchHandle handle) override;
 
@@ -101,7 +101,7 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
  private:
   enum class State : uint8_t { kIdle, kSent, kReceived, kReturned };
   struct Op;
-  struct Rows;
+  struct ExchangeState;
   struct Piece {  // of what goes to one peer, in the order of the calls
     Op* op;       // null: of the exchange
     bool combine, plan_sent = false;
@@ -149,10 +149,9 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
   OverlapPolicy policy_;
   absl::Time step_began_;
   std::unique_ptr<Op> in_flight_[2];  // dispatch id is in slot id % 2
-  std::unique_ptr<Rows> exchange_;
+  std::unique_ptr<ExchangeState> exchange_;
   uint64_t next_id_ = 0;
   std::vector<std::deque<Piece>> queues_;  // [N]
-  std::vector<std::byte> scratch_;         // one row on the wire
   std::vector<int32_t> counts_;            // [L, E]
   uint64_t bytes_sent_ = 0, overlapped_steps_ = 0;
   absl::Duration waited_;

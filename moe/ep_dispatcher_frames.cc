@@ -1,5 +1,6 @@
 // The frames of EpDispatcher: what goes into the rings, and what comes out of them.
 #include <algorithm>
+#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "moe/ep_dispatcher.h"
@@ -94,7 +95,7 @@ bool EpDispatcher::SendCombine(int peer, Piece& piece) {
     std::byte* to = Begin(peer, count * row_bytes_);
     if (to == nullptr) return false;
     for (size_t i = piece.next; i < piece.next + count; ++i, to += row_bytes_) {
-      wire_.encode(op.expert_rows.row(rows[i]), options_.hidden, to);
+      std::memcpy(to, op.expert_rows.row(rows[i]), row_bytes_);
     }
     Commit(peer, EpFrameKind::kCombine, op.id, piece.next, count, 0, count * row_bytes_);
     piece.next += count;
@@ -168,26 +169,33 @@ void EpDispatcher::Group(Op& op) {
   }
   const absl::Status grouped = GroupByExpert(op.in, local_experts(), &op.grouping);
   if (!grouped.ok()) return group_.Fail(absl::UnavailableError(grouped.message()));
-  const size_t bytes = static_cast<size_t>(op.grouping.offsets.back()) * options_.hidden * 4;
+  op.received = 0;
+  op.index.resize(op.grouping.offsets.back());
+  for (size_t p = 0; p < op.peers.size(); ++p) {
+    op.peers[p].first = op.received;
+    const int32_t* row = op.grouping.rows[p].data();
+    for (const int entries : op.in[p].counts) {
+      for (int n = 0; n < entries; ++n) op.index[*row++] = static_cast<int32_t>(op.received);
+      ++op.received;
+    }
+  }
+  const size_t bytes = op.received * row_bytes_;
   if (op.rows.size() < std::max<size_t>(bytes, 1)) op.rows = AlignedBuffer(bytes + bytes / 4 + 1);
   op.grouped = true;
-  // This rank's own rows, rounded as those that travel.
-  const int self = group_.rank();
-  for (const int32_t token : op.out[self].tokens) {
-    wire_.encode(op.hidden.row(token), options_.hidden, scratch_.data());
-    Place(op, self, scratch_.data(), 1);
+  // This rank's own rows, as those that travel.
+  Op::Peer& self = op.peers[group_.rank()];
+  std::byte* to = op.rows.data() + self.first * row_bytes_;
+  for (const int32_t token : op.out[group_.rank()].tokens) {
+    wire_.encode(op.hidden.row(token), options_.hidden, to);
+    to += row_bytes_;
+    ++self.rows_in;
   }
 }
 
 void EpDispatcher::Place(Op& op, int peer, const std::byte* rows, size_t count) {
   Op::Peer& from = op.peers[peer];
-  const size_t width = options_.hidden;
-  for (size_t i = 0; i < count; ++i, rows += row_bytes_) {
-    for (int n = op.in[peer].counts[from.rows_in++]; n > 0; --n) {
-      const int32_t row = op.grouping.rows[peer][from.entries_in++];
-      wire_.decode(rows, width, op.row(row, width));
-    }
-  }
+  std::memcpy(op.rows.data() + (from.first + from.rows_in) * row_bytes_, rows, count * row_bytes_);
+  from.rows_in += count;
 }
 
 bool EpDispatcher::Received(const Op& op) const {
@@ -216,19 +224,16 @@ const std::byte* EpDispatcher::NextReturned(Op& op, int peer) {
 
 bool EpDispatcher::SumReturned(Op& op) {
   const size_t before = op.summed;
-  const RowCodec& memory = RowCodecOf(DType::kFloat32);
   const size_t top_k = options_.top_k, width = options_.hidden;
   for (; op.summed < op.rank_of.size(); ++op.summed) {
     const int rank = op.rank_of[op.summed];
     Op::Peer& from = op.peers[rank];
     const size_t token = op.summed / top_k, slot = op.summed % top_k;
     const bool own = rank == group_.rank();
-    const std::byte* const row = own ? reinterpret_cast<const std::byte*>(op.expert_rows.row(
-                                           op.grouping.rows[rank][from.returned]))
-                                     : NextReturned(op, rank);
+    const std::byte* const row =
+        own ? op.expert_rows.row(op.grouping.rows[rank][from.returned]) : NextReturned(op, rank);
     if (row == nullptr) break;
-    const RowCodec& codec = own ? memory : wire_;
-    (slot == 0 ? codec.set : codec.add)(op.weights(token, slot), row, width, op.sums.row(token));
+    (slot == 0 ? wire_.set : wire_.add)(op.weights(token, slot), row, width, op.sums.row(token));
     ++from.returned;
     if (own || ++from.row_of_frame < group_.link(rank)->Peek()->count) continue;
     group_.link(rank)->Pop();

@@ -17,7 +17,7 @@ absl::Status EpDispatcher::Exchange(std::span<const Matrix<const float>> to,
   RETURN_IF_ERROR(group_.status());
   const auto n = static_cast<size_t>(ranks());
   SY_CHECK(to.size() == n && from.size() == n);
-  Rows& x = *exchange_;
+  ExchangeState& x = *exchange_;
   ++x.id;
   x.wire = wire;
   x.to = to;
@@ -63,7 +63,7 @@ absl::Status EpDispatcher::Exchange(std::span<const Matrix<const float>> to,
 }
 
 bool EpDispatcher::SendExchange(int peer, Piece& piece) {
-  const Rows& x = *exchange_;
+  const ExchangeState& x = *exchange_;
   const Matrix<const float>& rows = x.to[peer - first_mate()];
   const RowCodec& codec = RowCodecOf(x.wire);
   const size_t row_bytes = rows.cols() * SizeOf(x.wire), most = RowsOfFrame(row_bytes);
@@ -81,7 +81,7 @@ bool EpDispatcher::SendExchange(int peer, Piece& piece) {
 }
 
 bool EpDispatcher::TakeExchange(int peer, const EpFrameHeader& frame) {
-  Rows& x = *exchange_;
+  ExchangeState& x = *exchange_;
   const int mate = peer - first_mate();
   const bool known = mate >= 0 && mate < ranks();
   // A mate that waited for nothing in this exchange may be in the next one.

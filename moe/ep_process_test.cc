@@ -73,7 +73,7 @@ absl::Status RunSteps(const RankSetup& s, EpGroup& group,
     for (int i = 0; i < (*d)->micro_batches(); ++i) {
       tokens.push_back(RandomTokens(rng, rng() % kTokens, kExperts, kTopK, kHidden));
     }
-    const auto out = ExchangeAll(**d, 0, tokens, DType::kBfloat16, [&] {
+    const auto out = ExchangeAll(**d, 0, tokens, [&] {
       if (step == s.dies_in) raise(SIGKILL);
     });
     if (!out.ok()) return out.status();

@@ -76,17 +76,18 @@ Placement RandomPlacement(std::mt19937& rng, int layers, int experts, int redund
   return *std::move(placement);
 }
 
-std::vector<float> Compute(const Dispatcher& dispatcher, int layer, const DispatchedRows& in,
-                           DType dtype) {
-  const size_t width = in.rows.cols();
-  std::vector<float> out(in.rows.rows() * width);
+Computed Compute(const Dispatcher& dispatcher, int layer, const DispatchedRows& in) {
+  const auto& [tokens, index, offsets] = in;
+  const size_t row_bytes = tokens.cols * SizeOf(tokens.dtype);
+  Computed out;
+  out.bytes.resize(index.size() * row_bytes);
+  out.rows = {out.bytes.data(), tokens.dtype, index.size(), tokens.cols, row_bytes};
   for (int s = 0; s < dispatcher.local_experts(); ++s) {
     const auto e = static_cast<float>(dispatcher.LogicalExpert(layer, s));
-    for (int32_t r = in.offsets[s]; r < in.offsets[s + 1]; ++r) {
-      for (size_t i = 0; i < width; ++i) {
-        const float y = in.rows(r, i) * (e + 1) + e;
-        out[r * width + i] = dtype == DType::kBfloat16 ? RoundToBf16(y) : y;
-      }
+    for (int32_t r = offsets[s]; r < offsets[s + 1]; ++r) {
+      std::vector<float> y(tokens.cols);
+      for (size_t i = 0; i < y.size(); ++i) y[i] = tokens(index[r], i) * (e + 1) + e;
+      RowCodecOf(tokens.dtype).encode(y.data(), y.size(), out.rows.row(r));
     }
   }
   return out;
@@ -94,29 +95,29 @@ std::vector<float> Compute(const Dispatcher& dispatcher, int layer, const Dispat
 
 absl::StatusOr<std::vector<std::vector<float>>> ExchangeAll(Dispatcher& dispatcher, int layer,
                                                             std::span<const Tokens> batches,
-                                                            DType dtype,
                                                             const std::function<void()>& between) {
   std::vector<DispatchHandle> handles;
   for (const Tokens& t : batches) {
     ASSIGN_OR_RETURN(handles.emplace_back(), dispatcher.Send(layer, t.h(), t.e(), t.positions));
     between();
   }
-  std::vector<std::vector<float>> outputs(batches.size()), sums;
+  std::vector<Computed> outputs(batches.size());
+  std::vector<std::vector<float>> sums;
   for (const Tokens& t : batches) sums.emplace_back(t.rows.size(), NAN);
   for (size_t i = 0; i < batches.size(); ++i) {
     const Tokens& t = batches[i];
     ASSIGN_OR_RETURN(const DispatchedRows in, dispatcher.Receive(handles[i]));
-    outputs[i] = Compute(dispatcher, layer, in, dtype);
-    RETURN_IF_ERROR(dispatcher.CombineSend(handles[i], {outputs[i].data(), in.rows.extents()},
-                                           t.w(), {sums[i].data(), t.h().extents()}));
+    outputs[i] = Compute(dispatcher, layer, in);
+    RETURN_IF_ERROR(dispatcher.CombineSend(handles[i], outputs[i].rows, t.w(),
+                                           {sums[i].data(), t.h().extents()}));
   }
   for (const DispatchHandle handle : handles) RETURN_IF_ERROR(dispatcher.CombineReceive(handle));
   return sums;
 }
 
-absl::StatusOr<std::vector<float>> Exchange(Dispatcher& dispatcher, int layer, const Tokens& tokens,
-                                            DType dtype) {
-  ASSIGN_OR_RETURN(auto all, ExchangeAll(dispatcher, layer, {&tokens, 1}, dtype, [] {}));
+absl::StatusOr<std::vector<float>> Exchange(Dispatcher& dispatcher, int layer,
+                                            const Tokens& tokens) {
+  ASSIGN_OR_RETURN(auto all, ExchangeAll(dispatcher, layer, {&tokens, 1}, [] {}));
   return std::move(all[0]);
 }
 
@@ -128,7 +129,7 @@ std::vector<float> Wanted(const Tokens& tokens, int experts, DType dtype) {
                                   .max_tokens = std::max(1, static_cast<int>(tokens.count())),
                                   .dtype = dtype});
   SY_CHECK_MSG(loopback.ok(), loopback.status().ToString());
-  auto out = Exchange(**loopback, 0, tokens, dtype);
+  auto out = Exchange(**loopback, 0, tokens);
   SY_CHECK_MSG(out.ok(), out.status().ToString());
   return *std::move(out);
 }

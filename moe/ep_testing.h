@@ -38,16 +38,18 @@ Tokens RandomTokens(std::mt19937& rng, size_t count, int experts, int top_k, int
 // A random placement of `experts` experts and `redundant` more replicas over `ranks` ranks.
 Placement RandomPlacement(std::mt19937& rng, int layers, int experts, int redundant, int ranks);
 
-// The "experts": e turns x into (e + 1) · x + e, rounded as `dtype` wants. [R, H]
-std::vector<float> Compute(const Dispatcher& dispatcher, int layer, const DispatchedRows& in,
-                           DType dtype);
+// The "experts": e turns x into (e + 1) · x + e, in the type of the wire. [R, H]
+struct Computed {
+  std::vector<std::byte> bytes;
+  Rows rows;  // view of it
+};
+Computed Compute(const Dispatcher& dispatcher, int layer, const DispatchedRows& in);
 // One whole dispatch on `dispatcher`.
-absl::StatusOr<std::vector<float>> Exchange(Dispatcher& dispatcher, int layer, const Tokens& tokens,
-                                            DType dtype);
+absl::StatusOr<std::vector<float>> Exchange(Dispatcher& dispatcher, int layer,
+                                            const Tokens& tokens);
 // One or two, overlapped as the executor does; between() is called while one waits for the other.
 absl::StatusOr<std::vector<std::vector<float>>> ExchangeAll(Dispatcher& dispatcher, int layer,
                                                             std::span<const Tokens> batches,
-                                                            DType dtype,
                                                             const std::function<void()>& between);
 // What it has to be: the same by a loopback dispatcher.
 std::vector<float> Wanted(const Tokens& tokens, int experts, DType dtype);

@@ -10,13 +10,14 @@ namespace switchyard {
 struct LoopbackDispatcher::InFlight {
   State state = State::kIdle;
   uint64_t id = 0;
-  size_t tokens = 0;                // T
-  std::vector<float> rows;          // [T·K, H] grouped by expert
-  std::vector<int32_t> offsets;     // [E + 1]
-  std::vector<int32_t> row_of;      // [T·K]: where slot k of token t lies in rows
-  Matrix<const float> expert_rows;  // [T·K, H]; this and the next two are the caller's
-  Matrix<const float> weights;      // [T, K]
-  Matrix<float> out;                // [T, H]
+  size_t tokens = 0;             // T
+  std::vector<std::byte> rows;   // [T] of row_bytes_
+  std::vector<int32_t> index;    // [T·K] grouped by expert: of which token
+  std::vector<int32_t> offsets;  // [E + 1]
+  std::vector<int32_t> row_of;   // [T·K]: where slot k of token t lies in `index`
+  ConstRows expert_rows;         // [T·K, H]; this and the next two are the caller's
+  Matrix<const float> weights;   // [T, K]
+  Matrix<float> out;             // [T, H]
 };
 
 absl::StatusOr<std::unique_ptr<LoopbackDispatcher>> LoopbackDispatcher::Create(
@@ -35,11 +36,16 @@ absl::StatusOr<std::unique_ptr<LoopbackDispatcher>> LoopbackDispatcher::Create(
   return std::unique_ptr<LoopbackDispatcher>(new LoopbackDispatcher(options));
 }
 
-LoopbackDispatcher::LoopbackDispatcher(const Options& options) : options_(options) {
+LoopbackDispatcher::LoopbackDispatcher(const Options& options)
+    : options_(options),
+      codec_(RowCodecOf(options.dtype)),
+      row_bytes_(static_cast<size_t>(options.hidden) * SizeOf(options.dtype)) {
   const size_t rows_max = static_cast<size_t>(options.max_tokens) * options.top_k;
   for (auto& d : in_flight_) {
     d = std::make_unique<InFlight>();
-    d->rows.reserve(rows_max * options.hidden);  // address space: pages come when rows do
+    // Address space: pages come when rows do.
+    d->rows.reserve(static_cast<size_t>(options.max_tokens) * row_bytes_);
+    d->index.reserve(rows_max);
     d->row_of.reserve(rows_max);
     d->offsets.resize(options.experts + 1);
   }
@@ -51,13 +57,14 @@ DispatchShape LoopbackDispatcher::Shape() const {
   return {.experts = options_.experts,
           .top_k = options_.top_k,
           .hidden = options_.hidden,
-          .max_tokens = options_.max_tokens};
+          .max_tokens = options_.max_tokens,
+          .dtype = options_.dtype};
 }
 
-void LoopbackDispatcher::ForTokens(size_t tokens,
+void LoopbackDispatcher::ForTokens(size_t tokens, size_t cost,
                                    FunctionRef<void(size_t, size_t, int)> body) const {
   if (options_.pool == nullptr) return body(0, tokens, 0);
-  options_.pool->ForRanges(tokens, options_.top_k * static_cast<size_t>(options_.hidden), body);
+  options_.pool->ForRanges(tokens, cost, body);
 }
 
 absl::StatusOr<DispatchHandle> LoopbackDispatcher::Send(int, Matrix<const float> hidden,
@@ -76,22 +83,19 @@ absl::StatusOr<DispatchHandle> LoopbackDispatcher::Send(int, Matrix<const float>
     for (size_t k = 0; k < top_k; ++k) ++d.offsets[experts(t, k) + 1];
   }
   for (int e = 0; e < options_.experts; ++e) d.offsets[e + 1] += d.offsets[e];
-  d.rows.resize(tokens * top_k * width);
+  d.rows.resize(tokens * row_bytes_);
+  d.index.resize(tokens * top_k);
   d.row_of.resize(tokens * top_k);
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t k = 0; k < top_k; ++k) {
-      d.row_of[t * top_k + k] = d.offsets[experts(t, k)]++;
+      const int32_t row = d.offsets[experts(t, k)]++;
+      d.row_of[t * top_k + k] = row;
+      d.index[row] = static_cast<int32_t>(t);
     }
   }
-  ForTokens(tokens, [&](size_t begin, size_t end, int) {
+  ForTokens(tokens, width, [&](size_t begin, size_t end, int) {
     for (size_t t = begin; t < end; ++t) {
-      const int32_t* row_of = &d.row_of[t * top_k];
-      float* first = &d.rows[row_of[0] * width];
-      std::copy_n(hidden.row(t), width, first);
-      if (options_.dtype == DType::kBfloat16) {
-        std::transform(first, first + width, first, RoundToBf16);
-      }
-      for (size_t k = 1; k < top_k; ++k) std::copy_n(first, width, &d.rows[row_of[k] * width]);
+      codec_.encode(hidden.row(t), width, &d.rows[t * row_bytes_]);
     }
   });
   // Each offset now stands at its expert's end, which is the next one's begin.
@@ -122,10 +126,11 @@ absl::StatusOr<DispatchedRows> LoopbackDispatcher::Receive(DispatchHandle handle
   InFlight& in = **d;
   in.state = State::kReceived;
   const size_t width = options_.hidden;
-  return DispatchedRows{{in.rows.data(), {in.rows.size() / width, width}}, in.offsets};
+  return DispatchedRows{
+      {in.rows.data(), options_.dtype, in.tokens, width, row_bytes_}, in.index, in.offsets};
 }
 
-absl::Status LoopbackDispatcher::CombineSend(DispatchHandle handle, Matrix<const float> expert_rows,
+absl::Status LoopbackDispatcher::CombineSend(DispatchHandle handle, ConstRows expert_rows,
                                              Matrix<const float> weights, Matrix<float> out) {
   ASSIGN_OR_RETURN(InFlight* const in, Expect(handle, State::kReceived));
   RETURN_IF_ERROR(CheckCombine(Shape(), in->tokens, in->row_of.size(), expert_rows, weights, out));
@@ -140,17 +145,11 @@ absl::Status LoopbackDispatcher::CombineReceive(DispatchHandle handle) {
   ASSIGN_OR_RETURN(InFlight* const returned, Expect(handle, State::kReturned));
   InFlight& in = *returned;
   const size_t top_k = options_.top_k, width = options_.hidden;
-  ForTokens(in.tokens, [&](size_t begin, size_t end, int) {
+  ForTokens(in.tokens, top_k * width, [&](size_t begin, size_t end, int) {
     for (size_t t = begin; t < end; ++t) {
-      float* __restrict y = in.out.row(t);
       for (size_t k = 0; k < top_k; ++k) {
-        const float* x = in.expert_rows.row(in.row_of[t * top_k + k]);
-        const float w = in.weights(t, k);
-        if (k == 0) {
-          for (size_t i = 0; i < width; ++i) y[i] = w * x[i];
-        } else {
-          for (size_t i = 0; i < width; ++i) y[i] += w * x[i];
-        }
+        const std::byte* row = in.expert_rows.row(in.row_of[t * top_k + k]);
+        (k == 0 ? codec_.set : codec_.add)(in.weights(t, k), row, width, in.out.row(t));
       }
     }
   });

@@ -8,6 +8,7 @@
 #include "common/bf16.h"
 #include "common/compute_pool.h"
 #include "moe/dispatch.h"
+#include "moe/row_codec.h"
 
 namespace switchyard {
 
@@ -18,7 +19,7 @@ class LoopbackDispatcher final : public Dispatcher {
     int top_k = 0;                   // K, in [1, E]
     int hidden = 0;                  // H
     int max_tokens = 0;              // T of one dispatch at most
-    DType dtype = DType::kBfloat16;  // kBfloat16: hidden is rounded to BF16
+    DType dtype = DType::kBfloat16;  // of the rows that experts get and give
     ComputePool* pool = nullptr;     // moves the rows; borrowed; null: the caller's thread
   };
   // Errors: kInvalidArgument names the option that is out of range.
@@ -35,7 +36,7 @@ class LoopbackDispatcher final : public Dispatcher {
                                       Matrix<const int32_t> experts,
                                       std::span<const int32_t> positions) override;
   absl::StatusOr<DispatchedRows> Receive(DispatchHandle handle) override;
-  absl::Status CombineSend(DispatchHandle handle, Matrix<const float> expert_rows,
+  absl::Status CombineSend(DispatchHandle handle, ConstRows expert_rows,
                            Matrix<const float> weights, Matrix<float> out) override;
   absl::Status CombineReceive(DispatchHandle handle) override;
 
@@ -45,12 +46,16 @@ class LoopbackDispatcher final : public Dispatcher {
 
   explicit LoopbackDispatcher(const Options& options);
   DispatchShape Shape() const;
-  void ForTokens(size_t tokens, FunctionRef<void(size_t begin, size_t end, int thread)> body) const;
+  // By all threads; `cost` of one token, in elements that are moved.
+  void ForTokens(size_t tokens, size_t cost,
+                 FunctionRef<void(size_t begin, size_t end, int thread)> body) const;
   InFlight& at(uint64_t id) { return *in_flight_[id % 2]; }
   // The dispatch `handle` if it is in `state` and no older one is behind it.
   absl::StatusOr<InFlight*> Expect(DispatchHandle handle, State state);
 
   const Options options_;
+  const RowCodec& codec_;
+  const size_t row_bytes_;                  // of a token
   std::unique_ptr<InFlight> in_flight_[2];  // dispatch id is in slot id % 2
   uint64_t next_id_ = 0;
 };

@@ -4,6 +4,8 @@
 
 #include <random>
 
+#include "moe/ep_testing.h"
+
 namespace switchyard {
 namespace {
 
@@ -42,25 +44,12 @@ std::unique_ptr<LoopbackDispatcher> Make(DType dtype, int max_tokens = 64) {
   return *std::move(d);
 }
 
-// Each "expert" e multiplies by e + 1 and adds e.
-std::vector<float> Experts(const DispatchedRows& in) {
-  std::vector<float> out(in.rows.rows() * kHidden);
-  for (int e = 0; e < kExperts; ++e) {
-    for (int32_t r = in.offsets[e]; r < in.offsets[e + 1]; ++r) {
-      for (int i = 0; i < kHidden; ++i) {
-        out[r * kHidden + i] = in.rows(r, i) * static_cast<float>(e + 1) + static_cast<float>(e);
-      }
-    }
-  }
-  return out;
-}
-
 float Wanted(const Batch& b, size_t t, int i, DType dtype) {
   float sum = 0;
   for (int k = 0; k < kTopK; ++k) {
+    const auto rounded = [&](float x) { return dtype == DType::kBfloat16 ? RoundToBf16(x) : x; };
     const float e = static_cast<float>(b.e()(t, k));
-    const float x = dtype == DType::kBfloat16 ? RoundToBf16(b.h()(t, i)) : b.h()(t, i);
-    sum += b.w()(t, k) * (x * (e + 1) + e);
+    sum += b.w()(t, k) * rounded(rounded(b.h()(t, i)) * (e + 1) + e);
   }
   return sum;
 }
@@ -75,7 +64,7 @@ TEST(LoopbackTest, GroupsByExpertThenToken) {
   EXPECT_EQ(std::vector<int32_t>(in->offsets.begin(), in->offsets.end()),
             (std::vector<int32_t>{0, 2, 2, 4, 4, 6}));
   std::vector<float> first;
-  for (size_t r = 0; r < in->rows.rows(); ++r) first.push_back(in->rows(r, 0));
+  for (const int32_t token : in->index) first.push_back(in->tokens(token, 0));
   EXPECT_EQ(first, (std::vector<float>{1, 2, 2, 3, 1, 3}));
 }
 
@@ -90,18 +79,14 @@ TEST(LoopbackTest, CombinesInSlotOrderWithTwoInFlight) {
       ASSERT_TRUE(ha.ok() && hb.ok());
       auto ra = d->Receive(*ha);
       ASSERT_TRUE(ra.ok());
-      const std::vector<float> ya = Experts(*ra);
+      const testing::Computed ya = testing::Compute(*d, 1, *ra);
       std::vector<float> out_a(a.tokens * kHidden, NAN), out_b(b.tokens * kHidden, NAN);
-      ASSERT_TRUE(d->CombineSend(*ha, {ya.data(), {ra->rows.rows(), kHidden}}, a.w(),
-                                 {out_a.data(), {a.tokens, kHidden}})
-                      .ok());
+      ASSERT_TRUE(d->CombineSend(*ha, ya.rows, a.w(), {out_a.data(), {a.tokens, kHidden}}).ok());
       auto rb = d->Receive(*hb);
       ASSERT_TRUE(rb.ok());
-      const std::vector<float> yb = Experts(*rb);
+      const testing::Computed yb = testing::Compute(*d, 1, *rb);
       ASSERT_TRUE(d->CombineReceive(*ha).ok());
-      ASSERT_TRUE(d->CombineSend(*hb, {yb.data(), {rb->rows.rows(), kHidden}}, b.w(),
-                                 {out_b.data(), {b.tokens, kHidden}})
-                      .ok());
+      ASSERT_TRUE(d->CombineSend(*hb, yb.rows, b.w(), {out_b.data(), {b.tokens, kHidden}}).ok());
       ASSERT_TRUE(d->CombineReceive(*hb).ok());
       for (size_t i = 0; i < out_a.size(); ++i) {
         EXPECT_EQ(out_a[i], Wanted(a, i / kHidden, static_cast<int>(i % kHidden), dtype));
@@ -120,9 +105,9 @@ TEST(LoopbackTest, NoTokensIsAnOrdinaryStep) {
   ASSERT_TRUE(handle.ok());
   auto in = d->Receive(*handle);
   ASSERT_TRUE(in.ok());
-  EXPECT_EQ(in->rows.rows(), 0u);
+  EXPECT_EQ(in->tokens.rows, 0u);
   EXPECT_EQ(in->offsets.back(), 0);
-  EXPECT_TRUE(d->CombineSend(*handle, in->rows, b.w(), {nullptr, {0, kHidden}}).ok());
+  EXPECT_TRUE(d->CombineSend(*handle, in->tokens, b.w(), {nullptr, {0, kHidden}}).ok());
   EXPECT_TRUE(d->CombineReceive(*handle).ok());
 }
 
@@ -164,9 +149,14 @@ TEST(LoopbackTest, RefusesCallsOutOfOrder) {
   EXPECT_EQ(d->Receive(first).status().code(), kWrong);
   EXPECT_EQ(d->CombineReceive(first).code(), kWrong);
   constexpr auto kBad = absl::StatusCode::kInvalidArgument;
-  EXPECT_EQ(d->CombineSend(first, in->rows.Slice(0, 1), b.w(), y).code(), kBad);
-  EXPECT_EQ(d->CombineSend(first, in->rows, b.w().Slice(0, 1), y).code(), kBad);
-  ASSERT_TRUE(d->CombineSend(first, in->rows, b.w(), y).ok());
+  const testing::Computed z = testing::Compute(*d, 0, *in);
+  Rows few = z.rows, other = z.rows;
+  few.rows -= 1;
+  other.dtype = DType::kBfloat16;
+  EXPECT_EQ(d->CombineSend(first, few, b.w(), y).code(), kBad);
+  EXPECT_EQ(d->CombineSend(first, other, b.w(), y).code(), kBad);
+  EXPECT_EQ(d->CombineSend(first, z.rows, b.w().Slice(0, 1), y).code(), kBad);
+  ASSERT_TRUE(d->CombineSend(first, z.rows, b.w(), y).ok());
   ASSERT_TRUE(d->CombineReceive(first).ok());
   EXPECT_EQ(d->CombineReceive(first).code(), kWrong);
   EXPECT_TRUE(d->Receive(second).ok());

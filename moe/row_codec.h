@@ -19,7 +19,7 @@ struct RowCodec {
   void (*add)(float w, const std::byte* x, size_t n, float* y);
 };
 
-// Of rows in `dtype` on the wire. The loops of FP32 also serve rows in memory.
+// Of rows in `dtype` on the wire.
 const RowCodec& RowCodecOf(DType dtype);
 
 }  // namespace switchyard

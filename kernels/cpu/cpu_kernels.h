@@ -24,8 +24,9 @@ class CpuGroupedGemm final : public GroupedGemmOps {
   PackedExpert PackExpert(const WeightView& gate, const WeightView& up, const WeightView& down,
                           WeightFormat format) const override;
   size_t GateUpRows(size_t intermediate) const override;
-  void ExpertFfn(KernelContext& ctx, Matrix<const float> x, std::span<const int32_t> offsets,
-                 std::span<const PackedExpert* const> experts, Matrix<float> out) const override;
+  void ExpertFfn(KernelContext& ctx, ConstRows x, std::span<const int32_t> index,
+                 std::span<const int32_t> offsets, std::span<const PackedExpert* const> experts,
+                 Rows out) const override;
 
  private:
   const cpu::Isa& isa_;

@@ -59,7 +59,7 @@ void CpuGemm::GemmAll(KernelContext& ctx, std::span<const GemmCall> calls) const
     plans[count++] = {&call, panels, {}, chunk, blocks};
     blocks += (x.rows() + chunk - 1) / chunk * panels.count();
     multiplications += x.rows() * w->n * w->k;
-    left_bytes += LeftBytes(isa_, w->format, x);
+    left_bytes += LeftBytes(isa_, w->format, x.rows(), x.cols());
   }
   std::byte* left = ctx.scratch.Get<std::byte>(0, left_bytes);
   for (size_t i = 0; i < count; ++i) {
@@ -72,7 +72,7 @@ void CpuGemm::GemmAll(KernelContext& ctx, std::span<const GemmCall> calls) const
       continue;
     }
     plans[i].left = PrepareLeft(isa_, ctx, left, w->format, x);
-    left += LeftBytes(isa_, w->format, x);
+    left += LeftBytes(isa_, w->format, x.rows(), x.cols());
   }
   ForEachBlock(ctx, blocks, multiplications, [&](size_t block, int) {
     const Plan& plan =

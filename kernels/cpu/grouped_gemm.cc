@@ -31,6 +31,11 @@ std::span<Slice> SliceRows(KernelContext& ctx, int slot, std::span<const int32_t
   return {slices, count};
 }
 
+std::byte* Left(KernelContext& ctx, int slot, const Isa& isa, WeightFormat format, size_t rows,
+                size_t cols) {
+  return ctx.scratch.Get<std::byte>(slot, LeftBytes(isa, format, rows, cols));
+}
+
 // Calls body(first row, rows) for the register tiles of a slice.
 template <typename Body>
 void ForEachTile(const Slice& s, Body body) {
@@ -62,18 +67,20 @@ void GateUpBlock(const Isa& isa, const Slice& slice, const Panels& panels, size_
 
 // out = round(down · hidden) for one slice and one panel of down.
 void DownBlock(const Isa& isa, const Slice& slice, const Panels& panels, size_t panel,
-               LeftRows hidden, Matrix<float> out) {
+               LeftRows hidden, const Rows& out) {
   const PackedWeight& w = slice.expert->down;
   const size_t width = panels.width_of(panel), outputs = panels.outputs_of(panel);
   float c[kTileRows * kPanelWidthMax];
   ForEachTile(slice, [&](size_t row, size_t count) {
     MultiplyTile(isa, panels, w, panel, hidden, row, count, c, width);
     for (size_t r = 0; r < count; ++r) {
-      float* to = out.row(row + r) + panel * panels.width;
-      if (w.format != WeightFormat::kFloat32) {
-        isa.round_to_bf16(c + r * width, outputs, to);
+      std::byte* to = out.row(row + r) + panel * panels.width * SizeOf(out.dtype);
+      if (out.dtype == DType::kBfloat16) {
+        isa.to_bf16(c + r * width, outputs, reinterpret_cast<uint16_t*>(to));
+      } else if (w.format != WeightFormat::kFloat32) {
+        isa.round_to_bf16(c + r * width, outputs, reinterpret_cast<float*>(to));
       } else {
-        std::copy_n(c + r * width, outputs, to);
+        std::copy_n(c + r * width, outputs, reinterpret_cast<float*>(to));
       }
     }
   });
@@ -103,44 +110,42 @@ PackedExpert CpuGroupedGemm::PackExpert(const WeightView& gate, const WeightView
           hidden, width};
 }
 
-void CpuGroupedGemm::ExpertFfn(KernelContext& ctx, Matrix<const float> x,
+void CpuGroupedGemm::ExpertFfn(KernelContext& ctx, ConstRows x, std::span<const int32_t> index,
                                std::span<const int32_t> offsets,
-                               std::span<const PackedExpert* const> experts,
-                               Matrix<float> out) const {
+                               std::span<const PackedExpert* const> experts, Rows out) const {
+  const size_t rows = index.empty() ? x.rows : index.size();
   SY_CHECK_MSG(offsets.size() == experts.size() + 1, experts.size(), " experts");
-  SY_CHECK_MSG(offsets.front() == 0 && static_cast<size_t>(offsets.back()) == x.rows(), x.rows());
-  if (x.rows() == 0) return;
+  SY_CHECK_MSG(offsets.front() == 0 && static_cast<size_t>(offsets.back()) == rows, rows);
+  if (rows == 0) return;
   const size_t width = experts[0]->intermediate, hidden_width = experts[0]->hidden;
   const WeightFormat format = experts[0]->down.format;
   for (const PackedExpert* e : experts) {
     SY_CHECK_MSG(e->intermediate == width && e->hidden == hidden_width && e->down.format == format,
                  "experts of one call differ");
   }
-  SY_CHECK_MSG(x.cols() == hidden_width && out.cols() == hidden_width && out.rows() == x.rows(),
-               "x is ", x.rows(), " by ", x.cols());
+  SY_CHECK_MSG(x.cols == hidden_width && out.cols == hidden_width && out.rows == rows, "x is ",
+               x.rows, " by ", x.cols, ", out ", out.rows, " by ", out.cols);
   const Panels gate_up(isa_, format, experts[0]->gate_up.n, hidden_width);
   const Panels down(isa_, format, hidden_width, width);
   const LeftRows left =
-      PrepareLeft(isa_, ctx, ctx.scratch.Get<std::byte>(0, LeftBytes(isa_, format, x)), format, x);
+      PrepareLeft(isa_, ctx, Left(ctx, 0, isa_, format, rows, hidden_width), format, x, index);
   // Integers need all of a group: they are made when its panels are there.
   const bool integers = IsInteger(format);
   const TileKind kind = integers ? kTileFloat : KindOf(isa_, format);
   const size_t hidden_bytes = LeftRowBytes(kind, width);
-  std::byte* hidden = ctx.scratch.Get<std::byte>(1, x.rows() * hidden_bytes);
+  std::byte* hidden = ctx.scratch.Get<std::byte>(1, rows * hidden_bytes);
   const std::span<const Slice> slices =
       SliceRows(ctx, 2, offsets, experts, std::min(gate_up.count(), down.count()));
 
-  const size_t multiplications = x.rows() * hidden_width * width;
+  const size_t multiplications = rows * hidden_width * width;
   ForEachBlock(ctx, slices.size() * gate_up.count(), 2 * multiplications, [&](size_t b, int) {
     GateUpBlock(isa_, slices[b / gate_up.count()], gate_up, b % gate_up.count(), left, kind, hidden,
                 hidden_bytes);
   });
   LeftRows activation{hidden, hidden_bytes};
   if (integers) {
-    const Matrix<const float> floats(reinterpret_cast<const float*>(hidden), {x.rows(), width},
-                                     hidden_bytes / sizeof(float));
-    activation = PrepareLeft(
-        isa_, ctx, ctx.scratch.Get<std::byte>(3, LeftBytes(isa_, format, floats)), format, floats);
+    const ConstRows floats(hidden, DType::kFloat32, rows, width, hidden_bytes);
+    activation = PrepareLeft(isa_, ctx, Left(ctx, 3, isa_, format, rows, width), format, floats);
   }
   ForEachBlock(ctx, slices.size() * down.count(), multiplications, [&](size_t b, int) {
     DownBlock(isa_, slices[b / down.count()], down, b % down.count(), activation, out);

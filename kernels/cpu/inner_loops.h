@@ -40,6 +40,11 @@ void RoundToBf16(const float* in, size_t n, float* out) {
   });
 }
 
+void Widen(const uint16_t* in, size_t n, float* out) {
+  ForEachVector(
+      n, [&](size_t i, int m) { StoreFirst(out + i, LowHalf(LoadHalvesFirst(in + i, m)), m); });
+}
+
 // ---- 8-bit integers ----
 
 // The bits of floats without their sign order as they do, and NaNs come last.
@@ -183,10 +188,10 @@ float SoftmaxStep(float* s, int n, float scale, float* max, float* sum) {
 }  // namespace switchyard::cpu
 
 // The members of Isa after `vnni`, in order.
-#define SY_INNER_LOOPS(dot_tile, dot_peak, int8_tile, int8_peak, int4_tile)                     \
-  {Tile<kTileFloat>, Tile<kTileWiden>,    dot_tile, int8_tile, Tile<kTileInt8Widen>,            \
-   int4_tile,        Tile<kTileInt4Widen>},                                                     \
-      ToBf16, RoundToBf16, Greatest, Quantize, SiluMul, Scale, Merge, ExpOne, SumSquares, Norm, \
-      Transpose, Pair, SoftmaxStep, {                                                           \
-    {Peak<kTileFloat>, Peak<kTileFloat>, dot_peak, int8_peak}, Read, CopyPastCache              \
+#define SY_INNER_LOOPS(dot_tile, dot_peak, int8_tile, int8_peak, int4_tile)                      \
+  {Tile<kTileFloat>, Tile<kTileWiden>,    dot_tile, int8_tile, Tile<kTileInt8Widen>,             \
+   int4_tile,        Tile<kTileInt4Widen>},                                                      \
+      ToBf16, RoundToBf16, Widen, Greatest, Quantize, SiluMul, Scale, Merge, ExpOne, SumSquares, \
+      Norm, Transpose, Pair, SoftmaxStep, {                                                      \
+    {Peak<kTileFloat>, Peak<kTileFloat>, dot_peak, int8_peak}, Read, CopyPastCache               \
   }

@@ -71,6 +71,7 @@ struct Isa {
   // The bit patterns of ToBf16 (common/bf16.h): denormals are kept.
   void (*to_bf16)(const float* in, size_t n, uint16_t* out);
   void (*round_to_bf16)(const float* in, size_t n, float* out);  // out may be in
+  void (*widen)(const uint16_t* in, size_t n, float* out);
   // The bits of the greatest |x|: of a NaN, if there is one.
   uint32_t (*greatest)(const float* x, size_t n);
   // x · factor to the nearest integers, as kTileInt8 or kTileInt8Widen wants them in a.

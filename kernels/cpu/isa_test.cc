@@ -57,13 +57,15 @@ std::vector<float> Specials() {
 TEST_P(IsaTest, RoundingIsThatOfToBf16) {
   const std::vector<float> in = Specials();
   std::vector<uint16_t> halves(in.size());
-  std::vector<float> rounded(in.size());
+  std::vector<float> rounded(in.size()), widened(in.size());
   isa_.to_bf16(in.data(), in.size(), halves.data());
   isa_.round_to_bf16(in.data(), in.size(), rounded.data());
+  isa_.widen(halves.data(), halves.size(), widened.data());
   for (size_t i = 0; i < in.size(); ++i) {
     const uint32_t bits = std::bit_cast<uint32_t>(in[i]);
     EXPECT_EQ(halves[i], ToBf16(in[i]).bits) << std::hex << bits;
     EXPECT_EQ(std::bit_cast<uint32_t>(rounded[i]), uint32_t{halves[i]} << 16) << std::hex << bits;
+    EXPECT_EQ(std::bit_cast<uint32_t>(widened[i]), uint32_t{halves[i]} << 16) << std::hex << bits;
   }
 }
 

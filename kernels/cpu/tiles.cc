@@ -79,6 +79,20 @@ void StoreInt8(const Isa& isa, TileKind kind, const float* x, size_t n, std::byt
   }
 }
 
+void StoreLeftOfBf16(const Isa& isa, Scratch& scratch, TileKind kind, const std::byte* x, size_t n,
+                     std::byte* row) {
+  const auto* halves = reinterpret_cast<const uint16_t*>(x);
+  if (kind == kTileDot) {
+    std::memcpy(row, x, n * sizeof(Bf16));
+  } else if (kind == kTileFloat || kind == kTileWiden) {
+    isa.widen(halves, n, reinterpret_cast<float*>(row));
+  } else {
+    float* floats = scratch.Get<float>(0, n);
+    isa.widen(halves, n, floats);
+    StoreInt8(isa, kind, floats, n, row);
+  }
+}
+
 }  // namespace
 
 PackedWeight PackPanels(const Isa& isa, WeightFormat format, size_t n, size_t k,
@@ -127,24 +141,28 @@ void StoreLeft(const Isa& isa, TileKind kind, const float* x, size_t n, std::byt
   }
 }
 
-size_t LeftBytes(const Isa& isa, WeightFormat format, Matrix<const float> x) {
-  const TileKind kind = KindOf(isa, format);
-  return kind == kTileFloat ? 0 : x.rows() * LeftRowBytes(kind, x.cols());
+size_t LeftBytes(const Isa& isa, WeightFormat format, size_t rows, size_t cols) {
+  return rows * LeftRowBytes(KindOf(isa, format), cols);
 }
 
 LeftRows PrepareLeft(const Isa& isa, KernelContext& ctx, std::byte* to, WeightFormat format,
-                     Matrix<const float> x) {
+                     const ConstRows& x, std::span<const int32_t> index) {
   const TileKind kind = KindOf(isa, format);
-  if (kind == kTileFloat) {
-    return {reinterpret_cast<const std::byte*>(x.data()), x.row_stride() * sizeof(float)};
-  }
-  const size_t row_bytes = LeftRowBytes(kind, x.cols());
-  ForEachBlock(ctx, x.rows(), x.rows() * x.cols(), [&](size_t r, int) {
+  const bool floats = x.dtype == DType::kFloat32;
+  if (kind == kTileFloat && floats && index.empty()) return {x.data, x.row_bytes};
+  const size_t row_bytes = LeftRowBytes(kind, x.cols);
+  const size_t rows = index.empty() ? x.rows : index.size();
+  ForEachBlock(ctx, rows, rows * x.cols, [&](size_t r, int thread) {
+    const std::byte* from = x.row(index.empty() ? r : index[r]);
     std::byte* row = to + r * row_bytes;
-    StoreLeft(isa, kind, x.row(r), x.cols(), row);
+    if (floats) {
+      StoreLeft(isa, kind, reinterpret_cast<const float*>(from), x.cols, row);
+    } else {
+      StoreLeftOfBf16(isa, ctx.thread_scratch[thread], kind, from, x.cols, row);
+    }
     if (IsInteger(format)) return;
     const size_t element = kind == kTileDot ? sizeof(Bf16) : sizeof(float);
-    std::memset(row + x.cols() * element, 0, element);  // the half past an odd end
+    std::memset(row + x.cols * element, 0, element);  // the half past an odd end
   });
   return {to, row_bytes};
 }

@@ -10,6 +10,7 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/gemm.h"
 #include "kernels/int8.h"
+#include "kernels/rows.h"
 
 namespace switchyard::cpu {
 
@@ -94,11 +95,11 @@ inline size_t LeftRowBytes(TileKind kind, size_t k) {
 }
 // Converts n elements to `row`, rounding unless kind is kTileFloat. Integers: n is all of k.
 void StoreLeft(const Isa& isa, TileKind kind, const float* x, size_t n, std::byte* row);
-// The rows of x as a left side for weights of `format`: x itself, or converted into `to`, which has
-// LeftBytes.
-size_t LeftBytes(const Isa& isa, WeightFormat format, Matrix<const float> x);
+// Rows of x as a left side for weights of `format`: row r is x.row(index[r]), all rows if `index`
+// is empty. x itself, or converted into `to`, which has LeftBytes.
+size_t LeftBytes(const Isa& isa, WeightFormat format, size_t rows, size_t cols);
 LeftRows PrepareLeft(const Isa& isa, KernelContext& ctx, std::byte* to, WeightFormat format,
-                     Matrix<const float> x);
+                     const ConstRows& x, std::span<const int32_t> index = {});
 
 // The product of up to kTileRows rows with one panel: c [rows, width_of(panel)].
 inline void MultiplyTile(const Isa& isa, const Panels& panels, const PackedWeight& w, size_t panel,

@@ -7,9 +7,17 @@
 namespace switchyard {
 namespace {
 
-void RoundAll(Matrix<float> m) {
-  for (size_t r = 0; r < m.rows(); ++r) {
-    for (size_t c = 0; c < m.cols(); ++c) m(r, c) = RoundToBf16(m(r, c));
+// to = from, rounded to BF16 unless `exact`.
+void Copy(Matrix<const float> from, bool exact, Rows to, size_t first) {
+  for (size_t r = 0; r < from.rows(); ++r) {
+    std::byte* row = to.row(first + r);
+    for (size_t c = 0; c < from.cols(); ++c) {
+      if (to.dtype == DType::kFloat32) {
+        reinterpret_cast<float*>(row)[c] = exact ? from(r, c) : RoundToBf16(from(r, c));
+      } else {
+        reinterpret_cast<Bf16*>(row)[c] = ToBf16(from(r, c));
+      }
+    }
   }
 }
 
@@ -29,12 +37,13 @@ PackedExpert ReferenceGroupedGemm::PackExpert(const WeightView& gate, const Weig
   return {std::move(both), gemm.Pack(down, format), gate.k, gate.n};
 }
 
-void ReferenceGroupedGemm::ExpertFfn(KernelContext& ctx, Matrix<const float> x,
+void ReferenceGroupedGemm::ExpertFfn(KernelContext& ctx, ConstRows x,
+                                     std::span<const int32_t> index,
                                      std::span<const int32_t> offsets,
-                                     std::span<const PackedExpert* const> experts,
-                                     Matrix<float> out) const {
+                                     std::span<const PackedExpert* const> experts, Rows out) const {
   SY_CHECK_MSG(offsets.size() == experts.size() + 1, experts.size(), " experts");
-  SY_CHECK_MSG(offsets.front() == 0 && static_cast<size_t>(offsets.back()) == x.rows(), x.rows());
+  const size_t all = index.empty() ? x.rows : index.size();
+  SY_CHECK_MSG(offsets.front() == 0 && static_cast<size_t>(offsets.back()) == all, all);
   const ReferenceGemm gemm;
   for (size_t e = 0; e < experts.size(); ++e) {
     SY_CHECK_MSG(offsets[e] <= offsets[e + 1], "offsets descend at ", e);
@@ -42,17 +51,21 @@ void ReferenceGroupedGemm::ExpertFfn(KernelContext& ctx, Matrix<const float> x,
     if (rows == 0) continue;
     const PackedExpert& w = *experts[e];
     const size_t width = w.intermediate;
+    Matrix<float> input(ctx.scratch.Get<float>(2, rows * x.cols), {rows, x.cols});
+    for (size_t r = 0; r < rows; ++r) {
+      const size_t from = index.empty() ? first + r : index[first + r];
+      for (size_t i = 0; i < x.cols; ++i) input(r, i) = x(from, i);
+    }
     Matrix<float> gate_up(ctx.scratch.Get<float>(0, rows * 2 * width), {rows, 2 * width});
-    gemm.Gemm(ctx, x.Slice(first, rows), w.gate_up, gate_up);
+    gemm.Gemm(ctx, input, w.gate_up, gate_up);
     Matrix<float> hidden(ctx.scratch.Get<float>(1, rows * width), {rows, width});
     for (size_t r = 0; r < rows; ++r) {
       for (size_t i = 0; i < width; ++i) {
         hidden(r, i) = Silu(gate_up(r, i)) * gate_up(r, width + i);
       }
     }
-    gemm.Gemm(ctx, hidden, w.down,
-              out.Slice(first, rows));  // makes of `hidden` what the format says
-    if (w.down.format != WeightFormat::kFloat32) RoundAll(out.Slice(first, rows));
+    gemm.Gemm(ctx, hidden, w.down, input);  // makes of `hidden` what the format says
+    Copy(input, w.down.format == WeightFormat::kFloat32, out, first);
   }
 }
 

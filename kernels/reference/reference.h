@@ -18,8 +18,9 @@ class ReferenceGroupedGemm final : public GroupedGemmOps {
   PackedExpert PackExpert(const WeightView& gate, const WeightView& up, const WeightView& down,
                           WeightFormat format) const override;
   size_t GateUpRows(size_t intermediate) const override { return 2 * intermediate; }
-  void ExpertFfn(KernelContext& ctx, Matrix<const float> x, std::span<const int32_t> offsets,
-                 std::span<const PackedExpert* const> experts, Matrix<float> out) const override;
+  void ExpertFfn(KernelContext& ctx, ConstRows x, std::span<const int32_t> index,
+                 std::span<const int32_t> offsets, std::span<const PackedExpert* const> experts,
+                 Rows out) const override;
 };
 
 // A plain softmax over all keys of a row: no segments, so its bits are its own.
