@@ -283,12 +283,14 @@ void Scheduler::Admit(Budget* budget) {
 }
 
 std::span<const Scheduler::Chunk> Scheduler::Schedule() {
-  plan_.clear();
-  Budget budget{options_.max_num_batched_tokens, options_.max_logit_rows};
-  AdmitAdopted();
-  AdmitUrgent();
-  PlanRunning(&budget);
-  Admit(&budget);
+  do {
+    plan_.clear();
+    Budget budget{options_.max_num_batched_tokens, options_.max_logit_rows};
+    AdmitAdopted();
+    AdmitUrgent();
+    PlanRunning(&budget);
+    Admit(&budget);
+  } while (plan_.empty() && Untangle());
   stalled_ = plan_.empty();
   return plan_;
 }

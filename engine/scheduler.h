@@ -156,6 +156,9 @@ class Scheduler {
   // Adopted ones, and urgent ones from the queue: before the step is planned.
   void AdmitAdopted();
   void AdmitUrgent();
+  // If nobody can go on since some have slots and an adopted one, ahead of them, has the blocks:
+  // the last in order gives back its own. False if that is not it.
+  bool Untangle();
   // Blocks to take for a waiting sequence with that much in the cache.
   int Wanted(const Sequence& sequence, const PrefixIndex::Hit& hit) const {
     return BlocksFor(sequence.length()) - hit.blocks + hit.cached;

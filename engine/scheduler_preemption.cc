@@ -88,6 +88,12 @@ void Scheduler::AdmitAdopted() {
   }
 }
 
+bool Scheduler::Untangle() {
+  Sequence* const victim = adopted_.empty() ? nullptr : VictimBehind(**adopted_.begin());
+  if (victim != nullptr) Preempt(*victim);
+  return victim != nullptr;
+}
+
 void Scheduler::AdmitUrgent() {
   while (!waiting_.empty()) {
     Sequence& s = **waiting_.begin();

@@ -148,6 +148,32 @@ TEST(SchedulerTest, NobodyGivesWayForever) {
   while (s.Contains({"low", 1})) StepOnce(s);
 }
 
+// One has the slot and may not be asked for it again; the other, more urgent, has the blocks.
+TEST(SchedulerTest, WhoHasTheSlotAndWhoHasTheBlocksDoNotWaitForEachOther) {
+  BlockPool pool(4);
+  SchedulerOptions o = Small();
+  o.max_num_seqs = 1;
+  o.prefix_caching = false;
+  Scheduler s(o, &pool);
+  ASSERT_TRUE(s.Add(Request("low", 2, 12, 1)).ok());
+  for (int i = 0; i < kGiveWayMax; ++i) {
+    ASSERT_EQ(StepOnce(s).substr(0, 4), "low:");
+    ASSERT_TRUE(s.Add(Request("u" + std::to_string(i), 1, 1)).ok());
+    StepOnce(s);
+  }
+  ASSERT_EQ(StepOnce(s), "low:5");
+  const EngineRequest urgent = Request("adopted", 8, 2);
+  const std::vector<BlockId> blocks = pool.Lease(2).value();
+  ASSERT_TRUE(s.Adopt(urgent, blocks, 0, 1).ok());
+  std::string ran;
+  for (int i = 0; i < 30 && s.Contains({"low", 1}); ++i) {
+    ASSERT_TRUE(s.HasWork()) << ran;
+    ran += StepOnce(s) + "; ";
+  }
+  EXPECT_FALSE(s.Contains({"low", 1})) << ran;
+  EXPECT_FALSE(s.Contains(urgent.key)) << ran;
+}
+
 TEST(SchedulerTest, HandOffOfAnUrgentRequestTakesBlocks) {
   BlockPool pool(4);
   Scheduler s(Small(), &pool);
