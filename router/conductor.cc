@@ -59,8 +59,10 @@ void Conductor::Abort(uint64_t number) {
   if (it != requests_.end()) StopRequest(*it->second, {End::Reason::kAborted, absl::OkStatus()});
 }
 
-void Conductor::AbortAll() {
-  while (!requests_.empty()) Abort(requests_.begin()->first);
+void Conductor::GiveUpAll() {
+  const End end = {End::Reason::kError,
+                   absl::UnavailableError("the router ends before the answer; try another one")};
+  while (!requests_.empty()) StopRequest(*requests_.begin()->second, end);
 }
 
 void Conductor::Begin(uint64_t number, std::string id, ClientRequest client, Sink sink) {

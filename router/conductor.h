@@ -68,7 +68,7 @@ class Conductor {
   // Ends it with kAbort; unknown numbers are ignored. Not to be called by a sink: the request may
   // be in the middle of a step.
   void Abort(uint64_t number);
-  void AbortAll();
+  void GiveUpAll();  // ends all with kUnavailable: clients may try another router
   // Sends the tokens that have come, those of one answer as one update.
   void SendUpdates();
   // Does what is due: the same, leases, deadlines, requests that wait for a worker. After every

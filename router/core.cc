@@ -311,8 +311,8 @@ void Core::SetReady(std::string why_not) {
   if (changed && shared_.watch) shared_.watch(shared_.status.ready);
 }
 
-void Core::AbortAll() {
-  Post([this] { conductor_->AbortAll(); });
+void Core::GiveUpAll() {
+  Post([this] { conductor_->GiveUpAll(); });
 }
 
 void Core::WatchReady(std::function<void(bool)> watch) {
@@ -333,7 +333,7 @@ void Core::Run() {
     PublishStatus();
   }
   for (const std::function<void()>& work : mailbox_.Take(absl::ZeroDuration())) work();
-  conductor_->AbortAll();
+  conductor_->GiveUpAll();
 }
 
 // What the first worker pinned is the model's description from then on.

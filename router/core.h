@@ -32,7 +32,7 @@ class Core final : public RouterCore {
   // it. kInvalidArgument: an address that is none or is listed twice, no decode worker.
   static absl::StatusOr<std::unique_ptr<Core>> Create(CoreOptions options, const Clock* clock,
                                                       Logger* log);
-  // Ends all requests with kAbort.
+  // Ends all requests (GiveUpAll).
   ~Core() override;
 
   absl::Status CheckAdmission(int priority, absl::Duration deadline) const override {
@@ -51,7 +51,7 @@ class Core final : public RouterCore {
     return metrics_.Text(options_.spans != nullptr ? options_.spans->lost() : 0);
   }
 
-  void AbortAll();
+  void GiveUpAll();  // as Conductor's
   // Calls `watch` now and when readiness changes, until it is replaced (null: none). It must not
   // call the core.
   void WatchReady(std::function<void(bool)> watch);

@@ -212,7 +212,7 @@ TEST_F(CoreTest, SilentWorkerIsReplacedAfterItsLease) {
   ASSERT_TRUE(Eventually([&] { return !core_->status().ready; }));
   EXPECT_EQ(core_->status().waiting, 1);  // the request is kept for a worker that comes
   core_.reset();
-  EXPECT_EQ(client.Wait().last->finish, Finish::kAbort);
+  EXPECT_EQ(client.Wait().last->error.code(), absl::StatusCode::kUnavailable);
 }
 
 TEST_F(CoreTest, RetryableErrorsUseUpTheBudgetAndThenSayWhy) {
@@ -269,8 +269,10 @@ TEST_F(CoreTest, OverloadAndRepeatedIdsAreRefusedAtOnce) {
   EXPECT_TRUE(core_->Abort("mine"));
   a.Wait();
   EXPECT_TRUE(Eventually([&] { return core_->Submit(Request(10, 1), c.Sink()).ok(); }));
-  core_.reset();  // ends what runs
-  EXPECT_EQ(b.Wait().last->finish, Finish::kAbort);
+  core_->GiveUpAll();
+  const Answer given_up = b.Wait();
+  EXPECT_EQ(given_up.last->finish, Finish::kError);
+  EXPECT_EQ(given_up.last->error.code(), absl::StatusCode::kUnavailable);
 }
 
 TEST_F(CoreTest, FullWorkersMakeRequestsWaitAndAllAreServed) {

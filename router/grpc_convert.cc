@@ -143,6 +143,7 @@ absl::StatusOr<std::vector<ClientRequest>> FromProto(const v1::GenerateRequest& 
   RETURN_IF_ERROR(ValidateRequest(model, limits, tokenizer != nullptr, &out));
   std::vector<ClientRequest> answers;
   AppendSamples(out, n, &answers);
+  RETURN_IF_ERROR(CheckListed(model, answers, /*streamed=*/true));
   ShareSeeds(RandomWord, &answers);
   return answers;
 }

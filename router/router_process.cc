@@ -64,7 +64,7 @@ class RouterProcessImpl final : public RouterProcess {
     core_->StartDrain();
     http_->StartDrain();
     if (WaitForNone(notice)) return;
-    core_->AbortAll();
+    core_->GiveUpAll();
     (void)WaitForNone(absl::Seconds(1));
   }
 

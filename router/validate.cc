@@ -143,6 +143,22 @@ absl::Status ValidateRequest(const ModelDescription& model, const RouterLimits& 
   return absl::OkStatus();
 }
 
+absl::Status CheckListed(const ModelDescription& model, const std::vector<ClientRequest>& choices,
+                         bool streamed) {
+  int64_t of_prompts = 0, of_answers = 0;
+  for (const ClientRequest& r : choices) {
+    const auto prompt = static_cast<int64_t>(r.prompt_ids.size());
+    const int64_t answer = std::min<int64_t>(r.max_tokens, model.max_model_len - prompt);
+    of_prompts += prompt * ListedPerToken(r.prompt_logprobs);
+    if (!streamed) of_answers += answer * ListedPerToken(r.sampling.logprobs);
+  }
+  const int64_t limit = streamed && choices.size() > 1 ? kListedOfStreamMax : kListedMax;
+  if (of_prompts + of_answers <= limit) return absl::OkStatus();
+  return Bad(of_prompts > of_answers ? "prompt_logprobs" : "logprobs", ": ", choices.size(),
+             " answers may list ", of_prompts, " logprobs of prompts and ", of_answers,
+             " of answers, must be at most ", limit);
+}
+
 absl::StatusOr<std::vector<TokenId>> EncodePrompt(std::string_view field, std::string_view text,
                                                   bool add_special_tokens, bool truncated,
                                                   const ModelDescription& model,

@@ -19,6 +19,20 @@ inline constexpr char kFieldPayload[] = "switchyard/field";
 absl::Status ValidateRequest(const ModelDescription& model, const RouterLimits& limits,
                              bool has_tokenizer, ClientRequest* request);
 
+// Of one client's request, all of its answers: an entry of a list costs some hundred bytes while
+// the JSON is made. In a stream each prompt's lists are one event, and events wait for slow
+// clients.
+inline constexpr int64_t kListedMax = 1 << 19;
+inline constexpr int64_t kListedOfStreamMax = 1 << 16;  // of more than one answer
+
+// How many logprobs are listed with a token: its own and the `best` ones; −1: none.
+constexpr int64_t ListedPerToken(int best) { return int64_t{best} + 1; }
+
+// Whether the logprobs that `choices` may list, with the tokens of prompts and, unless they are
+// streamed, of answers, stay below those limits. kInvalidArgument, as above.
+absl::Status CheckListed(const ModelDescription& model, const std::vector<ClientRequest>& choices,
+                         bool streamed);
+
 // The tokens of a prompt that a client gave as the text of `field`. A text that cannot have fewer
 // than max_model_len tokens is refused before it is tokenized, unless it is `truncated` after that.
 // `tokenizer`: null if the checkpoint has none. kInvalidArgument, as above.

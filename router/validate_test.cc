@@ -72,6 +72,31 @@ TEST_F(ValidateTest, ErrorsNameFieldValueAndLimit) {
   Refused([](R& r) { r.stop = {"a"}; }, {"stop", "tokenizer"});
 }
 
+TEST_F(ValidateTest, ListedLogprobsAreBounded) {
+  model_.max_model_len = 2048;
+  request_.prompt_ids = std::vector<TokenId>(2000, 1);
+  request_.max_tokens = 100;  // of which 48 fit
+  const auto check = [this](size_t n, bool streamed) {
+    return CheckListed(model_, std::vector<ClientRequest>(n, request_), streamed);
+  };
+  EXPECT_TRUE(check(1024, false).ok());
+  request_.prompt_logprobs = 20;  // 42,000 in each answer
+  EXPECT_TRUE(check(12, false).ok());
+  const absl::Status many = check(13, false);
+  EXPECT_EQ(many.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(many.message(),
+            "prompt_logprobs: 13 answers may list 546000 logprobs of prompts and 0 of answers, "
+            "must be at most 524288");
+  EXPECT_EQ(many.GetPayload(kFieldPayload), absl::Cord("prompt_logprobs"));
+  EXPECT_TRUE(check(1, true).ok());
+  EXPECT_EQ(check(2, true).code(), absl::StatusCode::kInvalidArgument);
+  request_.prompt_logprobs = -1;
+  request_.sampling.logprobs = 20;  // 1,008 in each
+  EXPECT_TRUE(check(520, false).ok());
+  EXPECT_EQ(check(521, false).GetPayload(kFieldPayload), absl::Cord("logprobs"));
+  EXPECT_TRUE(check(1024, true).ok());  // sent as they come
+}
+
 TEST_F(ValidateTest, MaxTokensIsCutToTheContext) {
   request_.max_tokens = 1000;
   request_.min_tokens = 500;

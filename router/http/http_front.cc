@@ -9,6 +9,7 @@
 #include "common/net/http_server.h"
 #include "common/status_macros.h"
 #include "common/version.h"
+#include "router/http/openai_fields.h"
 #include "router/http/openai_job.h"
 #include "router/http/openai_request.h"
 #include "router/http/openai_response.h"
@@ -67,6 +68,16 @@ std::function<absl::StatusOr<std::string>(const Json&)> ChatRenderer(const std::
     whole.update(context);
     return chat->Render(whole);
   };
+}
+
+// The core would name a field that the client did not send, and count what is appended.
+absl::Status CheckRequestId(const std::string& id, const ApiRequest& request) {
+  const size_t choices = request.choices.size();
+  const size_t longest = choices > 1 ? absl::StrCat("-", choices - 1).size() : 0;
+  if (id.size() + longest <= kRequestIdBytesMax) return absl::OkStatus();
+  return FieldError(request.request_id.empty() ? "X-Request-Id" : "request_id",
+                    absl::StrCat("has ", id.size(), " bytes, must have at most ",
+                                 kRequestIdBytesMax - longest, " with ", choices, " answers"));
 }
 
 }  // namespace
@@ -136,6 +147,9 @@ void HttpFront::Impl::Generate(const HttpRequest& http, absl::StatusOr<ApiReques
   if (id.empty()) {
     id = absl::StrCat(http.path == kChatPath ? "chatcmpl-" : "cmpl-",
                       absl::Hex(boot, absl::kZeroPad8), "-", ++requests);
+  }
+  if (request.ok()) {
+    if (absl::Status status = CheckRequestId(id, *request); !status.ok()) request = status;
   }
   if (!request.ok()) {
     responder->Send(WithRequestId(id, ErrorResponse(request.status())));

@@ -189,7 +189,7 @@ TEST_F(HttpFrontTest, TokenizeAndDetokenize) {
   EXPECT_EQ(tokens["count"], tokens["tokens"].size());
   EXPECT_EQ(tokens["max_model_len"], 2048);
   const Json text = Body(Ask(Post("/detokenize", Json({{"tokens", tokens["tokens"]}}).dump())));
-  EXPECT_EQ(text["prompt"], "Once upon a time");
+  EXPECT_EQ(text["prompt"], "<|endoftext|>Once upon a time");
   EXPECT_EQ(Status(Ask(Post("/tokenize", "{"))), 400);
   EXPECT_EQ(Status(Ask(Post("/detokenize", "{}"))), 400);
 }
@@ -284,6 +284,16 @@ TEST_F(HttpFrontTest, RefusalsBecomeStatusesAndAbortTheRestOfTheBatch) {
   const std::string bad = Ask(Post("/v1/completions", R"({"prompt":[5],"n":0})"));
   EXPECT_EQ(Status(bad), 400);
   EXPECT_EQ(Body(bad)["error"]["param"], "n");
+  for (const auto& [length, n, status] : {std::tuple(129, 1, 400), std::tuple(127, 2, 400)}) {
+    const std::string header = absl::StrCat(
+        "POST /v1/completions HTTP/1.1\r\nX-Request-Id: ", std::string(length, 'i'), "\r\n");
+    std::string ask = Post("/v1/completions", absl::StrCat(R"({"prompt":[5],"n":)", n, "}"));
+    ask.replace(0, ask.find("\r\n") + 2, header);
+    const std::string long_id = Ask(ask);
+    EXPECT_EQ(Status(long_id), status);
+    EXPECT_EQ(Body(long_id)["error"]["param"], "X-Request-Id");
+    EXPECT_TRUE(absl::StrContains(long_id, absl::StrCat(length, " bytes"))) << long_id;
+  }
 }
 
 TEST_F(HttpFrontTest, ErrorsBeforeTheFirstTokenAreStatusesAndLaterOnesEvents) {

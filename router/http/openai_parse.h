@@ -2,6 +2,7 @@
 // endpoint has. Errors carry the field (FieldError).
 #pragma once
 
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -23,10 +24,16 @@ absl::StatusOr<std::vector<TokenId>> ReadIds(std::string_view field,
                                              const nlohmann::ordered_json& list,
                                              const ApiContext& context);
 // "prompt": a text, texts, token ids or lists of token ids. Cut by truncate_prompt_tokens, and
-// each shorter than the model's context.
+// each shorter than the model's context. At most kPromptsMax with `n` answers each.
 absl::StatusOr<std::vector<std::vector<TokenId>>> ReadPrompts(const nlohmann::ordered_json& body,
-                                                              const ApiContext& context);
-// "messages" through the chat template; cut and checked as above.
+                                                              int n, const ApiContext& context);
+// "messages" through the chat template, for a tokenizer that is there.
+struct ChatText {
+  std::string text;
+  bool add_special_tokens = false;
+};
+absl::StatusOr<ChatText> RenderChat(const nlohmann::ordered_json& body, const ApiContext& context);
+// The same as a prompt; cut and checked as above.
 absl::StatusOr<std::vector<TokenId>> ReadChatPrompt(const nlohmann::ordered_json& body,
                                                     const ApiContext& context);
 

@@ -89,9 +89,18 @@ absl::StatusOr<std::string> ReadContent(const std::string& field, const Json& co
   return text;
 }
 
-// Templates print a call's arguments as an object; clients send them as its JSON. `values_left`: of
-// all arguments of the body, so that they cost no more than the body itself may.
-absl::Status ReadToolCalls(const std::string& field, Json* message, size_t* values_left) {
+// How templates take what the API leaves open; none tells. Most print a call's arguments as an
+// object, where clients send its JSON; some join them to other text. Some ask whether the content
+// beside calls is none, others take it for a text.
+struct MessageForm {
+  bool arguments_parsed, content_null;
+};
+// In the order in which they are tried. A text where null was meant can be taken for an answer's
+// silently, so it comes last.
+constexpr MessageForm kMessageForms[] = {{true, true}, {false, true}, {true, false}};
+
+// `values_left`: of all arguments of the body, so that they cost no more than the body itself may.
+absl::Status ParseArguments(const std::string& field, Json* message, size_t* values_left) {
   const auto calls = message->find("tool_calls");
   if (calls == message->end() || !calls->is_array()) return absl::OkStatus();
   for (Json& call : *calls) {
@@ -99,6 +108,7 @@ absl::Status ReadToolCalls(const std::string& field, Json* message, size_t* valu
     Json& function = call["function"];
     if (!function.is_object() || !function.contains("arguments")) continue;
     Json& arguments = function["arguments"];
+    if (arguments.is_null() || arguments == "") arguments = Json::object();
     if (!arguments.is_string()) continue;
     absl::StatusOr<Json> parsed =
         ParseJsonObject(arguments.get_ref<const std::string&>(), values_left);
@@ -112,7 +122,17 @@ absl::Status ReadToolCalls(const std::string& field, Json* message, size_t* valu
   return absl::OkStatus();
 }
 
-absl::StatusOr<Json> ReadMessages(const Json& body) {
+// Null is what absence is, but templates ask whether a name is there.
+Json WithoutNulls(Json message) {
+  Json::object_t kept;
+  for (auto& [name, value] : message.get_ref<Json::object_t&>()) {
+    if (name != "content" && (value.is_null() || (name == "tool_calls" && value.empty()))) continue;
+    kept.push_back({name, std::move(value)});  // unlike operator[], without a search
+  }
+  return kept;
+}
+
+absl::StatusOr<Json> ReadMessages(const Json& body, const MessageForm& form) {
   const auto it = body.find("messages");
   if (it == body.end() || !it->is_array() || it->empty()) {
     return FieldError("messages", "must be a list of at least one message");
@@ -132,10 +152,14 @@ absl::StatusOr<Json> ReadMessages(const Json& body) {
           field + ".role",
           absl::StrCat(Shown(role), " is none of system, developer, user, assistant, tool"));
     }
-    RETURN_IF_ERROR(ReadToolCalls(field, &message, &values_left));
+    message = WithoutNulls(std::move(message));
+    if (form.arguments_parsed) {
+      RETURN_IF_ERROR(ParseArguments(field, &message, &values_left));
+    }
     const Json content = message.value("content", Json());
     if (content.is_null() && role == "assistant") {
-      message["content"] = "";  // as beside tool calls
+      const bool keep = form.content_null && message.contains("tool_calls");
+      message["content"] = keep ? Json() : Json("");
       continue;
     }
     ASSIGN_OR_RETURN(std::string text, ReadContent(field + ".content", content));
@@ -147,12 +171,12 @@ absl::StatusOr<Json> ReadMessages(const Json& body) {
 // What the template may use beside the messages.
 absl::StatusOr<Json> ReadChatVariables(const Json& body) {
   FieldReader fields(body);
-  Json chat = Json::object();
+  Json chat = {{"tools", nullptr}, {"documents", nullptr}};
   if (const Json* more = fields.Find("chat_template_kwargs")) {
     if (!more->is_object()) {
       return FieldError("chat_template_kwargs", absl::StrCat(Shown(*more), " is not an object"));
     }
-    chat = *more;
+    chat.update(*more);
   }
   for (const char* name : {"tools", "documents"}) {
     const Json* list = fields.Find(name);
@@ -182,7 +206,7 @@ absl::Status CutAfterLast(std::string_view last, std::string* text) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<std::vector<TokenId>>> ReadPrompts(const Json& body,
+absl::StatusOr<std::vector<std::vector<TokenId>>> ReadPrompts(const Json& body, int n,
                                                               const ApiContext& context) {
   FieldReader fields(body);
   const bool add_special_tokens = fields.Bool("add_special_tokens", true);
@@ -200,14 +224,18 @@ absl::StatusOr<std::vector<std::vector<TokenId>>> ReadPrompts(const Json& body,
     return FieldError("prompt",
                       absl::StrCat(value->size(), " prompts are more than ", kPromptsMax));
   }
+  if (value->size() * static_cast<size_t>(n) > kPromptsMax) {
+    return FieldError("n", absl::StrCat(n, " samples of ", value->size(), " prompts are more than ",
+                                        kPromptsMax, " choices"));
+  }
   for (const Json& one : *value) {
     ASSIGN_OR_RETURN(out.emplace_back(), ReadPrompt(body, one, add_special_tokens, context));
   }
   return out;
 }
 
-absl::StatusOr<std::vector<TokenId>> ReadChatPrompt(const Json& body, const ApiContext& context) {
-  ASSIGN_OR_RETURN(Json messages, ReadMessages(body));
+absl::StatusOr<ChatText> RenderChat(const Json& body, const ApiContext& context) {
+  ASSIGN_OR_RETURN(Json messages, ReadMessages(body, kMessageForms[0]));
   if (context.tokenizer == nullptr) {
     return FieldError("messages", "this checkpoint has no tokenizer: give token ids");
   }
@@ -224,15 +252,28 @@ absl::StatusOr<std::vector<TokenId>> ReadChatPrompt(const Json& body, const ApiC
   }
   ASSIGN_OR_RETURN(Json chat, ReadChatVariables(body));
   chat["add_generation_prompt"] = generation_prompt;
-  const std::string last = messages.back()["content"].get<std::string>();
+  const Json content = messages.back()["content"];
   chat["messages"] = std::move(messages);
   absl::StatusOr<std::string> text = context.render_chat(chat);
-  if (!text.ok()) {
-    return FieldError("messages", std::string(text.status().message()));
+  const absl::Status first = text.status();
+  for (const MessageForm& form : kMessageForms) {
+    if (text.ok()) break;
+    ASSIGN_OR_RETURN(messages, ReadMessages(body, form));
+    if (messages == chat["messages"]) continue;  // has failed
+    chat["messages"] = std::move(messages);
+    text = context.render_chat(chat);
   }
-  if (continue_last) RETURN_IF_ERROR(CutAfterLast(last, &*text));
+  if (!text.ok()) return FieldError("messages", std::string(first.message()));
+  if (continue_last) {
+    RETURN_IF_ERROR(CutAfterLast(content.is_null() ? "" : content.get<std::string>(), &*text));
+  }
+  return ChatText{*std::move(text), add_special_tokens};
+}
+
+absl::StatusOr<std::vector<TokenId>> ReadChatPrompt(const Json& body, const ApiContext& context) {
+  ASSIGN_OR_RETURN(const ChatText chat, RenderChat(body, context));
   ASSIGN_OR_RETURN(std::vector<TokenId> ids,
-                   Encode("messages", *text, add_special_tokens, body, context));
+                   Encode("messages", chat.text, chat.add_special_tokens, body, context));
   RETURN_IF_ERROR(Fit("messages", body, context, &ids));
   return ids;
 }

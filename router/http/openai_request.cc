@@ -8,6 +8,7 @@
 #include "router/http/openai_fields.h"
 #include "router/http/openai_parse.h"
 #include "router/samples.h"
+#include "router/validate.h"
 
 namespace switchyard {
 namespace {
@@ -22,12 +23,7 @@ absl::Status Admit(const ApiContext& context, const ClientRequest& common) {
 
 // n choices of each prompt.
 absl::Status AddChoices(std::vector<std::vector<TokenId>> prompts, ClientRequest common,
-                        ApiRequest* out) {
-  const size_t n = static_cast<size_t>(out->n);
-  if (prompts.size() * n > kPromptsMax) {
-    return FieldError("n", absl::StrCat(n, " samples of ", prompts.size(),
-                                        " prompts are more than ", kPromptsMax, " choices"));
-  }
+                        const ApiContext& context, ApiRequest* out) {
   if (common.min_tokens > common.max_tokens) {
     return FieldError(
         "min_tokens",
@@ -37,7 +33,31 @@ absl::Status AddChoices(std::vector<std::vector<TokenId>> prompts, ClientRequest
     common.prompt_ids = std::move(ids);
     AppendSamples(common, out->n, &out->choices);
   }
-  return absl::OkStatus();
+  return CheckListed(*context.model, out->choices, out->stream);
+}
+
+// Of an answer whose length the client left open: what the context holds, or what may be listed.
+int DefaultMaxTokens(size_t prompt_tokens, const ApiContext& context, const ApiRequest& out) {
+  const int64_t room = context.model->max_model_len - static_cast<int64_t>(prompt_tokens);
+  const int64_t listed = out.n * ListedPerToken(out.logprobs);
+  if (out.stream || listed == 0) return static_cast<int>(room);
+  const int64_t of_prompts =
+      out.n * static_cast<int64_t>(prompt_tokens) * ListedPerToken(out.prompt_logprobs);
+  return static_cast<int>(std::clamp<int64_t>((kListedMax - of_prompts) / listed, 1, room));
+}
+
+// Ids as they come from the tokenizer may be many more than a prompt's.
+absl::Status CheckTokenizeBytes(std::string_view field, size_t bytes) {
+  if (bytes <= kTokenizeBytesMax) return absl::OkStatus();
+  return FieldError(field,
+                    absl::StrCat("has ", bytes, " bytes, must have at most ", kTokenizeBytesMax));
+}
+
+// A tokenizer's error becomes one about the field.
+template <typename T>
+absl::StatusOr<T> Named(std::string_view field, absl::StatusOr<T> result) {
+  if (!result.ok()) return FieldError(field, std::string(result.status().message()));
+  return result;
 }
 
 }  // namespace
@@ -50,15 +70,18 @@ absl::StatusOr<ApiRequest> ParseCompletion(std::string_view text, const ApiConte
   FieldReader fields(body);
   out.echo = fields.Bool("echo", false);
   out.logprobs = static_cast<int>(fields.Int("logprobs", -1, 0, context.limits->logprobs_max));
-  common.max_tokens = static_cast<int>(fields.Int("max_tokens", 16, out.echo ? 0 : 1, kInt32Max));
+  const int least = out.echo ? 0 : 1;
+  const int64_t old_name = fields.Int("max_tokens", 16, least, kInt32Max);
+  common.max_tokens =
+      static_cast<int>(fields.Int("max_completion_tokens", old_name, least, kInt32Max));
   RETURN_IF_ERROR(fields.status());
   out.score_only = common.max_tokens == 0;
   common.max_tokens = std::max(common.max_tokens, 1);
   common.sampling.logprobs = out.logprobs;
   common.prompt_logprobs = std::max(out.prompt_logprobs, out.echo ? out.logprobs : -1);
   RETURN_IF_ERROR(Admit(context, common));
-  ASSIGN_OR_RETURN(std::vector<std::vector<TokenId>> prompts, ReadPrompts(body, context));
-  RETURN_IF_ERROR(AddChoices(std::move(prompts), std::move(common), &out));
+  ASSIGN_OR_RETURN(std::vector<std::vector<TokenId>> prompts, ReadPrompts(body, out.n, context));
+  RETURN_IF_ERROR(AddChoices(std::move(prompts), std::move(common), context, &out));
   return out;
 }
 
@@ -85,10 +108,8 @@ absl::StatusOr<ApiRequest> ParseChatCompletion(std::string_view text, const ApiC
   common.prompt_logprobs = out.prompt_logprobs;
   RETURN_IF_ERROR(Admit(context, common));
   ASSIGN_OR_RETURN(std::vector<TokenId> ids, ReadChatPrompt(body, context));
-  if (common.max_tokens == 0) {  // not given: what the context holds
-    common.max_tokens = context.model->max_model_len - static_cast<int>(ids.size());
-  }
-  RETURN_IF_ERROR(AddChoices({std::move(ids)}, std::move(common), &out));
+  if (common.max_tokens == 0) common.max_tokens = DefaultMaxTokens(ids.size(), context, out);
+  RETURN_IF_ERROR(AddChoices({std::move(ids)}, std::move(common), context, &out));
   return out;
 }
 
@@ -97,7 +118,11 @@ absl::StatusOr<std::vector<TokenId>> ParseTokenize(std::string_view text,
   ASSIGN_OR_RETURN(const Json body, ParseJsonObject(text));
   RETURN_IF_ERROR(CheckModel(body, context));
   FieldReader fields(body);
-  if (fields.Find("messages") != nullptr) return ReadChatPrompt(body, context);
+  if (fields.Find("messages") != nullptr) {
+    ASSIGN_OR_RETURN(const ChatText chat, RenderChat(body, context));
+    RETURN_IF_ERROR(CheckTokenizeBytes("messages", chat.text.size()));
+    return Named("messages", context.tokenizer->Encode(chat.text, chat.add_special_tokens));
+  }
   const char* name = fields.Find("text") != nullptr ? "text" : "prompt";
   if (fields.Find(name) == nullptr) return FieldError("prompt", "is missing");
   const std::string prompt = fields.String(name, std::numeric_limits<size_t>::max());
@@ -106,7 +131,8 @@ absl::StatusOr<std::vector<TokenId>> ParseTokenize(std::string_view text,
   if (context.tokenizer == nullptr) {
     return FieldError(name, "this checkpoint has no tokenizer");
   }
-  return context.tokenizer->Encode(prompt, add_special_tokens);
+  RETURN_IF_ERROR(CheckTokenizeBytes(name, prompt.size()));
+  return Named(name, context.tokenizer->Encode(prompt, add_special_tokens));
 }
 
 absl::StatusOr<std::string> ParseDetokenize(std::string_view text, const ApiContext& context) {
@@ -114,7 +140,7 @@ absl::StatusOr<std::string> ParseDetokenize(std::string_view text, const ApiCont
   RETURN_IF_ERROR(CheckModel(body, context));
   FieldReader fields(body);
   const Json* tokens = fields.Find("tokens");
-  const bool skip_special_tokens = fields.Bool("skip_special_tokens", true);
+  const bool skip_special_tokens = fields.Bool("skip_special_tokens", false);
   RETURN_IF_ERROR(fields.status());
   if (tokens == nullptr || !tokens->is_array()) {
     return FieldError("tokens", "must be a list of token ids");
@@ -123,7 +149,7 @@ absl::StatusOr<std::string> ParseDetokenize(std::string_view text, const ApiCont
   if (context.tokenizer == nullptr) {
     return FieldError("tokens", "this checkpoint has no tokenizer");
   }
-  return context.tokenizer->Decode(ids, skip_special_tokens);
+  return Named("tokens", context.tokenizer->Decode(ids, skip_special_tokens));
 }
 
 }  // namespace switchyard

@@ -51,8 +51,11 @@ struct ApiRequest {
 absl::StatusOr<ApiRequest> ParseCompletion(std::string_view body, const ApiContext& context);
 absl::StatusOr<ApiRequest> ParseChatCompletion(std::string_view body, const ApiContext& context);
 
+// Of a text for /tokenize, which may be longer than the context: its ids are all in memory.
+inline constexpr size_t kTokenizeBytesMax = 4 << 20;
+
 // {"prompt" or "text", "add_special_tokens"}, or the fields of a chat's prompt ("messages", …), to
-// ids; {"tokens", "skip_special_tokens"} to text.
+// ids, however many the context holds; {"tokens", "skip_special_tokens"} to text. Errors as above.
 absl::StatusOr<std::vector<TokenId>> ParseTokenize(std::string_view body,
                                                    const ApiContext& context);
 absl::StatusOr<std::string> ParseDetokenize(std::string_view body, const ApiContext& context);

@@ -5,6 +5,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "router/http/openai_fields.h"
+#include "text/chat_template.h"
 
 namespace switchyard {
 namespace {
@@ -208,6 +209,30 @@ TEST_F(OpenAiRequestTest, SamplesOfAPromptFollowEachOther) {
   Refused(many + "]}", "n", "128 samples of 9 prompts are more than 1024 choices");
 }
 
+TEST_F(OpenAiRequestTest, TooManyChoicesAreRefusedBeforeTokenizing) {
+  // The second prompt is none.
+  Refused(R"({"n":128,"prompt":["a",{},"","","","","","",""]})", "n", "1024 choices");
+}
+
+TEST_F(OpenAiRequestTest, ListedLogprobsAreBounded) {
+  std::string ids = "[1";
+  for (int i = 1; i < 2047; ++i) ids += ",1";
+  ids += "]";
+  const std::string scored = "{\"prompt\":" + ids + ",\"max_tokens\":1,\"prompt_logprobs\":20";
+  Good(scored + "}");
+  Good(scored + ",\"stream\":true}");
+  Good(scored + ",\"n\":12}");
+  Refused(scored + ",\"n\":128}", "prompt_logprobs", "must be at most 524288");
+  Refused(scored + ",\"n\":2,\"stream\":true}", "prompt_logprobs", "must be at most 65536");
+  Refused("{\"prompt\":" + ids + ",\"max_tokens\":1,\"echo\":true,\"logprobs\":20,\"n\":128}",
+          "prompt_logprobs", "5502336 logprobs of prompts");
+  const std::string chat =
+      R"({"messages":[{"role":"user","content":"hi"}],"n":128,"logprobs":true,"top_logprobs":20)";
+  ChatRefused(chat + R"(,"max_tokens":2000})", "logprobs", "5376000 of answers");
+  EXPECT_EQ(GoodChat(chat + "}").choices[0].max_tokens, (1 << 19) / (128 * 21));
+  EXPECT_GT(GoodChat(chat + R"(,"stream":true})").choices[0].max_tokens, 2000);
+}
+
 TEST_F(OpenAiRequestTest, LongPromptsAreTruncatedOrRefused) {
   using Ids = std::vector<TokenId>;
   const auto prompt = [this](const std::string& more) {
@@ -322,6 +347,7 @@ TEST_F(OpenAiRequestTest, ChatRendersAndEncodes) {
   EXPECT_EQ(request.choices[0].prompt_ids,
             *tokenizer_->Encode("system:S\nuser:a\nb\nassistant:\nassistant:", false));
   EXPECT_EQ(request.choices[0].max_tokens, 5);
+  EXPECT_EQ(Good(With(R"("max_tokens":9,"max_completion_tokens":5)")).choices[0].max_tokens, 5);
   EXPECT_EQ(request.logprobs, 2);
   const ApiRequest open = GoodChat(R"({"messages":[{"role":"user","content":"hi"}]})");
   EXPECT_EQ(open.choices[0].max_tokens, 2048 - static_cast<int>(open.choices[0].prompt_ids.size()));
@@ -361,6 +387,66 @@ TEST_F(OpenAiRequestTest, ToolCallsReachTheTemplateAsObjects) {
   EXPECT_EQ(seen["k"], true);
 }
 
+// What messages become in prompts of the forms that DeepSeek's templates have.
+TEST_F(OpenAiRequestTest, TemplatesGetTheFormOfToolCallsThatTheyTake) {
+  const std::string begin =
+      "{% for message in messages %}{% if message['role'] == 'user' %}"
+      "<U>{{ message['content'] }}";
+  // V3: whether there are calls shows in the content, which is none.
+  const std::string v3 =
+      begin +
+      "{% elif message['role'] == 'assistant' and message['content'] is none %}"
+      "{% for call in message['tool_calls'] %}<C>{{ call['type'] + '<S>' + "
+      "call['function']['name'] + '\\n```json\\n' + call['function']['arguments'] + '```' }}"
+      "{% endfor %}{% elif message['role'] == 'assistant' %}<A>{{ message['content'] }}"
+      "{% else %}<T>{{ message['content'] }}{% endif %}{% endfor %}";
+  // R1: in the name's being there.
+  const std::string r1 =
+      begin +
+      "{% elif message['role'] == 'assistant' and 'tool_calls' in message %}"
+      "{% for call in message['tool_calls'] %}"
+      "{% if message['content'] is none %}<C>{% else %}{{ message['content'] + '<C>' }}{% endif %}"
+      "{{ call['type'] + '<S>' + call['function']['name'] + '\\n```json\\n' + "
+      "call['function']['arguments'] + '```' }}"
+      "{% endfor %}{% elif message['role'] == 'assistant' %}<A>{{ message['content'] }}"
+      "{% else %}<T>{{ message['content'] }}{% endif %}{% endfor %}";
+  // Takes the content for a text, and the arguments for an object.
+  const std::string of_text =
+      begin +
+      "{% elif message['role'] == 'assistant' %}<A>{{ message['content'].strip() }}"
+      "{% for call in message['tool_calls'] or [] %}<C>"
+      "{% for name, value in call['function']['arguments'].items() %}{{ name }}={{ value }};"
+      "{% endfor %}{% endfor %}{% else %}<T>{{ message['content'] }}{% endif %}{% endfor %}";
+  const std::string called =
+      R"([{"role":"user","content":"u"},{"role":"assistant","content":null,"tool_calls":[
+          {"type":"function","function":{"name":"f","arguments":"{\"a\": 1}"}}]},
+          {"role":"tool","content":"r"}])";
+  // As the client library writes an answer back.
+  const std::string plain =
+      R"([{"role":"user","content":"u"},{"role":"assistant","content":"x","tool_calls":null,
+          "refusal":null,"function_call":null,"audio":null},{"role":"user","content":"v"}])";
+  const std::string empty_list =
+      R"([{"role":"user","content":"u"},{"role":"assistant","content":"x","tool_calls":[]}])";
+  const auto prompt = [this](const std::string& source, const std::string& messages) {
+    const auto chat = ChatTemplate::Parse(source);
+    if (!chat.ok()) return std::string(chat.status().message());
+    context_.render_chat = [&](const nlohmann::ordered_json& c) { return (*chat)->Render(c); };
+    const auto ids = ParseTokenize("{\"messages\":" + messages + "}", context_);
+    if (!ids.ok()) return std::string(ids.status().message());
+    return *tokenizer_->Decode(*ids, false);
+  };
+  for (const std::string& source : {v3, r1}) {
+    EXPECT_EQ(prompt(source, called), "<U>u<C>function<S>f\n```json\n{\"a\": 1}```<T>r");
+    EXPECT_EQ(prompt(source, plain), "<U>u<A>x<U>v");
+    EXPECT_EQ(prompt(source, empty_list), "<U>u<A>x");
+  }
+  EXPECT_EQ(prompt(of_text, called), "<U>u<A><C>a=1;<T>r");
+  EXPECT_EQ(prompt(of_text, R"([{"role":"assistant","content":"x","tool_calls":[
+      {"function":{"arguments":""}},{"function":{"arguments":null}}]}])"),
+            "<A>x<C><C>");
+  EXPECT_EQ(prompt("{{ tools is none and documents is none }}", plain), "True");
+}
+
 TEST_F(OpenAiRequestTest, ChatErrorsNameTheMessage) {
   ChatRefused("{}", "messages", "at least one message");
   ChatRefused(R"({"messages":[]})", "messages", "at least one message");
@@ -387,11 +473,32 @@ TEST_F(OpenAiRequestTest, TokenizeAndDetokenizeAreInverse) {
   EXPECT_EQ(*ParseTokenize("{\"text\":\"" + text + "\",\"add_special_tokens\":false}", context_),
             *tokenizer_->Encode(text, false));
   nlohmann::json body = {{"tokens", *ids}};
+  EXPECT_EQ(*ParseDetokenize(body.dump(), context_), "<|endoftext|>" + text);
+  body["skip_special_tokens"] = true;
   EXPECT_EQ(*ParseDetokenize(body.dump(), context_), text);
   const absl::Status list = ParseTokenize("{\"prompt\":[1]}", context_).status();
   EXPECT_EQ(list, FieldError("prompt", "must be a string, not an array of 1"));
   EXPECT_EQ(FieldOf(ParseDetokenize("{\"tokens\":[4096]}", context_).status()), "tokens");
   EXPECT_EQ(FieldOf(ParseDetokenize("{\"tokens\":1}", context_).status()), "tokens");
+  model_.vocab_size += 100;  // padded beyond the tokenizer's, as some models' are
+  const absl::Status padded =
+      ParseDetokenize(absl::StrCat("{\"tokens\":[1,", tokenizer_->vocab_size(), "]}"), context_)
+          .status();
+  EXPECT_EQ(FieldOf(padded), "tokens") << padded;
+}
+
+TEST_F(OpenAiRequestTest, TokenizeCountsWhatTheContextDoesNotHold) {
+  std::string text;
+  for (int i = 0; i < 4096; ++i) text += " fox";
+  const std::string chat = "{\"messages\":[{\"role\":\"user\",\"content\":\"" + text + "\"}]}";
+  ChatRefused(chat, "messages", "max_model_len");
+  const auto ids = ParseTokenize(chat, context_);
+  ASSERT_TRUE(ids.ok()) << ids.status();
+  EXPECT_GT(ids->size(), 4096u);
+  const auto huge =
+      ParseTokenize("{\"prompt\":\"" + std::string((4 << 20) + 1, 'a') + "\"}", context_);
+  EXPECT_EQ(FieldOf(huge.status()), "prompt");
+  EXPECT_TRUE(absl::StrContains(huge.status().message(), "must have at most 4194304"));
 }
 
 }  // namespace
