@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what is missing (Debian packages), builds, and runs every test: optimised, with AddressSanitizer and
 # UndefinedBehaviorSanitizer, with ThreadSanitizer (what does not link gRPC), and some seconds of every fuzzer.
-# The last line says how many passed.   usage: run_tests.sh [--fast]     --fast: optimised only
+# The last line says how many passed; before it stands what tests left out for want of a tool (kubectl) or of PyPI.
+# usage: run_tests.sh [--fast]     --fast: optimised only
 set -uo pipefail
 cd "$(dirname "$0")" || exit 1
 
@@ -9,6 +10,8 @@ deploy/install_packages.sh --test || exit 1
 
 passed=0
 failed=0
+skipped=$(mktemp)
+trap 'rm -f "$skipped"' EXIT
 
 # count NAME COMMAND…: one check that is not a Bazel test.
 count() {
@@ -39,6 +42,7 @@ suite() {
   failed=$((failed + bad))
   echo "==> $name: $ok passed, $bad failed"
   rm -f "$log"
+  grep -rhiE '^skipped:' --include=test.log "$(bazel info "$@" bazel-testlogs 2>/dev/null)" >>"$skipped"
 }
 
 shell_scripts() { git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck; }
@@ -51,5 +55,9 @@ if [[ "${1:-}" != "--fast" ]]; then
   count "fuzzers" tests/fuzz.sh 10
 fi
 
+if [[ -s "$skipped" ]]; then
+  echo "NOT tested here:"
+  sort -u "$skipped"
+fi
 echo "$passed passed, $failed failed"
 [[ $failed -eq 0 && $passed -gt 0 ]]

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -14,11 +15,17 @@ using nlohmann::ordered_json;
 constexpr double kZ = 1.959963985;  // 97.5 % of the normal distribution
 constexpr size_t kBatches = 20;
 constexpr size_t kListMax = 100'000;
+constexpr double kUnbounded = std::numeric_limits<double>::infinity();
 
 // Student's t at 97.5 %, by its expansion in 1/df (Abramowitz and Stegun, 26.7.5): 2 % at df = 4.
 double StudentT(double df) {
   const double z2 = kZ * kZ;
   return kZ * (1 + (z2 + 1) / (4 * df) + (5 * z2 * z2 + 16 * z2 + 3) / (96 * df * df));
+}
+
+// Texts of servers may be in it, which may be no UTF-8.
+std::string Dump(const ordered_json& json) {
+  return json.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
 }
 
 // A list of finite numbers of the report's "intervals".
@@ -40,29 +47,49 @@ absl::StatusOr<std::vector<double>> List(const ordered_json& report, const char*
   return out;
 }
 
-// sums[i]/counts[i] over at most kBatches equal runs of slices; without counts: per second.
-absl::StatusOr<Estimate> BatchEstimate(const ordered_json& report, const char* sums_name,
-                                       const char* counts_name) {
+// Sums of kBatches runs of slices of about the same length; of each slice, if there are fewer.
+std::vector<double> Batches(const std::vector<double>& slices) {
+  std::vector<double> out(std::min(kBatches, slices.size()));
+  for (size_t i = 0; i < slices.size(); ++i) out[i * out.size() / slices.size()] += slices[i];
+  return out;
+}
+
+// A number of the report; kInvalidArgument: it has none of this name.
+absl::StatusOr<double> Number(const ordered_json& object, const char* name) {
+  const auto it = object.find(name);
+  if (it == object.end() || !it->is_number() || !std::isfinite(it->get<double>())) {
+    return absl::InvalidArgumentError(absl::StrCat(name, ": no number"));
+  }
+  return it->get<double>();
+}
+
+// The report's own throughput; the interval is of batches, the last slice as long as it was.
+absl::StatusOr<Estimate> ThroughputEstimate(const ordered_json& report, const char* key,
+                                            const char* sums_name) {
+  ASSIGN_OR_RETURN(const double value, Number(report, key));
   ASSIGN_OR_RETURN(const std::vector<double> sums, List(report, sums_name));
-  std::vector<double> counts(sums.size(), 0);
-  if (counts_name != nullptr) {
-    ASSIGN_OR_RETURN(counts, List(report, counts_name));
-    if (counts.size() != sums.size()) {
-      return absl::InvalidArgumentError("intervals: lists of different lengths");
-    }
-  } else {
-    const ordered_json& seconds = report["intervals"]["seconds"];
-    if (!seconds.is_number()) return absl::InvalidArgumentError("intervals.seconds: no number");
-    std::fill(counts.begin(), counts.end(), seconds.get<double>());
+  ASSIGN_OR_RETURN(const double width, Number(report["intervals"], "seconds"));
+  ASSIGN_OR_RETURN(const double duration, Number(report, "duration"));
+  std::vector<double> seconds(sums.size(), width);
+  if (!seconds.empty()) {
+    const double before = width * static_cast<double>(sums.size() - 1);
+    seconds.back() = std::clamp(duration - before, 0.0, width);
   }
-  std::vector<double> means;
-  const size_t per = std::max<size_t>(1, sums.size() / kBatches);
-  for (size_t i = 0; i + per <= sums.size(); i += per) {
-    double sum = 0, count = 0;
-    for (size_t j = i; j < i + per; ++j) sum += sums[j], count += counts[j];
-    if (count > 0) means.push_back(sum / count);
+  Estimate e = RatioEstimate(Batches(sums), Batches(seconds));
+  e.low += value - e.value;
+  e.high += value - e.value;
+  e.value = value;
+  return e;
+}
+
+absl::StatusOr<Estimate> MeanOf(const ordered_json& report, const char* sums_name,
+                                const char* counts_name) {
+  ASSIGN_OR_RETURN(const std::vector<double> sums, List(report, sums_name));
+  ASSIGN_OR_RETURN(const std::vector<double> counts, List(report, counts_name));
+  if (counts.size() != sums.size()) {
+    return absl::InvalidArgumentError("intervals: lists of different lengths");
   }
-  return MeanEstimate(means);
+  return RatioEstimate(Batches(sums), Batches(counts));
 }
 
 ordered_json Row(const std::string& name, const Estimate& a, const Estimate& b) {
@@ -70,26 +97,34 @@ ordered_json Row(const std::string& name, const Estimate& a, const Estimate& b) 
   const double below = std::hypot(b.value - b.low, a.high - a.value);
   const double above = std::hypot(b.high - b.value, a.value - a.low);
   const double scale = a.value > 0 ? 100 / a.value : 0;
+  const auto percent = [&](double difference) {
+    return std::isfinite(difference) ? ordered_json(difference * scale) : ordered_json();
+  };
   return {{"name", name},
           {"a", a.value},
           {"b", b.value},
           {"change_percent", change * scale},
-          {"low_percent", (change - below) * scale},
-          {"high_percent", (change + above) * scale},
+          {"low_percent", percent(change - below)},
+          {"high_percent", percent(change + above)},
           {"differs", change - below > 0 || change + above < 0}};
 }
 
 }  // namespace
 
-Estimate MeanEstimate(const std::vector<double>& values) {
-  const auto n = static_cast<double>(values.size());
-  double sum = 0, squares = 0;
-  for (double v : values) sum += v;
-  const double mean = values.empty() ? 0 : sum / n;
-  if (values.size() < 2) return {mean, mean, mean};
-  for (double v : values) squares += (v - mean) * (v - mean);
-  const double half = StudentT(n - 1) * std::sqrt(squares / (n - 1) / n);
-  return {mean, mean - half, mean + half};
+Estimate RatioEstimate(const std::vector<double>& sums, const std::vector<double>& counts) {
+  double sum = 0, count = 0, batches = 0, squares = 0;
+  for (size_t i = 0; i < sums.size(); ++i) {
+    sum += sums[i], count += counts[i];
+    batches += counts[i] > 0;
+  }
+  const double value = count > 0 ? sum / count : 0;
+  if (batches < 2) return {value, -kUnbounded, kUnbounded};
+  for (size_t i = 0; i < sums.size(); ++i) {
+    const double residual = sums[i] - value * counts[i];
+    squares += residual * residual;
+  }
+  const double half = StudentT(batches - 1) * std::sqrt(squares * batches / (batches - 1)) / count;
+  return {value, value - half, value + half};
 }
 
 absl::StatusOr<Estimate> PercentileEstimate(const ordered_json& buckets, double percent) {
@@ -100,6 +135,7 @@ absl::StatusOr<Estimate> PercentileEstimate(const ordered_json& buckets, double 
   double n = 0;
   for (const auto& b : buckets) {
     if (!b.is_array() || b.size() != 2 || !b[0].is_number() || !b[1].is_number()) return bad();
+    if (b[1].get<double>() < 0) return bad();
     n += b[1].get<double>();
   }
   const auto at_rank = [&](double rank) {
@@ -111,32 +147,43 @@ absl::StatusOr<Estimate> PercentileEstimate(const ordered_json& buckets, double 
     return buckets.empty() ? 0.0 : buckets.back()[0].get<double>();
   };
   const double p = percent / 100, rank = p * (n - 1), spread = kZ * std::sqrt(n * p * (1 - p));
-  return Estimate{at_rank(rank), at_rank(std::max(0.0, rank - spread)),
-                  at_rank(std::min(std::max(0.0, n - 1), rank + spread))};
+  // Beyond the sample nothing is known.
+  return Estimate{at_rank(rank), rank < spread ? -kUnbounded : at_rank(rank - spread),
+                  rank + spread > n - 1 ? kUnbounded : at_rank(rank + spread)};
 }
 
 absl::StatusOr<ordered_json> CompareReports(const ordered_json& a, const ordered_json& b) {
   ordered_json out = {{"metrics", ordered_json::array()}, {"notes", ordered_json::array()}};
   struct Batched {
-    const char *name, *sums, *counts;
+    const char *name, *sums, *counts;  // no counts: a throughput
   };
   const Batched batched[] = {
       {"request_throughput", "completed", nullptr}, {"output_throughput", "output_tokens", nullptr},
       {"mean_ttft_ms", "ttft_ms_sum", "ttfts"},     {"mean_tpot_ms", "tpot_ms_sum", "tpots"},
       {"mean_itl_ms", "itl_ms_sum", "itls"},        {"mean_e2el_ms", "e2el_ms_sum", "completed"}};
   for (const auto& [name, sums, counts] : batched) {
-    ASSIGN_OR_RETURN(const Estimate of_a, BatchEstimate(a, sums, counts));
-    ASSIGN_OR_RETURN(const Estimate of_b, BatchEstimate(b, sums, counts));
-    out["metrics"].push_back(Row(name, of_a, of_b));
+    Estimate of[2];
+    for (const auto& [report, estimate] : {std::pair(&a, &of[0]), std::pair(&b, &of[1])}) {
+      if (counts == nullptr) {
+        ASSIGN_OR_RETURN(*estimate, ThroughputEstimate(*report, name, sums));
+      } else {
+        ASSIGN_OR_RETURN(*estimate, MeanOf(*report, sums, counts));
+      }
+    }
+    out["metrics"].push_back(Row(name, of[0], of[1]));
   }
   for (const char* metric : {"ttft", "tpot", "itl", "e2el"}) {
     for (const double p : {50.0, 99.0}) {
       Estimate of[2];
       for (const auto& [report, estimate] : {std::pair(&a, &of[0]), std::pair(&b, &of[1])}) {
-        if (!report->contains("histograms_ms") || !(*report)["histograms_ms"].contains(metric)) {
+        const ordered_json histograms = report->value("histograms_ms", ordered_json());
+        if (!histograms.is_object() || !histograms.contains(metric)) {
           return absl::InvalidArgumentError(absl::StrCat("histograms_ms.", metric, ": is missing"));
         }
-        ASSIGN_OR_RETURN(*estimate, PercentileEstimate((*report)["histograms_ms"][metric], p));
+        ASSIGN_OR_RETURN(*estimate, PercentileEstimate(histograms[metric], p));
+        // One step of an engine makes the gaps of all its streams: far from independent.
+        if (metric == absl::string_view("itl"))
+          *estimate = {estimate->value, -kUnbounded, kUnbounded};
       }
       out["metrics"].push_back(Row(absl::StrCat("p", p, "_", metric, "_ms"), of[0], of[1]));
     }
@@ -144,13 +191,13 @@ absl::StatusOr<ordered_json> CompareReports(const ordered_json& a, const ordered
   for (const char* key :
        {"model_id", "dataset_name", "request_rate", "max_concurrency", "burstiness"}) {
     if (a.value(key, ordered_json()) == b.value(key, ordered_json())) continue;
-    out["notes"].push_back(absl::StrCat(key, " differs: ", a.value(key, ordered_json()).dump(),
-                                        " and ", b.value(key, ordered_json()).dump()));
+    out["notes"].push_back(absl::StrCat(key, " differs: ", Dump(a.value(key, ordered_json())),
+                                        " and ", Dump(b.value(key, ordered_json()))));
   }
   for (const auto& [name, report] : {std::pair("A", &a), std::pair("B", &b)}) {
     if (report->value("verdict", ordered_json()) == "INVALID") {
-      out["notes"].push_back(
-          absl::StrCat(name, " is INVALID: ", (*report)["verdict_reasons"].dump()));
+      out["notes"].push_back(absl::StrCat(
+          name, " is INVALID: ", Dump(report->value("verdict_reasons", ordered_json()))));
     }
   }
   return out;
@@ -159,12 +206,14 @@ absl::StatusOr<ordered_json> CompareReports(const ordered_json& a, const ordered
 std::string CompareText(const ordered_json& comparison) {
   std::string text =
       absl::StrFormat("%-20s %12s %12s %10s  %s\n", "", "A", "B", "change", "95 % interval");
+  const auto bound = [](const ordered_json& percent) {
+    return percent.is_null() ? "?" : absl::StrFormat("%+.1f%%", percent.get<double>());
+  };
   for (const auto& m : comparison["metrics"]) {
-    absl::StrAppendFormat(&text, "%-20s %12.2f %12.2f %+9.1f%%  [%+.1f%%, %+.1f%%] %s\n",
+    absl::StrAppendFormat(&text, "%-20s %12.2f %12.2f %+9.1f%%  [%s, %s] %s\n",
                           m["name"].get<std::string>(), m["a"].get<double>(), m["b"].get<double>(),
-                          m["change_percent"].get<double>(), m["low_percent"].get<double>(),
-                          m["high_percent"].get<double>(),
-                          m["differs"].get<bool>() ? "differs" : "");
+                          m["change_percent"].get<double>(), bound(m["low_percent"]),
+                          bound(m["high_percent"]), m["differs"].get<bool>() ? "differs" : "");
   }
   for (const auto& note : comparison["notes"]) {
     absl::StrAppend(&text, "note: ", note.get<std::string>(), "\n");

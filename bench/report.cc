@@ -112,6 +112,8 @@ void RunStatistics::Add(RequestRecord r) {
   cut_ += r.cut;
   dropped_ += r.dropped;
   late_count_ += r.sent_late > kLateAfter;
+  own_late_count_ += r.sent_late - r.held_back > kLateAfter;
+  held_back_ += r.held_back > absl::ZeroDuration();
   late_.Add(r.sent_late);
   ++At(r.intended + r.sent_late).sent;
   if (!r.error.empty()) {
@@ -177,7 +179,8 @@ Verdict RunStatistics::Judge(absl::Duration duration, const RunFacts& run) const
   in.paced = options_.paced;
   in.completed = completed_;
   in.failed = failed_;
-  in.late = late_count_;
+  in.late = own_late_count_;
+  in.held_back = held_back_;
   in.percentile_max = *std::max_element(options_.percentiles.begin(), options_.percentiles.end());
   in.duration = duration;
   in.ttft_means_ms = BatchMeans(intervals_, kDriftBatches, &Interval::ttft_ms, &Interval::ttfts);
@@ -228,7 +231,7 @@ ordered_json RunStatistics::Report(absl::Duration duration, const RunFacts& run)
   out["dropped"] = dropped_;
   out["cut"] = cut_;
   out["sent_late"] = late_count_;
-  out["held_back"] = run.held_back;
+  out["held_back"] = held_back_;
   out["total_input_tokens"] = input_;
   out["total_output_tokens"] = output_;
   out["request_throughput"] = static_cast<double>(completed_) / seconds;

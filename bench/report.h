@@ -20,6 +20,7 @@ struct RequestRecord {
   int prompt_tokens = 0, output_tokens = 0;
   absl::Duration intended;           // since the start of the test
   absl::Duration sent_late;          // actual − intended send time
+  absl::Duration held_back;          // of it, before there was room for one more stream
   absl::Duration ttft, e2e;          // zero if it failed before
   std::vector<absl::Duration> itls;  // gaps between responses
   uint64_t kv_bytes_moved = 0;
@@ -84,7 +85,7 @@ class RunStatistics {
   std::vector<Interval> intervals_;
   absl::Duration width_ = absl::Milliseconds(100);
   int64_t ended_ = 0, completed_ = 0, failed_ = 0, dropped_ = 0, cut_ = 0, late_count_ = 0,
-          good_ = 0, input_ = 0, output_ = 0;
+          own_late_count_ = 0, held_back_ = 0, good_ = 0, input_ = 0, output_ = 0;
   uint64_t kv_bytes_ = 0;
   std::vector<std::pair<std::string, int64_t>> errors_;  // the first few that differ
   nlohmann::ordered_json details_ = nlohmann::ordered_json::object();

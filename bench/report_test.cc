@@ -153,7 +153,9 @@ TEST(VerdictTest, EachReasonIsFound) {
             "too few samples: p99.99 of 1000 requests; at least 10000 are wanted");
   EXPECT_EQ(reason([](VerdictInput& in) { in.late = 11; }),
             "driver saturated: 11 of 1000 requests left more than 10ms late");
-  EXPECT_EQ(reason([](VerdictInput& in) { in.late = in.run.held_back = 500; }), "");
+  EXPECT_EQ(reason([](VerdictInput& in) { in.held_back = 500; }), "");
+  EXPECT_EQ(reason([](VerdictInput& in) { in.held_back = 500, in.late = 11; }),
+            "driver saturated: 11 of 1000 requests left more than 10ms late");
   EXPECT_TRUE(reason([](VerdictInput& in) {
                 in.run.clock_error = -absl::Seconds(1);
               }).starts_with("clock: "));
@@ -211,7 +213,7 @@ TEST(CompareTest, FindsWhatDiffersAndNothingElse) {
 }
 
 TEST(CompareTest, IntervalsOfKnownSamples) {
-  const Estimate e = MeanEstimate({1, 2, 3, 4, 5});  // t(4) = 2.776: 3 ± 1.963
+  const Estimate e = RatioEstimate({1, 2, 3, 4, 5}, {1, 1, 1, 1, 1});  // t(4) = 2.776: 3 ± 1.963
   EXPECT_NEAR(e.low, 1.037, 0.05);
   EXPECT_NEAR(e.high, 4.963, 0.05);
   nlohmann::ordered_json buckets;
@@ -222,8 +224,60 @@ TEST(CompareTest, IntervalsOfKnownSamples) {
   EXPECT_EQ(median.high, 59);
 }
 
+// `n` requests, evenly over `load` seconds; those that end after it take longer.
+nlohmann::ordered_json Drained(int n, double load, double factor = 1) {
+  RunStatistics s({});
+  absl::Duration end;
+  for (int i = 0; i < n; ++i) {
+    RequestRecord r = Good();
+    r.intended = absl::Seconds(load * i / n);
+    r.ttft = absl::Milliseconds(20 + i % 7) * factor;
+    r.e2e = absl::Seconds(i % 10 == 0 ? 50 : 15 + i % 8) * factor;
+    end = std::max(end, r.intended + r.e2e);
+    s.Add(r);
+  }
+  return s.Report(end, {.wanted = n});
+}
+
+TEST(CompareTest, MeansAreThoseOfTheReports) {
+  const auto a = Drained(5000, 100), b = Drained(301, 7.3);
+  const auto c = *CompareReports(a, b);
+  for (const char* name : {"request_throughput", "output_throughput", "mean_ttft_ms",
+                           "mean_tpot_ms", "mean_itl_ms", "mean_e2el_ms", "p50_ttft_ms"}) {
+    EXPECT_NEAR(Metric(c, name)["a"].get<double>() / a[name].get<double>(), 1, 1e-9) << name;
+    EXPECT_NEAR(Metric(c, name)["b"].get<double>() / b[name].get<double>(), 1, 1e-9) << name;
+  }
+}
+
+TEST(CompareTest, FewRequestsBoundNothing) {
+  for (const int n : {1, 30, 100}) {
+    const auto c = *CompareReports(Drained(n, 100), Drained(n, 100, 10));
+    const auto& p99 = Metric(c, "p99_ttft_ms");
+    EXPECT_TRUE(p99["low_percent"].is_null() && p99["high_percent"].is_null()) << n;
+    EXPECT_FALSE(p99["differs"].get<bool>()) << n;
+    const auto& p50 = Metric(c, "p50_ttft_ms");
+    EXPECT_EQ(p50["differs"].get<bool>(), n > 1) << n;
+    EXPECT_EQ(Metric(c, "mean_ttft_ms")["differs"].get<bool>(), n > 1) << n;
+    EXPECT_FALSE(Metric(c, "p50_itl_ms")["differs"].get<bool>()) << n;
+    EXPECT_NE(CompareText(c).find("[?, ?]"), std::string::npos);
+  }
+  EXPECT_TRUE(
+      Metric(*CompareReports(Drained(2000, 100), Drained(2000, 100, 10)), "p99_ttft_ms")["differs"]
+          .get<bool>());
+}
+
 TEST(CompareTest, WhatIsNoResultIsRefused) {
-  for (const char* text : {"{}", "[]", "{\"intervals\":{\"completed\":[\"x\"]}}",
+  auto damaged = Sample(50, 1);
+  damaged["verdict"] = "INVALID";
+  damaged.erase("verdict_reasons");
+  EXPECT_TRUE(CompareReports(damaged, damaged).ok());
+  damaged["intervals"].erase("seconds");
+  EXPECT_EQ(CompareReports(Sample(50, 1), damaged).status().message(), "seconds: no number");
+  damaged = Sample(50, 1);
+  damaged["histograms_ms"] = 1;
+  EXPECT_FALSE(CompareReports(damaged, damaged).ok());
+  for (const char* text : {"{}", "[]", "{\"intervals\":{\"completed\":[1]}}",
+                           "{\"intervals\":{\"completed\":[\"x\"]}}",
                            "{\"intervals\":{\"completed\":[1],\"seconds\":\"x\"}}"}) {
     const auto a = nlohmann::ordered_json::parse(text);
     EXPECT_EQ(CompareReports(a, Sample(50, 1)).status().code(), absl::StatusCode::kInvalidArgument)

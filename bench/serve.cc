@@ -46,25 +46,23 @@ class Driver {
       if (!interrupted_ && options_.stop && options_.stop()) Interrupt();
       if (interrupted_ && clock_->Now() >= give_up_at_) break;
       while (MaySend()) Send();
+      const bool full = in_flight_ >= room_;
       for (RequestRecord& record : ended_->Take(Wait())) {
         statistics_.Add(std::move(record));
         --in_flight_;
       }
+      if (full && in_flight_ < room_) room_since_ = clock_->Now() - start_;
       Progress();
     }
     const absl::Duration duration = clock_->Now() - start_;
     return statistics_.Report(duration, {.wanted = workload_.total(),
                                          .interrupted = interrupted_,
-                                         .held_back = held_back_,
                                          .clock_error = absl::Now() - wall_start - duration});
   }
 
  private:
-  bool MaySend() {
-    if (!next_ || clock_->Now() < start_ + next_->send_at) return false;
-    if (in_flight_ < room_) return true;
-    if (!std::exchange(next_held_, true)) ++held_back_;
-    return false;
+  bool MaySend() const {
+    return next_ && in_flight_ < room_ && clock_->Now() >= start_ + next_->send_at;
   }
   absl::Duration Wait() const {
     if (!next_ || in_flight_ >= room_) return kTick;
@@ -81,11 +79,13 @@ class Driver {
       request.drop_after = std::max(1, request.item.output_len / 2);
     }
     ++in_flight_;
-    backend_.Start(std::move(request), [box = ended_](RequestRecord record) {
+    // Who was due while all streams were open, at the head of the line or behind others.
+    const absl::Duration held_back = std::max(absl::ZeroDuration(), room_since_ - request.intended);
+    backend_.Start(std::move(request), [box = ended_, held_back](RequestRecord record) {
+      record.held_back = held_back;
       SY_CHECK(box->Post(std::move(record)));
     });
     next_ = workload_.Next();
-    next_held_ = false;
   }
   void Interrupt() {
     interrupted_ = true;
@@ -118,9 +118,10 @@ class Driver {
   const std::shared_ptr<Mailbox<RequestRecord>> ended_;
   absl::Time start_, progress_at_, give_up_at_ = absl::InfiniteFuture();
   std::optional<WorkItem> next_;  // not yet sent
-  bool next_held_ = false, interrupted_ = false;
+  bool interrupted_ = false;
   size_t in_flight_ = 0;
-  int64_t sent_ = 0, held_back_ = 0;
+  absl::Duration room_since_;  // when a stream ended while all were open; of the test's time
+  int64_t sent_ = 0;
 };
 
 // Requests of the workload's kind, one after the other. The first failure ends the test: a server

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -34,6 +35,9 @@ absl::Status Check(const BenchServeOptions& o, const SweepOptions& s) {
     return absl::InvalidArgumentError(
         "sweep: --goodput says what must be kept, as ttft:500 tpot:50");
   }
+  if (o.workload.ramp_up != WorkloadOptions::RampUp::kNone) {
+    return absl::InvalidArgumentError("sweep: --ramp-up-strategy has rates of its own");
+  }
   if (!(s.start_rate > 0)) return invalid("--sweep-start-rate", s.start_rate, "positive");
   if (!(s.rate_max >= s.start_rate))
     return invalid("--sweep-max-rate", s.rate_max, "the start or more");
@@ -44,14 +48,17 @@ absl::Status Check(const BenchServeOptions& o, const SweepOptions& s) {
   return absl::OkStatus();
 }
 
-// A rate that the driver itself does not reach is not the server's.
-bool Met(const nlohmann::ordered_json& report, double attainment) {
-  for (const auto& why : report["verdict_reasons"]) {
-    const std::string text = why;
-    if (text.starts_with("driver") || text.starts_with("errors") || text.starts_with("interrupted"))
-      return false;
+bool Has(const nlohmann::ordered_json& report, std::string_view reason) {
+  for (const std::string text : report["verdict_reasons"]) {
+    if (text.starts_with(reason)) return true;
   }
-  return report["goodput_share"].get<double>() >= attainment;
+  return false;
+}
+
+// So many that one bad one is not too many by itself.
+double RequestsMin(const SweepOptions& s) {
+  const double fewest = s.attainment < 1 ? std::ceil(1 / (1 - s.attainment) - 1e-6) : 1;
+  return std::clamp<double>(s.prompts_min, fewest, 1e6);
 }
 
 }  // namespace
@@ -64,22 +71,32 @@ absl::StatusOr<nlohmann::ordered_json> RunSweep(const BenchServeOptions& given,
   const std::unique_ptr<LoadBackend> backend = MakeBackend(given, &clock);
   RateSearch search(sweep.start_rate, sweep.rate_max, sweep.resolution);
   nlohmann::ordered_json trials = nlohmann::ordered_json::array();
+  const char* limit = "server";
   while (const std::optional<double> rate = search.Next()) {
     BenchServeOptions options = given;
     options.workload.request_rate = *rate;
     options.workload.trace_times = false;
     options.workload.seed += trials.size();  // the next trial's prompts are new to a cache
     options.workload.prompts =
-        static_cast<int>(std::clamp(*rate * sweep.seconds, double{1} * sweep.prompts_min, 1e7));
-    ASSIGN_OR_RETURN(nlohmann::ordered_json report, RunBenchServe(options, *backend, &clock));
-    if (given.stop && given.stop()) break;  // an unfinished trial says nothing
-    const bool met = Met(report, sweep.attainment);
-    trials.push_back({{"rate", *rate}, {"met", met}, {"report", std::move(report)}});
+        static_cast<int>(std::clamp(*rate * sweep.seconds, RequestsMin(sweep), 1e7));
+    absl::StatusOr<nlohmann::ordered_json> report = RunBenchServe(options, *backend, &clock);
+    if (given.stop && given.stop()) {  // an unfinished trial says nothing
+      limit = "interrupted";
+      break;
+    }
+    RETURN_IF_ERROR(report.status());
+    const bool too_fast = Has(*report, "driver");
+    const bool met = !too_fast && !Has(*report, "errors") &&
+                     (*report)["goodput_share"].get<double>() >= sweep.attainment;
+    trials.push_back({{"rate", *rate}, {"met", met}, {"report", *std::move(report)}});
     if (sweep.trial_done) sweep.trial_done(trials.back());
+    if (!met) limit = too_fast ? "driver" : "server";  // each that fails is lower than the last
     search.Tell(met);
   }
-  return nlohmann::ordered_json{
-      {"max_rate", search.best()}, {"attainment", sweep.attainment}, {"trials", std::move(trials)}};
+  return nlohmann::ordered_json{{"max_rate", search.best()},
+                                {"limit", limit},
+                                {"attainment", sweep.attainment},
+                                {"trials", std::move(trials)}};
 }
 
 }  // namespace switchyard

@@ -32,12 +32,14 @@ struct SweepOptions {
   double start_rate = 1, rate_max = 1e5, resolution = 0.05;
   double attainment = 0.99;  // share of requests that must be good (--goodput)
   double seconds = 20;       // of each trial
-  int prompts_min = 20;
+  int prompts_min = 20;      // of each trial; 1 / (1 - attainment) if that is more
   std::function<void(const nlohmann::ordered_json& trial)> trial_done;  // may be empty
 };
 
-// {"max_rate", "attainment", "trials": [{"rate", "met", "report"}, …]}; ends early, with what
-// it has, if options.stop says so. kInvalidArgument: no --goodput, or an option out of range.
+// {"max_rate", "limit", "attainment", "trials": [{"rate", "met", "report"}, …]}. `limit`: why not
+// more than max_rate: the "server" (or rate_max), the "driver", which failed to send faster, or
+// "interrupted" by options.stop, with what there was. kInvalidArgument: no
+// --goodput, a ramp, or an option out of range.
 absl::StatusOr<nlohmann::ordered_json> RunSweep(const BenchServeOptions& options,
                                                 const SweepOptions& sweep);
 

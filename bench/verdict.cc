@@ -63,14 +63,13 @@ Verdict Judge(const VerdictInput& in) {
     v.invalid.push_back(absl::StrCat("too few samples: p", in.percentile_max, " of ", in.completed,
                                      " requests; at least ", std::ceil(wanted), " are wanted"));
   }
-  const int64_t own_fault = std::max<int64_t>(0, in.late - in.run.held_back);
-  if (in.paced && static_cast<double>(own_fault) > kLateShareMax * static_cast<double>(ended)) {
-    v.invalid.push_back(absl::StrCat("driver saturated: ", own_fault, " of ", ended,
+  if (in.paced && static_cast<double>(in.late) > kLateShareMax * static_cast<double>(ended)) {
+    v.invalid.push_back(absl::StrCat("driver saturated: ", in.late, " of ", ended,
                                      " requests left more than ", absl::FormatDuration(kLateAfter),
                                      " late"));
   }
-  if (in.paced && in.run.held_back > 0) {
-    v.notes.push_back(absl::StrCat(in.run.held_back,
+  if (in.paced && in.held_back > 0) {
+    v.notes.push_back(absl::StrCat(in.held_back,
                                    " requests waited for --max-concurrency; "
                                    "their latencies contain that wait"));
   }

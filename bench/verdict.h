@@ -16,14 +16,15 @@ inline constexpr absl::Duration kLateAfter = absl::Milliseconds(10);
 struct RunFacts {
   int64_t wanted = 0;               // requests of the workload
   bool interrupted = false;         // ended before all of them
-  int64_t held_back = 0;            // were due while --max-concurrency streams were open
   absl::Duration clock_error = {};  // wall clock − monotonic clock over the run
 };
 
 struct VerdictInput {
   RunFacts run;
   bool paced = false;  // an open loop: sent at times of its own
-  int64_t completed = 0, failed = 0, late = 0;
+  int64_t completed = 0, failed = 0;
+  int64_t late = 0;       // by the driver's own fault: there was room for one more stream
+  int64_t held_back = 0;  // were due while --max-concurrency streams were open
   double percentile_max = 99;
   absl::Duration duration;
   // Batch means over time of the whole run, in order.

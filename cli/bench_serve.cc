@@ -278,12 +278,14 @@ class BenchServe final : public Command {
     f_.sweep.trial_done = ShowTrial;
     ASSIGN_OR_RETURN(const nlohmann::ordered_json result, RunSweep(f_.bench, f_.sweep));
     const double best = result["max_rate"];
-    std::cout << (f_.json
-                      ? JsonText(result) + "\n"
-                      : absl::StrFormat(
-                            "highest rate with %g %% good: %.3f requests/s%s\n",
-                            100 * f_.sweep.attainment, best,
-                            best < f_.sweep.rate_max ? "" : ", the highest that was to be tried"));
+    std::cout << (f_.json ? JsonText(result) + "\n"
+                          : absl::StrFormat(
+                                "highest rate with %g %% good: %.3f requests/s%s\n",
+                                100 * f_.sweep.attainment, best,
+                                result["limit"] == "driver"        ? ", as far as this driver goes"
+                                : result["limit"] == "interrupted" ? ", interrupted"
+                                : best < f_.sweep.rate_max         ? ""
+                                                           : ", the highest that was to be tried"));
     RETURN_IF_ERROR(Write(result, absl::StrCat(f_.backend, "-sweep.json")));
     return best > 0 ? 0 : 1;
   }

@@ -121,13 +121,16 @@ absl::StatusOr<std::unique_ptr<GrpcFront>> GrpcFront::Create(RouterCore* core,
       .server = impl->server.get(),
       .check = [service = &impl->service](
                    const grpc::ServerContextBase& context) { return service->CheckKey(context); },
-      .queued_updates_max = options.queued_updates_max});
+      .queued_updates_max = options.queued_updates_max,
+      .unread_grace = options.unread_grace});
   std::unique_ptr<GrpcFront> front(new GrpcFront(std::move(impl)));
   front->SetServing(false);
   return front;
 }
 
 int GrpcFront::port() const { return impl_->server->port(); }
+
+int GrpcFront::streams() const { return impl_->streams->running(); }
 
 void GrpcFront::SetServing(bool serving) { impl_->server->SetServing(serving); }
 

@@ -21,7 +21,10 @@ struct GrpcFrontOptions {
   // machine.
   std::vector<std::string> admin_keys = {};
   TlsOptions tls = {};
-  size_t queued_updates_max = 4096;  // of one stream whose client does not read; then it is aborted
+  // Of one answer whose client does not read; then the stream is aborted, and cut if its end is not
+  // read within `unread_grace`.
+  size_t queued_updates_max = 4096;
+  absl::Duration unread_grace = absl::Seconds(5);
 };
 
 // Thread-safe.
@@ -33,6 +36,7 @@ class GrpcFront {
   ~GrpcFront();  // ends all streams, which aborts their requests
 
   int port() const;
+  int streams() const;            // Generate calls whose clients have not got all
   void SetServing(bool serving);  // what health says; NOT_SERVING at first
 
  private:

@@ -178,7 +178,7 @@ class SilentCore final : public RouterCore {
  public:
   absl::StatusOr<std::string> Submit(ClientRequest request, Sink sink) override {
     MutexLock lock(mu_);
-    sink_ = std::move(sink);
+    sinks_.push_back(std::move(sink));
     return request.request_id;
   }
   bool Abort(const std::string&) override { return ++aborts_ > 0; }
@@ -190,9 +190,11 @@ class SilentCore final : public RouterCore {
   void StartDrain() override {}
   std::string MetricsText() const override { return ""; }
 
-  Sink TakeSink() {
+  // Once there are `n`.
+  std::vector<Sink> TakeSinks(size_t n) {
     MutexLock lock(mu_);
-    return std::exchange(sink_, nullptr);
+    if (sinks_.size() < n) return {};
+    return std::exchange(sinks_, {});
   }
   int aborts() const { return aborts_; }
 
@@ -201,8 +203,69 @@ class SilentCore final : public RouterCore {
   const RouterLimits limits_;
   std::atomic<int> aborts_ = 0;
   Mutex mu_;
-  Sink sink_ ABSL_GUARDED_BY(mu_);
+  std::vector<Sink> sinks_ ABSL_GUARDED_BY(mu_);
 };
+
+ClientUpdate Text(size_t size) {
+  ClientUpdate update;
+  update.text.assign(size, 'x');
+  return update;
+}
+ClientUpdate End() {
+  ClientUpdate last;
+  last.finish = ClientUpdate::Finish::kLength;
+  return last;
+}
+constexpr size_t kLarge = 3 << 20;  // more than a connection's window holds: its write waits
+
+// What waits for a client is counted by answer, and merged by answer, in whatever turn they come.
+TEST_F(GrpcFrontTest, UpdatesOfSeveralAnswersWaitAsOneEach) {
+  SilentCore core;
+  auto front = *GrpcFront::Create(&core, {.port = 0, .queued_updates_max = 64});
+  auto stub = v1::Router::NewStub(DialChannel(HostPort("127.0.0.1", front->port())));
+  grpc::ClientContext context;
+  v1::GenerateRequest request = Request(100);
+  request.set_n(2);
+  auto stream = stub->Generate(&context, request);
+  std::vector<RouterCore::Sink> sinks;
+  ASSERT_TRUE(Eventually([&] { return !(sinks = core.TakeSinks(2)).empty(); }));
+  sinks[0](Text(kLarge));
+  for (int i = 0; i < 60; ++i) {
+    for (auto& sink : sinks) sink(Text(1));
+  }
+  for (auto& sink : sinks) sink(End());
+  sinks.clear();
+  EXPECT_EQ(front->streams(), 1);
+  v1::GenerateResponse response;
+  std::map<int, size_t> text;
+  int messages = 0;
+  for (; stream->Read(&response); ++messages) text[response.index()] += response.text().size();
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(text, (std::map<int, size_t>{{0, kLarge + 60}, {1, 60}}));
+  EXPECT_LE(messages, 10) << "the large one, what came before its write, one of each answer";
+  EXPECT_TRUE(Eventually([&] { return front->streams() == 0; }));
+}
+
+TEST_F(GrpcFrontTest, StreamThatNobodyReadsIsCut) {
+  SilentCore core;
+  auto front = *GrpcFront::Create(
+      &core, {.port = 0, .queued_updates_max = 64, .unread_grace = absl::Milliseconds(100)});
+  auto stub = v1::Router::NewStub(DialChannel(HostPort("127.0.0.1", front->port())));
+  grpc::ClientContext context;
+  v1::GenerateRequest request = Request(100);
+  request.set_request_id("unread");
+  auto stream = stub->Generate(&context, request);
+  std::vector<RouterCore::Sink> sinks;
+  ASSERT_TRUE(Eventually([&] { return !(sinks = core.TakeSinks(1)).empty(); }));
+  sinks[0](Text(kLarge));
+  EXPECT_EQ(front->streams(), 1);
+  for (int i = 0; i < 70; ++i) sinks[0](Text(1));
+  sinks.clear();
+  EXPECT_TRUE(Eventually([&] { return front->streams() == 0; }));
+  EXPECT_EQ(core.aborts(), 1);
+  context.TryCancel();
+  EXPECT_FALSE(stream->Finish().ok());
+}
 
 // Its id may be another request's by then.
 TEST_F(GrpcFrontTest, CancelAfterTheCoresLastUpdateAbortsNothing) {
@@ -214,17 +277,11 @@ TEST_F(GrpcFrontTest, CancelAfterTheCoresLastUpdateAbortsNothing) {
     v1::GenerateRequest request = Request(2);
     request.set_request_id("reused");
     auto stream = stub->Generate(&context, request);
-    RouterCore::Sink sink;
-    ASSERT_TRUE(Eventually([&] { return (sink = core.TakeSink()) != nullptr; }));
-    ClientUpdate large;  // more than the connection's window holds: the stream stays open
-    large.text.assign(3 << 20, 'x');
-    sink(std::move(large));
-    if (ended) {
-      ClientUpdate last;
-      last.finish = ClientUpdate::Finish::kLength;
-      sink(std::move(last));
-    }
-    sink = nullptr;
+    std::vector<RouterCore::Sink> sinks;
+    ASSERT_TRUE(Eventually([&] { return !(sinks = core.TakeSinks(1)).empty(); }));
+    sinks[0](Text(kLarge));
+    if (ended) sinks[0](End());
+    sinks.clear();
     context.TryCancel();
     stream->Finish();
     front.reset();  // every stream has ended

@@ -1,11 +1,13 @@
 #include "router/grpc_streams.h"
 
 #include <algorithm>
+#include <deque>
 #include <optional>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "cluster/convert.h"
 #include "common/telemetry/trace.h"
 #include "router/grpc_convert.h"
@@ -24,7 +26,7 @@ std::string_view Traceparent(const grpc::ServerContext& context) {
 
 }  // namespace
 
-// One Generate call. The queues hold it from Await until both last events have come, the core until
+// One Generate call. The queues hold it from Await until the last events have come, the core until
 // the last update of the last answer; whichever is later frees it.
 class GrpcStreams::Stream final : public std::enable_shared_from_this<Stream> {
  public:
@@ -34,7 +36,8 @@ class GrpcStreams::Stream final : public std::enable_shared_from_this<Stream> {
         taken_([this](bool ok) { OnTaken(ok); }),
         written_([this](bool ok) { OnWritten(ok); }),
         finished_tag_([this](bool) { Leave(); }),
-        over_([this](bool) { OnOver(); }) {}
+        over_([this](bool) { OnOver(); }),
+        cut_([this](bool due) { OnCut(due); }) {}
 
   // Asks for a call to be.
   static void Await(GrpcStreams* streams) {
@@ -42,6 +45,7 @@ class GrpcStreams::Stream final : public std::enable_shared_from_this<Stream> {
     {
       MutexLock lock(streams->mu_);
       ++streams->open_;
+      ++streams->waiting_;
     }
     MutexLock lock(stream->mu_);
     stream->self_ = stream;
@@ -63,14 +67,16 @@ class GrpcStreams::Stream final : public std::enable_shared_from_this<Stream> {
   struct Answer {
     std::string id;      // the core's; empty before it was told, and once it need not be aborted
     bool ended = false;  // the core has sent the last update: the id may be another request's
-  };
-  struct Pending {
-    size_t answer;
-    ClientUpdate update;
+    ClientUpdate pending;
+    size_t updates = 0;  // that `pending` is made of; 0: none
   };
 
   // A call has come, or (not `ok`) none will.
   void OnTaken(bool ok) {
+    {
+      MutexLock lock(streams_.mu_);
+      --streams_.waiting_;
+    }
     if (!ok) return Release();
     const auto keep = shared_from_this();  // the writing thread may see the call's end meanwhile
     Await(&streams_);
@@ -144,15 +150,22 @@ class GrpcStreams::Stream final : public std::enable_shared_from_this<Stream> {
     Abort([this] {
       MutexLock lock(mu_);
       cancelled_ |= !finished_;
+      over_came_ = true;
+      if (cut_set_) cut_alarm_.Cancel();
       return Pump();
     }());
     Leave();
   }
-  // Finish and the end of the call each come once, in any order.
+  // A write that the client's window holds up would never end.
+  void OnCut(bool due) {
+    if (due) context_.TryCancel();
+    Leave();
+  }
+  // Each event that is awaited comes once, in any order.
   void Leave() {
     {
       MutexLock lock(mu_);
-      if (!std::exchange(left_one_, true)) return;
+      if (--awaited_ > 0) return;
     }
     Release();
   }
@@ -174,14 +187,16 @@ class GrpcStreams::Stream final : public std::enable_shared_from_this<Stream> {
   void Push(size_t answer, ClientUpdate update) {
     MutexLock lock(mu_);
     const bool last = update.finish != ClientUpdate::Finish::kNone;
-    answers_[answer].ended |= last;
+    Answer& a = answers_[answer];
+    a.ended |= last;
     if (finished_ || cancelled_) return;
-    if (++queued_updates_ > streams_.options_.queued_updates_max && !last) {
+    if (a.updates == streams_.options_.queued_updates_max && !last) {
       cancelled_ = too_slow_ = true;
-    } else if (!queue_.empty() && queue_.back().answer == answer) {
-      Append(std::move(update), &queue_.back().update);
+    } else if (a.updates++ > 0) {
+      Append(std::move(update), &a.pending);
     } else {
-      queue_.push_back({answer, std::move(update)});
+      a.pending = std::move(update);
+      queue_.push_back(answer);
     }
     // What is being written calls for the next when it is done.
     if (scheduled_ || (writing_ && !cancelled_)) return;
@@ -206,10 +221,15 @@ class GrpcStreams::Stream final : public std::enable_shared_from_this<Stream> {
               : grpc::Status::CANCELLED);
     }
     if (!finished_ && !cancelled_ && begun_ && !writing_ && !queue_.empty()) {
-      Pending next = std::move(queue_.front());
-      queue_.erase(queue_.begin());
-      if (queue_.empty()) queued_updates_ = 0;
-      Write(next.answer, next.update);
+      const size_t answer = queue_.front();
+      queue_.pop_front();
+      answers_[answer].updates = 0;
+      Write(answer, std::exchange(answers_[answer].pending, {}));
+    }
+    if (too_slow_ && !finished_ && !over_came_ && !std::exchange(cut_set_, true)) {
+      ++awaited_;
+      cut_alarm_.Set(&streams_.writes_,
+                     absl::ToChronoTime(absl::Now() + streams_.options_.unread_grace), &cut_);
     }
     std::vector<std::string> aborts;
     if (!finished_ && !cancelled_) return aborts;
@@ -240,7 +260,8 @@ class GrpcStreams::Stream final : public std::enable_shared_from_this<Stream> {
 
   GrpcStreams& streams_;
   RouterCore* const core_;
-  Tag taken_, written_, finished_tag_, over_;
+  Tag taken_, written_, finished_tag_, over_, cut_;
+  grpc::Alarm cut_alarm_;
   grpc::ServerContext context_;
   v1::GenerateRequest request_;
   grpc::ServerAsyncWriter<v1::GenerateResponse> writer_{&context_};
@@ -250,16 +271,17 @@ class GrpcStreams::Stream final : public std::enable_shared_from_this<Stream> {
   Mutex mu_;
   std::shared_ptr<Stream> self_ ABSL_GUARDED_BY(mu_);
   std::vector<Answer> answers_ ABSL_GUARDED_BY(mu_);
-  size_t open_ ABSL_GUARDED_BY(mu_) = 0;             // answers whose end is not written
-  std::vector<Pending> queue_ ABSL_GUARDED_BY(mu_);  // of one answer, what follows is one
-  size_t queued_updates_ ABSL_GUARDED_BY(mu_) = 0;   // since the queue was empty
-  bool begun_ ABSL_GUARDED_BY(mu_) = false;          // every answer was submitted
-  bool scheduled_ ABSL_GUARDED_BY(mu_) = false;      // the writing thread will look at it
+  size_t open_ ABSL_GUARDED_BY(mu_) = 0;           // answers whose end is not written
+  std::deque<size_t> queue_ ABSL_GUARDED_BY(mu_);  // answers that have something pending
+  bool begun_ ABSL_GUARDED_BY(mu_) = false;        // every answer was submitted
+  bool scheduled_ ABSL_GUARDED_BY(mu_) = false;    // the writing thread will look at it
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
   bool too_slow_ ABSL_GUARDED_BY(mu_) = false;
   bool finished_ ABSL_GUARDED_BY(mu_) = false;
-  bool left_one_ ABSL_GUARDED_BY(mu_) = false;
+  bool over_came_ ABSL_GUARDED_BY(mu_) = false;
+  bool cut_set_ ABSL_GUARDED_BY(mu_) = false;
+  int awaited_ ABSL_GUARDED_BY(mu_) = 2;  // Finish's event, the end of the call, a cut's
 };
 
 GrpcStreams::GrpcStreams(Options options)
@@ -293,6 +315,11 @@ void GrpcStreams::Schedule(std::shared_ptr<Stream> stream) {
   ready_.push_back(std::move(stream));
   if (std::exchange(woken_, true)) return;
   alarm_.Set(&writes_, gpr_time_0(GPR_CLOCK_MONOTONIC), &wake_);
+}
+
+int GrpcStreams::running() {
+  MutexLock lock(mu_);
+  return open_ - waiting_;
 }
 
 void GrpcStreams::Leave() {

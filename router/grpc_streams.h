@@ -33,7 +33,8 @@ class GrpcStreams {
     AsyncRouterService* service = nullptr;
     GrpcServer* server = nullptr;
     std::function<absl::Status(const grpc::ServerContextBase&)> check;  // may this client ask?
-    size_t queued_updates_max = 4096;  // of one stream; then it is aborted
+    size_t queued_updates_max = 4096;                // of one answer; then the stream is aborted
+    absl::Duration unread_grace = absl::Seconds(5);  // then cut, if its end is not read
   };
 
   // Takes calls at once. What `options` names must outlive it.
@@ -41,6 +42,7 @@ class GrpcStreams {
   // Ends all streams, which aborts their requests, and shuts the server down.
   ~GrpcStreams();
   GrpcStreams(const GrpcStreams&) = delete;
+  int running();  // calls that came and are not over: their clients have not got all
 
  private:
   using Tag = std::function<void(bool ok)>;
@@ -59,6 +61,7 @@ class GrpcStreams {
   std::vector<std::shared_ptr<Stream>> ready_ ABSL_GUARDED_BY(mu_);
   bool woken_ ABSL_GUARDED_BY(mu_) = false;  // the alarm's event is on its way
   int open_ ABSL_GUARDED_BY(mu_) = 0;        // calls that were asked for and are not over
+  int waiting_ ABSL_GUARDED_BY(mu_) = 0;     // of them: have not come
   CondVar left_;
   grpc::Alarm alarm_;
   Tag wake_;

@@ -100,12 +100,12 @@ class RouterProcessImpl final : public RouterProcess {
     return absl::OkStatus();
   }
 
-  // Whether all requests ended within `limit`.
+  // Whether all requests ended, and their clients got the answers, within `limit`.
   bool WaitForNone(absl::Duration limit) const {
     const absl::Time until = clock_.Now() + limit;
     for (;;) {
       const RouterStatus status = core_->status();
-      if (status.running + status.waiting == 0) return true;
+      if (status.running + status.waiting + grpc_->streams() + http_->answers() == 0) return true;
       if (clock_.Now() >= until) return false;
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }

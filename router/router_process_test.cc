@@ -4,6 +4,7 @@
 
 #include <thread>
 
+#include "absl/time/clock.h"
 #include "cluster/grpc_server.h"
 #include "proto/inference.grpc.pb.h"
 #include "router/router.h"
@@ -86,6 +87,52 @@ TEST_F(RouterProcessTest, ServesTextAndDrains) {
   EXPECT_EQ(text, *tokenizer_->Decode(tokens, true));
   (*router)->Drain(absl::Seconds(5));
   EXPECT_EQ((*router)->core().status().not_ready_because, "draining");
+}
+
+// The engine is done long before the client has read: the drain waits for the client.
+TEST_F(RouterProcessTest, DrainDeliversWhatASlowClientHasNotRead) {
+  constexpr int kVocabSize = 4096, kTokens = 1900;
+  TestWorker worker(
+      &peers_, {.vocab_size = kVocabSize, .max_model_len = 2000, .step = absl::Microseconds(100)});
+  auto router = RouterProcess::Create(Options(worker.address()));
+  ASSERT_TRUE(router.ok()) << router.status();
+  const auto eventually = [](const auto& condition) {
+    for (int i = 0; i < 2000 && !condition(); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return condition();
+  };
+  ASSERT_TRUE(eventually([&] { return (*router)->core().status().ready; }));
+  // A window that does not grow, or gRPC's own buffers would take the whole answer.
+  grpc::ChannelArguments args;
+  args.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  args.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 16 << 10);
+  auto stub = v1::Router::NewStub(grpc::CreateCustomChannel(
+      HostPort("127.0.0.1", (*router)->grpc_port()), grpc::InsecureChannelCredentials(), args));
+  grpc::ClientContext context;
+  v1::GenerateRequest request;
+  request.mutable_tokens()->add_ids(1);
+  request.set_max_tokens(kTokens);
+  request.set_logprobs(0);
+  auto stream = stub->Generate(&context, request);
+  ASSERT_TRUE(eventually([&] { return worker.tokens_sent() == kTokens; }));
+  ASSERT_TRUE(eventually([&] { return (*router)->core().status().running == 0; }));
+
+  const absl::Time start = absl::Now();
+  std::thread end([&] {
+    (*router)->Drain(absl::Seconds(30));
+    router->reset();
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  v1::GenerateResponse response;
+  int tokens = 0;
+  while (stream->Read(&response)) tokens += response.token_ids_size();
+  const grpc::Status status = stream->Finish();
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(tokens, kTokens);
+  EXPECT_EQ(response.finish_reason(), v1::FINISH_REASON_LENGTH);
+  end.join();
+  EXPECT_LT(absl::Now() - start, absl::Seconds(20)) << "nobody was waited for";
 }
 
 TEST_F(RouterProcessTest, BadOptionsAndTakenPortsAreErrors) {

@@ -1,5 +1,6 @@
 #include "common/net/http_server.h"
 
+#include <algorithm>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
@@ -56,6 +57,11 @@ class Server final : public HttpServer {
     MutexLock lock(shared_->mu);
     return static_cast<int>(shared_->connections.size());
   }
+  int answers() const override {
+    const auto all = Connections();
+    return static_cast<int>(
+        std::count_if(all.begin(), all.end(), [](const auto& c) { return c->answering(); }));
+  }
   void StartDrain() override;
   void Stop(absl::Duration grace) override;
 
@@ -63,7 +69,7 @@ class Server final : public HttpServer {
   absl::StatusOr<tcp::endpoint> Resolve();
   void Accept();
   void Adopt(http_internal::Stream::Socket socket);
-  std::vector<std::shared_ptr<Connection>> Connections();
+  std::vector<std::shared_ptr<Connection>> Connections() const;
 
   const std::shared_ptr<Shared> shared_;
   asio::executor_work_guard<asio::io_context::executor_type> work_;
@@ -145,7 +151,7 @@ void Server::Adopt(http_internal::Stream::Socket socket) {
   connection->Start();
 }
 
-std::vector<std::shared_ptr<Connection>> Server::Connections() {
+std::vector<std::shared_ptr<Connection>> Server::Connections() const {
   std::vector<std::shared_ptr<Connection>> out;
   MutexLock lock(shared_->mu);
   for (const auto& [key, weak] : shared_->connections) {

@@ -102,6 +102,8 @@ class HttpServer {
   virtual ~HttpServer() = default;
   virtual int port() const = 0;
   virtual int connections() const = 0;
+  // Requests whose answer is not made, or not yet taken by the client's side.
+  virtual int answers() const = 0;
   // Connections close after their present answer, idle ones now; new ones are still accepted, for
   // one request each.
   virtual void StartDrain() = 0;

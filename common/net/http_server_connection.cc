@@ -108,6 +108,11 @@ void Connection::Drain() {
   });
 }
 
+bool Connection::answering() {
+  MutexLock lock(mu_);
+  return !gone_ && answer_ != Answer::kNone;
+}
+
 void Connection::Cut() {
   asio::post(socket_.get_executor(), [self = shared_from_this()] { self->Close(); });
 }

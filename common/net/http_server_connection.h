@@ -49,6 +49,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void Start();
   void Drain();  // close once the present answer is out
   void Cut();    // close now
+  bool answering();
 
   // What a responder calls, on any thread. `exchange` numbers the connection's requests: the
   // responder of an earlier one reaches nobody.

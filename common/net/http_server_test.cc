@@ -422,6 +422,20 @@ TEST_F(HttpServerTest, DrainKeepsListeningButNotConnections) {
   EXPECT_TRUE(absl::StrContains(answer, "Connection: close\r\n"));
 }
 
+TEST_F(HttpServerTest, CountsAnswersUntilTheClientHasThem) {
+  Start();
+  HttpTestClient idle(server_->port()), client(server_->port());
+  client.Send("GET /held HTTP/1.1\r\n\r\n");
+  auto responder = shelf_.Take();
+  EXPECT_EQ(server_->answers(), 1);
+  constexpr size_t kBytes = 64 << 20;  // more than the kernel's buffers take
+  responder->Send(Text(std::string(kBytes, 'x')));
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_EQ(server_->answers(), 1);
+  EXPECT_GT(client.ReadResponse().size(), kBytes);
+  EXPECT_TRUE(Eventually([this] { return server_->answers() == 0; }));
+}
+
 TEST_F(HttpServerTest, TakenPorts) {
   Start();
   auto taken = HttpServer::Create({.port = server_->port()}, {});

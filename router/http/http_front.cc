@@ -278,6 +278,7 @@ HttpFront::~HttpFront() {
 }
 
 int HttpFront::port() const { return impl_->server->port(); }
+int HttpFront::answers() const { return impl_->server->answers(); }
 void HttpFront::StartDrain() { impl_->server->StartDrain(); }
 
 }  // namespace switchyard

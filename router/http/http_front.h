@@ -40,6 +40,7 @@ class HttpFront {
   // Connections close after their present answer. New ones are still accepted, so that /readyz can
   // tell why the router takes nothing.
   void StartDrain();
+  int answers() const;  // that clients still wait for
 
  private:
   struct Impl;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whether deploy/ fits the binary, and its parts each other. usage: manifests_test.py README.md SWITCHYARD
 
-README.md only says where the checkout is. The manifests need a kubectl with Kustomize 4.1 or later; without one their
+README.md only says where the checkout is. The manifests need a kubectl with Kustomize 4.2 or later; without one their
 part is skipped, and the output says so.
 """
 import json
@@ -116,6 +116,12 @@ def test_units(root, binary):
         listed = re.search(rf"^{role}-address: (\[.*\])$", router, re.M)[1]
         for i, address in enumerate(json.loads(listed)):
             expect(address.endswith(f":{port}{i}"), f"systemd/router.yaml: {address} is no {role} rank")
+        # And Prometheus asks each of them.
+        shown = re.search(r" --metrics-port=(\d+)%i", (root / f"deploy/systemd/switchyard-{role}@.service").read_text())[1]
+        scraped = re.search(rf"job_name: switchyard-{role}\n.*\n.*targets: (\[.*\])$",
+                            (root / "deploy/monitoring/prometheus.yaml").read_text(), re.M)[1]
+        wanted = [f"127.0.0.1:{shown}{i}" for i in range(len(json.loads(listed)))]
+        expect(json.loads(scraped) == wanted, f"prometheus.yaml: {scraped}, wanted {wanted}")
 
 
 def test_image(root, binary):
@@ -389,7 +395,7 @@ def main():
                             for m in h["spec"]["metrics"]}
                 paths |= set(re.findall(r'"httpGet": \{"path": "([^"]+)"', json.dumps(objects)))
         else:
-            print("skipped: the manifests; no kubectl with Kustomize 4.1 or later")
+            print("skipped: the manifests; no kubectl with Kustomize 4.2 or later")
         if not errors:  # what does not fit would only be waited for
             test_running(root, binary, metrics, paths)
     print("\n".join(errors) or "deploy/ is in order")

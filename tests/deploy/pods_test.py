@@ -3,7 +3,7 @@
 in a network namespace of its own under its pod's name. The readiness probes must pass and the Service's port must answer.
 usage: pods_test.py README.md SWITCHYARD
 
-Needs kubectl with Kustomize 4.1 or later, and root with iproute2 for the namespaces; without them it is skipped, and the
+Needs kubectl with Kustomize 4.2 or later, and root with iproute2 for the namespaces; without them it is skipped, and the
 output says so. README.md only says where the checkout is.
 """
 import contextlib
@@ -183,7 +183,7 @@ def main():
     root = pathlib.Path(sys.argv[1]).resolve().parent
     assert (root / "WORKSPACE").exists(), f"{root} is not a checkout"
     if not can_kustomize() or not may_make_namespaces():
-        print("skipped: no kubectl with Kustomize 4.1 or later, or no right to make network namespaces")
+        print("skipped: no kubectl with Kustomize 4.2 or later, or no right to make network namespaces")
         return
     texts = []
     for overlay in OVERLAYS:

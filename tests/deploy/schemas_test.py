@@ -78,7 +78,7 @@ def main():
     root = pathlib.Path(sys.argv[1]).resolve().parent
     assert (root / "WORKSPACE").exists(), f"{root} is not a checkout"
     if not can_kustomize():
-        print("skipped: no kubectl with Kustomize 4.1 or later")
+        print("skipped: no kubectl with Kustomize 4.2 or later")
         return
     newest = kubernetes_validate.latest_version()
     seen, wrong = set(), []
