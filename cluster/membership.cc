@@ -109,9 +109,13 @@ void Membership::Beat(WorkerId id, const pb::Heartbeat& heartbeat, absl::Time no
   } else if (heartbeat.engine_cpu_ms() != member.heartbeat.engine_cpu_ms()) {
     member.worked = now;
   }
-  if (member.suspect && (!heartbeat.busy() || Moved(stuck_.at(member.address).last, heartbeat))) {
-    member.suspect = false;
-    stuck_.erase(member.address);
+  if (member.suspect) {
+    const auto stuck = stuck_.find(member.address);
+    const bool forgotten = stuck == stuck_.end();
+    if (forgotten || !heartbeat.busy() || Moved(stuck->second.last, heartbeat)) {
+      member.suspect = false;
+      if (!forgotten) stuck_.erase(stuck);
+    }
   }
   member.heartbeat = heartbeat;
 }

@@ -60,6 +60,8 @@ class Membership {
   void Heard(WorkerId id, absl::Time now);
   void Beat(WorkerId id, const cluster::v1::Heartbeat& heartbeat, absl::Time now);
   void Remove(WorkerId id) { members_.erase(id); }
+  // Nobody will register there again.
+  void Forget(const std::string& address) { stuck_.erase(address); }
   // Removes and returns the workers whose time is up, each with the reason.
   struct Expired {
     WorkerId id;

@@ -117,6 +117,31 @@ TEST_F(MembershipTest, BusyEngineWithoutProgressIsStuckAndOthersAreNot) {
   })) << "an endless loop uses CPU time too";
 }
 
+TEST_F(MembershipTest, NothingIsKeptOfAnAddressThatIsForgotten) {
+  pb::Heartbeat busy;
+  busy.set_busy(true);
+  const auto stand_still = [&] {
+    auto id = members_.Register("a:1", pb::ROLE_DECODE, Decode(), clock_.Now());
+    clock_.Advance(absl::Seconds(4));
+    members_.Beat(*id, busy, clock_.Now());
+    EXPECT_EQ(members_.Expire(clock_.Now()).size(), 1u);
+  };
+  stand_still();
+  auto id = members_.Register("a:1", pb::ROLE_DECODE, Decode(), clock_.Now());
+  EXPECT_TRUE(members_.Find(*id)->suspect);
+  members_.Remove(*id);
+  members_.Forget("a:1");
+  id = members_.Register("a:1", pb::ROLE_DECODE, Decode(), clock_.Now());
+  EXPECT_FALSE(members_.Find(*id)->suspect);
+  members_.Remove(*id);
+
+  stand_still();  // two slots may have one address
+  id = members_.Register("a:1", pb::ROLE_DECODE, Decode(), clock_.Now());
+  members_.Forget("a:1");
+  members_.Beat(*id, busy, clock_.Now());
+  EXPECT_FALSE(members_.Find(*id)->suspect);
+}
+
 TEST_F(MembershipTest, RefusesNonsense) {
   pb::Registration r = Decode();
   EXPECT_FALSE(members_.Register("a:1", pb::ROLE_PREFILL, r, clock_.Now()).ok());

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -84,7 +85,8 @@ class WorkerSession {
 
   // Writes until Close or a broken stream.
   void WriteLoop(grpc::ServerReaderWriter<pb::FromWorker, pb::ToWorker>* stream,
-                 const std::function<pb::Heartbeat()>& heartbeat, absl::Duration every) {
+                 const std::function<std::optional<pb::Heartbeat>()>& heartbeat,
+                 absl::Duration every) {
     const MonotonicClock clock;
     absl::Time next_heartbeat = clock.Now();
     for (;;) {
@@ -101,9 +103,11 @@ class WorkerSession {
       }
       if (events.events().events_size() > 0 && !stream->Write(events)) break;
       if (beat) {
-        pb::FromWorker message;
-        *message.mutable_heartbeat() = heartbeat();
-        if (!stream->Write(message)) break;
+        if (std::optional<pb::Heartbeat> now = heartbeat()) {
+          pb::FromWorker message;
+          *message.mutable_heartbeat() = *std::move(now);
+          if (!stream->Write(message)) break;
+        }
         next_heartbeat = clock.Now() + every;
       }
     }
@@ -232,13 +236,20 @@ grpc::Status WorkerServer::Session(grpc::ServerContext* context, Stream* stream)
   std::shared_ptr<WorkerSession> session;
   {
     MutexLock lock(mu_);
-    if (static_cast<int>(sessions_.size()) >= options_.sessions_max) {
+    // A router that dials again has given up its old stream, whether or not we have noticed.
+    int others = 0;
+    for (const auto& [id, old] : sessions_) {
+      if (old->router_id() == router_id) {
+        old->Cancel();
+      } else {
+        ++others;
+      }
+    }
+    // Those that were cancelled end soon, but are there until then.
+    if (others >= options_.sessions_max ||
+        static_cast<int>(sessions_.size()) >= 2 * options_.sessions_max) {
       return grpc::Status(grpc::RESOURCE_EXHAUSTED,
                           absl::StrCat("sessions: limit ", options_.sessions_max));
-    }
-    // A router that dials again has given up its old stream, whether or not we have noticed.
-    for (const auto& [id, old] : sessions_) {
-      if (old->router_id() == router_id) old->Cancel();
     }
     session = std::make_shared<WorkerSession>(SessionId(next_session_++), context,
                                               options_.queue_max, options_.attempts_max);

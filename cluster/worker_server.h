@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,7 +24,8 @@ namespace switchyard {
 // on_session_end, once.
 struct WorkerCallbacks {
   std::function<cluster::v1::Registration()> registration;  // wire_version is filled in
-  std::function<cluster::v1::Heartbeat()> heartbeat;
+  // Nothing: the worker does not get on, and routers are to notice by its silence.
+  std::function<std::optional<cluster::v1::Heartbeat>()> heartbeat;
   std::function<void(SessionId, cluster::v1::Submit)> on_submit;
   std::function<void(SessionId, const AttemptKey&)> on_abort;
   // The stream is over: abort these, the attempts that came by it and have not ended.

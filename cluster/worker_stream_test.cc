@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "absl/time/clock.h"
 #include "cluster/grpc_server.h"
 #include "cluster/worker_client.h"
 #include "cluster/worker_server.h"
@@ -31,6 +32,10 @@ class Log {
     }
     return true;
   }
+  int Count(const std::string& line) {
+    MutexLock lock(mu_);
+    return static_cast<int>(std::count(lines_.begin(), lines_.end(), line));
+  }
 
  private:
   Mutex mu_;
@@ -54,7 +59,7 @@ struct TestWorker {
               r.set_role(pb::ROLE_DECODE);
               return r;
             },
-        .heartbeat = [] { return pb::Heartbeat(); },
+        .heartbeat = [this] { return stands ? std::nullopt : std::optional(pb::Heartbeat()); },
         .on_submit =
             [this](SessionId s, pb::Submit submit) {
               session = s;
@@ -72,6 +77,7 @@ struct TestWorker {
 
   Log log;
   std::atomic<SessionId> session;
+  std::atomic<bool> stands{false};
   WorkerServer service;
   std::unique_ptr<GrpcServer> server;
 };
@@ -139,6 +145,29 @@ TEST(WorkerStreamTest, WhatIsSentTogetherGoesInOneMessage) {
   worker.service.SendAll(std::move(events));
   ASSERT_TRUE(router.log.WaitFor("event a 999"));
   EXPECT_LE(router.messages, 2) << "a heartbeat may have fallen between";
+}
+
+TEST(WorkerStreamTest, WorkerThatStandsStillIsSilentAndKeepsItsStream) {
+  TestWorker worker;
+  TestRouter router(worker.address());
+  ASSERT_TRUE(router.log.WaitFor("heartbeat"));
+  worker.stands = true;
+  absl::SleepFor(absl::Milliseconds(100));  // one may be on its way
+  const int before = router.log.Count("heartbeat");
+  absl::SleepFor(absl::Milliseconds(600));
+  EXPECT_EQ(router.log.Count("heartbeat"), before);
+  worker.stands = false;
+  EXPECT_TRUE(router.log.WaitFor("heartbeat", before + 1));
+  EXPECT_EQ(router.log.Count("lost"), 0);
+}
+
+// Its old stream may seem alive for long: what it held must not keep it out.
+TEST(WorkerStreamTest, RouterThatDialsAgainTakesThePlaceOfItsOldStream) {
+  TestWorker worker(/*port=*/0, {.sessions_max = 1});
+  TestRouter old(worker.address());
+  ASSERT_TRUE(old.log.WaitFor("registered"));
+  TestRouter again(worker.address());
+  EXPECT_TRUE(again.log.WaitFor("registered"));
 }
 
 TEST(WorkerStreamTest, SessionEndNamesTheAttemptsStillOpen) {

@@ -82,7 +82,7 @@ class AttemptJoin {
   using Effects = std::vector<Effect>;
 
   struct Options {
-    absl::Duration submit_wait = absl::Seconds(10);  // after the KV is there
+    absl::Duration submit_wait = absl::Seconds(4);  // after the KV is there: a lease
     absl::Duration tombstone = absl::Seconds(60);
   };
   explicit AttemptJoin(const Options& options) : options_(options) {}

@@ -160,7 +160,7 @@ TEST(AttemptJoinTest, KvWithoutSubmitIsGivenBack) {
   j(J::Opened{});
   j(J::CommitCalled{2, kPeer});
   j(J::KvCommitted{});
-  j.now += absl::Seconds(9);
+  j.now += absl::Seconds(3);
   EXPECT_EQ(j(J::Tick{}), Dos{});
   j.now += absl::Seconds(1);
   EXPECT_EQ(j(J::Tick{}), (Dos{Do::kAnswerCommit, Do::kFreeBlocks}));

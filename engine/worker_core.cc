@@ -16,6 +16,12 @@ namespace switchyard {
 
 namespace pb = cluster::v1;
 
+namespace {
+// Who delivers no token for so long must not seem to be alive. A turn takes at most kWorkerTick and
+// what its tasks do, which is next to nothing.
+constexpr absl::Duration kTurnMax = absl::Seconds(1);
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(const WorkerOptions& options,
                                                                const std::string& role) {
   std::unique_ptr<WorkerCore> core(new WorkerCore());
@@ -30,7 +36,7 @@ absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(const WorkerOptio
     for (const std::string& notice : core->model_->notices()) options.log->Info(notice);
   }
   EngineOptions engine = options.engine;
-  engine.prefix_seed = core->incarnation_;
+  engine.prefix_seed = RandomWord();  // a secret, unlike the incarnation
   ASSIGN_OR_RETURN(core->engine_, Engine::Create(core->model_.get(), engine, core->ep_.get()));
   core->engine_options_ = core->engine_->options();
   core->kv_ = &core->engine_->kv();
@@ -133,6 +139,7 @@ int WorkerCore::port() const {
 void WorkerCore::RunLoop() {
   absl::Time next_tick = clock_.Now() + kWorkerTick;
   while (!stop_.load(std::memory_order_relaxed)) {
+    turned_ms_.store(absl::ToUnixMillis(clock_.Now()), std::memory_order_relaxed);
     for (auto& task : mailbox_.Take(next_tick - clock_.Now())) task();
     if (const absl::Time now = clock_.Now(); now >= next_tick) {
       hooks_.on_tick(now);
@@ -217,7 +224,10 @@ WorkerSnapshot WorkerCore::Snapshot() {
           .at = clock_.Now()};
 }
 
-pb::Heartbeat WorkerCore::MakeHeartbeat() {
+std::optional<pb::Heartbeat> WorkerCore::MakeHeartbeat() {
+  if (clock_.Now() - absl::FromUnixMillis(turned_ms_.load(std::memory_order_relaxed)) > kTurnMax) {
+    return std::nullopt;
+  }
   pb::Heartbeat h;
   h.set_steps(engine_thread_->steps());
   h.set_progress(engine_thread_->progress());

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -92,7 +93,7 @@ class WorkerCore final : public WorkerEnv {
   void LeaveGroup(absl::Time end);
   WorkerCallbacks MakeCallbacks();
   cluster::v1::Registration MakeRegistration() const;
-  cluster::v1::Heartbeat MakeHeartbeat();
+  std::optional<cluster::v1::Heartbeat> MakeHeartbeat();  // nothing while the loop stands still
   WorkerSnapshot Snapshot();
   EngineStats Stats();  // of a moment ago
 
@@ -119,6 +120,7 @@ class WorkerCore final : public WorkerEnv {
   std::atomic<bool> draining_{false}, stop_{false};
   std::atomic<bool> stats_asked_{false};  // the engine has not answered yet
   std::atomic<size_t> active_{0};
+  std::atomic<int64_t> turned_ms_{0};  // the loop's last turn
   mutable Mutex mu_;
   mutable CondVar listening_;
   int port_ ABSL_GUARDED_BY(mu_) = 0;

@@ -30,6 +30,13 @@ ReceiveSessions::Session* ReceiveSessions::Find(uint64_t peer_token, uint64_t se
   return it == sessions_.end() || it->second.peer_token != peer_token ? nullptr : &it->second;
 }
 
+const absl::Status* ReceiveSessions::EndOf(uint64_t peer_token, uint64_t session) const {
+  const auto it = ended_.find(session);
+  if (it == ended_.end()) return nullptr;
+  const Tombstone& t = tombstones_.at(it->second);
+  return t.peer_token == peer_token ? &t.why : nullptr;
+}
+
 std::optional<BlockId> ReceiveSessions::Expects(uint64_t peer_token, uint64_t session,
                                                 uint32_t layer, uint32_t index,
                                                 uint32_t generation) const {
@@ -102,12 +109,10 @@ void ReceiveSessions::On(const Block& e, absl::Time now, Effects* out) {
 void ReceiveSessions::On(const Commit& e, absl::Time now, Effects* out) {
   Session* s = Find(e.peer_token, e.session);
   if (s == nullptr) {
-    absl::Status why = absl::NotFoundError(absl::StrCat("session ", e.session, " is not known"));
-    if (auto it = ended_.find(e.session); it != ended_.end()) {
-      const Tombstone& t = tombstones_.at(it->second);
-      if (t.peer_token == e.peer_token) why = t.why;
-    }
-    out->push_back(CommitDone{e.op, std::move(why)});
+    const absl::Status* end = EndOf(e.peer_token, e.session);
+    out->push_back(CommitDone{e.op, end != nullptr ? *end
+                                                   : absl::NotFoundError(absl::StrCat(
+                                                         "session ", e.session, " is not known"))});
     return;
   }
   if (s->commit) {
@@ -181,12 +186,15 @@ void ReceiveSessions::On(const Cancel& e, absl::Time now, Effects* out) {
 void ReceiveSessions::On(const Renew& e, absl::Time now, Effects* out) {
   Renewed answer{e.op, {}};
   for (uint64_t id : e.sessions) {
-    Session* s = Find(e.peer_token, id);
-    if (s == nullptr) {
-      answer.lost.push_back(id);
-    } else if (!s->commit) {
-      s->expires = std::max(s->expires, now + options_.lease);
+    if (Session* s = Find(e.peer_token, id)) {
+      if (!s->commit) s->expires = std::max(s->expires, now + options_.lease);
+      continue;
     }
+    // The peer goes on renewing until it hears of its commit: that one may have to wait for a step
+    // of the engine, or for the router.
+    const absl::Status* end = EndOf(e.peer_token, id);
+    const bool committed = end != nullptr && absl::IsAlreadyExists(*end);
+    if (!committed) answer.lost.push_back(id);
   }
   out->push_back(std::move(answer));
 }

@@ -80,7 +80,7 @@ class ReceiveSessions {
   };
   struct Renewed {
     uint64_t op = 0;
-    std::vector<uint64_t> lost;
+    std::vector<uint64_t> lost;  // neither open nor committed
   };
   using Effect = std::variant<Opened, CommitDone, Dropped, Renewed>;
   using Effects = std::vector<Effect>;
@@ -130,6 +130,8 @@ class ReceiveSessions {
   void On(const Tick& e, absl::Time now, Effects* out);
   void On(const Shutdown& e, absl::Time now, Effects* out);
   Session* Find(uint64_t peer_token, uint64_t session);
+  // How a session of the peer ended; null: unknown, or long ago.
+  const absl::Status* EndOf(uint64_t peer_token, uint64_t session) const;
   size_t At(const Session& s, uint32_t layer, uint32_t index) const;
   void Finish(uint64_t id, absl::Time now, Effects* out);  // all blocks are there: commit
   void Drop(uint64_t id, const absl::Status& why, absl::Time now, Effects* out);

@@ -186,6 +186,21 @@ TEST_F(ReceiveSessionTest, LeaseEndsUnlessRenewedOrFed) {
   EXPECT_EQ(std::get<S::Renewed>(renewed[0]).lost, (std::vector<uint64_t>{s, 12345}));
 }
 
+// The commit's answer may take longer than a third of the lease.
+TEST_F(ReceiveSessionTest, CommittedSessionIsNotLost) {
+  const uint64_t s = *Open(Target("a", 1));
+  FeedAll(s, 1);
+  ASSERT_TRUE(CommitStatus(s, Digest(1)).ok());
+  const auto lost = [&](uint64_t peer) {
+    return std::get<S::Renewed>(Do(S::Renew{1, peer, {s}})[0]).lost;
+  };
+  EXPECT_EQ(lost(kPeer), std::vector<uint64_t>{});
+  EXPECT_EQ(lost(kPeer + 1), std::vector<uint64_t>{s}) << "another peer's is as unknown as none";
+  now_ += S::Options().tombstone;
+  Do(S::Tick{});
+  EXPECT_EQ(lost(kPeer), std::vector<uint64_t>{s});
+}
+
 TEST_F(ReceiveSessionTest, CancelBeforeOpenLeavesATombstoneForAWhile) {
   EXPECT_TRUE(Do(S::Cancel{{"a", 1}}).empty());
   EXPECT_TRUE(Do(S::Cancel{{"a", 1}}).empty());

@@ -64,7 +64,9 @@ void SendEnd::Step(const SendSessions::Event& event) {
     done_.erase(it);
     if (ended.result.ok()) {
       auto peer = peers_.find(ended.peer_token);
-      if (peer != peers_.end()) ended.result->lane = peer->second.lane->name();
+      if (peer != peers_.end() && peer->second.lane != nullptr) {
+        ended.result->lane = peer->second.lane->name();
+      }
     }
     done(std::move(ended.result));
   }
@@ -134,6 +136,7 @@ bool SendEnd::Work() {
       if (peer.error.ok() || std::exchange(peer.closed, true)) continue;
       if (peer.lane != nullptr) peer.lane->Close(/*flush=*/false);
       Step(SendSessions::PeerGone{token, std::string(peer.error.message())});
+      peer.lane.reset();  // its ring is mapped here
     }
   }
   return busy;

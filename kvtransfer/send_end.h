@@ -54,7 +54,7 @@ class SendEnd {
 
  private:
   struct Peer {
-    std::shared_ptr<SendLane> lane;  // null: could not connect
+    std::shared_ptr<SendLane> lane;  // null: could not connect, or is lost and closed
     absl::Status error;              // not OK: lost
     bool closed = false;
   };

@@ -237,21 +237,19 @@ void Core::OnFirstToken(const std::string& id) {
 absl::StatusOr<std::string> Core::Submit(ClientRequest request, Sink sink) {
   RETURN_IF_ERROR(
       ValidateRequest(model(), options_.limits, options_.tokenizer != nullptr, &request));
-  uint64_t number;
   std::string id = request.request_id;
-  {
-    MutexLock lock(mu_);
-    const int64_t cost = static_cast<int64_t>(request.prompt_ids.size()) +
-                         std::min(request.max_tokens, kAnswerCostMax);
-    RETURN_IF_ERROR(Admit(request.priority, request.deadline));
-    number = shared_.next_number++;
-    if (id.empty()) id = absl::StrCat(router_id_, "-", number);
-    if (!shared_.ids.emplace(id, Entry{number, request.priority, cost}).second) {
-      return absl::AlreadyExistsError(absl::StrCat("request_id ", id, " is in use"));
-    }
-    shared_.backlog.Add(request.priority, cost, clock_->Now());
-    if (!request.seed_given) request.sampling.seed = shared_.rng();
+  const int64_t cost = static_cast<int64_t>(request.prompt_ids.size()) +
+                       std::min(request.max_tokens, kAnswerCostMax);
+  // Until it is posted: who finds the id and aborts it must come after it.
+  MutexLock lock(mu_);
+  RETURN_IF_ERROR(Admit(request.priority, request.deadline));
+  const uint64_t number = shared_.next_number++;
+  if (id.empty()) id = absl::StrCat(router_id_, "-", number);
+  if (!shared_.ids.emplace(id, Entry{number, request.priority, cost}).second) {
+    return absl::AlreadyExistsError(absl::StrCat("request_id ", id, " is in use"));
   }
+  shared_.backlog.Add(request.priority, cost, clock_->Now());
+  if (!request.seed_given) request.sampling.seed = shared_.rng();
   // Shared, because the mailbox copies what it may have to refuse.
   auto shared =
       std::make_shared<std::pair<ClientRequest, Sink>>(std::move(request), std::move(sink));
@@ -259,7 +257,6 @@ absl::StatusOr<std::string> Core::Submit(ClientRequest request, Sink sink) {
     conductor_->Begin(number, id, std::move(shared->first), std::move(shared->second));
   });
   if (posted) return id;
-  MutexLock lock(mu_);
   Forget(id);
   metrics_.Refused(Refusal::kFull);
   absl::Status full = absl::ResourceExhaustedError(absl::StrCat(

@@ -40,6 +40,7 @@ void WorkerPool::ForgetUnlisted() {
       continue;
     }
     links_->Forget(it->first);
+    membership_.Forget(it->second.address);
     it = slots_.erase(it);
   }
 }
