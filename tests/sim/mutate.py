@@ -45,6 +45,20 @@ MUTATIONS = {
         ("decode/attempt_join.cc", "if (adopted_) return answer(absl::OkStatus());",
          "if (ON ? phase_ == Phase::kRunning : adopted_) return answer(absl::OkStatus());"),
     ],
+    "a session that was committed is lost when it is renewed": [
+        ("kvtransfer/receive_session.cc", "if (!committed) answer.lost.push_back(id);",
+         "if (ON || !committed) answer.lost.push_back(id);"),
+    ],
+    "an attempt on the decode rank waits for its submit for ever": [
+        ("decode/attempt_join.cc", "      if (!submitted_) join_by_ = now + options_.submit_wait;\n      AnswerAll",
+         "      if (!ON && !submitted_) join_by_ = now + options_.submit_wait;\n      AnswerAll"),
+        ("decode/attempt_join.cc", "  if (!submitted_) join_by_ = now + options_.submit_wait;\n  MaybeAdopt",
+         "  if (!ON && !submitted_) join_by_ = now + options_.submit_wait;\n  MaybeAdopt"),
+    ],
+    "a decode rank's codes are passed on to the client": [
+        ("prefill/prefill_attempts.cc", "  switch (status.code()) {\n    case absl::StatusCode::kNotFound:",
+         "  switch (ON ? absl::StatusCode::kOk : status.code()) {\n    case absl::StatusCode::kNotFound:"),
+    ],
     "blocks of an aborted hand-off are free at once": [
         ("decode/attempt_join.cc", "out->push_back({.what = Do::kCancelKv});",
          "out->push_back({.what = ON ? Do::kFreeBlocks : Do::kCancelKv});"),

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "router/worker_event.h"
 
 namespace switchyard::sim {
 
@@ -124,6 +125,9 @@ bool Router::Send(size_t slot, StreamId id, pb::ToWorker message) {
 void Router::Cancel(size_t slot, StreamId id) {
   const std::shared_ptr<Stream> stream = streams_[slot];
   if (stream == nullptr || stream->id != id) return;
+  if (world_.undisturbed()) {
+    world_.Fail(absl::StrCat(world_.nodes[stream->worker]->name, " is given up, and lives"));
+  }
   Connection& c = *stream->connection;
   world_.loop.At(world_.network.Arrival(0, stream->worker), [connection = stream->connection] {
     if (!connection->on_break[1]) return;
@@ -138,8 +142,24 @@ void Router::OnRegistered(const std::shared_ptr<Stream>& stream, const pb::Regis
   });
 }
 
+// A failure of an attempt that nobody has given up costs work and trust, though no token.
+void Router::CheckNeed(const pb::AttemptEvent& e) const {
+  if (e.finish() != pb::FINISH_ERROR || !world_.undisturbed()) return;
+  const absl::Status why = EventFromProto(e, SimModel::kVocab, 0).error;
+  if (absl::IsResourceExhausted(why)) return;
+  for (const RequestStatus& r : conductor_.List()) {
+    if (!r.running || r.attempt != e.id().attempt() ||
+        e.id().request() != absl::StrCat("r", node_->life, "-", r.id)) {
+      continue;
+    }
+    world_.Fail(absl::StrCat("attempt ", r.attempt, " of request ", r.id,
+                             " fails without need: ", why.ToString()));
+  }
+}
+
 void Router::OnEvents(const std::shared_ptr<Stream>& stream, const pb::StepEvents& events) {
   thread_.Post([this, stream, events] {
+    for (const pb::AttemptEvent& e : events.events()) CheckNeed(e);
     conductor_.workers().OnEvents(static_cast<size_t>(stream->worker - 1), stream->id, events);
   });
 }

@@ -41,6 +41,7 @@ class Router final : public WorkerLinks {
   void DialLater(size_t slot);
   void DialNow(size_t slot);
   void OnBreak(size_t slot, StreamId stream, const absl::Status& why);
+  void CheckNeed(const cluster::v1::AttemptEvent& e) const;
 
   World& world_;
   Node* const node_;

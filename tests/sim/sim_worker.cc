@@ -188,7 +188,11 @@ void Worker::StepEngine() {
   if (!outputs.ok()) return world_.Fail(absl::StrCat("step: ", outputs.status().ToString()));
   CheckBlocks();
   absl::Duration time = loop.random().Between(absl::Milliseconds(1), absl::Milliseconds(8));
-  if (loop.Now() < node_->slow_until) time *= 50;
+  if (loop.Now() < node_->slow_until) {
+    time *= 50;
+  } else if (world_.long_steps && loop.random().Chance(0.1)) {
+    time = loop.random().Between(absl::Seconds(1), absl::Seconds(3));
+  }
   engine_thread_.Hold(loop.Now() + time, [this, outputs = *std::move(outputs)] {
     ++steps_;
     control_.Post([this, outputs] {

@@ -32,6 +32,7 @@ class Simulation {
       : choice_(seed), world_(choice_.Next(), shared, choice_.Int(0, 2), choice_.Int(1, 3)) {
     if (options.keep_log) world_.loop.KeepLog();
     world_.kv_blocks = choice_.Int(14, 40);
+    world_.long_steps = choice_.Chance(0.15);
     result_.faults = DrawFaults(world_.prefill, world_.workers(), &choice_);
     if (options.faults) result_.faults = *options.faults;
   }
@@ -43,7 +44,10 @@ class Simulation {
       world_.loop.Log("planned: ", Describe(f));
       world_.loop.After(kStart + f.at, [this, f] { Inject(f); });
       calm_at_ = std::max(calm_at_, f.at + f.lasts);
+      world_.first_fault = std::min(world_.first_fault, absl::UnixEpoch() + kStart + f.at);
     }
+    // Workers dial anew within 500 ms, and the router must have noticed all that happened.
+    world_.calm = absl::UnixEpoch() + kStart + calm_at_ + absl::Seconds(8);
     const int count = choice_.Int(2, 8);
     for (int i = 0; i < count; ++i) {
       AddClient(kStart + choice_.Between(absl::ZeroDuration(), choice_.Chance(0.7)
@@ -51,10 +55,8 @@ class Simulation {
                                                                    : absl::Seconds(3)),
                 /*probe=*/false);
     }
-    // Workers dial anew within 500 ms, and the router must have noticed all that happened.
-    const absl::Time calm = absl::UnixEpoch() + kStart + calm_at_ + absl::Seconds(8);
-    Until(calm, [this] { return result_.faults.empty() && AllOver(); });
-    Until(calm + kCalm, [this] { return AllOver(); });
+    Until(world_.calm, [this] { return result_.faults.empty() && AllOver(); });
+    Until(world_.calm + kCalm, [this] { return AllOver(); });
     if (!AllOver()) world_.Fail(absl::StrCat("not all requests ended: ", FirstOpen()));
     Probe();
     Rest();
@@ -215,6 +217,7 @@ void Simulation::Submit(Client* c) {
   world_.loop.Log("client ", c->number, " asks for ", c->request.max_tokens, " tokens after ",
                   c->request.prompt_ids.size(), number ? "" : ": refused");
   if (!number) {
+    if (world_.undisturbed()) world_.Fail(absl::StrCat("request ", c->number, " is refused"));
     c->over = true;
     ++result_.failed;
     return;
@@ -264,7 +267,7 @@ void Simulation::OnEnd(Client* c, const ClientUpdate& u) {
   ++result_.failed;
   const bool honest = absl::IsUnavailable(u.error) || absl::IsResourceExhausted(u.error) ||
                       absl::IsDeadlineExceeded(u.error);
-  if (result_.faults.empty() || c->probe || !honest) {
+  if (world_.undisturbed() || !honest) {
     world_.Fail(absl::StrCat(name, ": ", u.error.ToString()));
   }
 }
@@ -281,7 +284,7 @@ void Simulation::Probe() {
   if (!world_.violation.empty()) return;
   for (int i = 0; i < 2; ++i) AddClient(absl::ZeroDuration(), /*probe=*/true);
   // The first events submit them.
-  Until(world_.loop.Now() + absl::Seconds(30), [this] { return AllOver(); });
+  Until(world_.loop.Now() + absl::Seconds(60), [this] { return AllOver(); });
   if (!AllOver()) world_.Fail(absl::StrCat("a new request does not end: ", FirstOpen()));
 }
 

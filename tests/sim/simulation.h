@@ -1,9 +1,10 @@
 // tests/sim/simulation.h: one run of a whole cluster from one seed, and what it promises:
 //   - every token that a client gets is the next one of the undisturbed run;
 //   - a request that has no error ends where the undisturbed run ends, also a replayed one;
+//   - while nothing fails, no request has an error, no attempt fails but for want of room, and no
+//     worker is given up;
 //   - blocks: free + owned + leased + quarantined = total after every step, none is handed out
-//   while
-//     a hand-off may still write it or a transfer may still read it;
+//     while a hand-off may still write it or a transfer may still read it;
 //   - once nothing fails any more, every request ends, new ones succeed, and then nothing is left:
 //     no block, attempt, hand-off or transfer.
 #pragma once

@@ -32,18 +32,6 @@ TEST(SimulationTest, FaultsAreFeltAndSurvived) {
   EXPECT_GT(sum.completed, sum.requests * 8 / 10);
 }
 
-// Seeds that once broke a promise.
-TEST(SimulationTest, WhatWasBrokenOnceIsWhole) {
-  Shared shared;
-  for (const uint64_t seed : {
-           1012,  // a peer that was refused and never came back left an attempt on the decode rank
-           256982,  // a commit met a decode rank that had been started anew: NOT_FOUND for the
-                    // client
-       }) {
-    EXPECT_EQ(RunSeed(seed, &shared).violation, "") << seed;
-  }
-}
-
 // A model whose answers do not follow from the whole history would make every check above vain.
 TEST(SimulationTest, OracleFollowsFromEveryTokenOfTheHistory) {
   const SamplingParams greedy{.temperature = 0};
