@@ -55,14 +55,17 @@ PART = [("mid-layer", "SIGKILL", "prefill"), ("verifying", "SIGKILL", "decode"),
         ("committing", "SIGSTOP", "decode"), ("first layer", "SIGSTOP+CONT", "prefill"), ("mid-decode", "SIGKILL", "router"),
         ("preempted", "restart", "decode")]
 
+# Until here the attempt needs both ranks: who loses one of them has to begin again.
+NEEDS_BOTH = list(PHASES)[:list(PHASES).index("committing")]
+
 STOPPED_SECONDS = 1.0
 REST_SECONDS = 10
 GONE = (OSError, http.client.HTTPException, ValueError, AttributeError)  # what a reader sees of a connection that is closed
 
 
 class Cell:
-    def __init__(self, cluster, symbols, phase, fault, role, want, salt):
-        self.cluster, self.symbols, self.want, self.salt = cluster, symbols, want, salt
+    def __init__(self, cluster, symbols, phase, fault, role, want, salt, leased_max):
+        self.cluster, self.symbols, self.want, self.salt, self.leased_max = cluster, symbols, want, salt, leased_max
         self.phase, self.fault, self.role = phase, fault, role
         self.marker_role, self.function, self.nth, _ = PHASES[phase]
         self.failures, self.flippers = [], []
@@ -76,8 +79,7 @@ class Cell:
         retries = self.retries()
         with contextlib.ExitStack() as stack:
             traps, counts = self.set_traps(stack) if self.symbols else ([], {})
-            marker = self.reach(traps)
-            victims = self.victims(marker, counts)
+            marker, victims = self.reach(traps, counts)
         watcher = threading.Thread(target=self.watch_leases)
         watcher.start()
         try:
@@ -92,12 +94,16 @@ class Cell:
             raise AssertionError("; ".join(self.failures))
         result = {"pause": max(s.gap(self.struck_at) for s in self.streams), "damaged": sum(f.damaged() for f in self.flippers)}
         result["leased"] = max(0.0, self.leased_at - self.struck_at)
+        if self.fault != "slow link":
+            assert result["leased"] <= self.leased_max, f"blocks were leased until {result['leased']:.1f} s after the fault"
         if self.router_serves():
             result["rest"] = self.cluster.wait_for_rest(REST_SECONDS)
         result["crashed"] = self.mend(victims)
         rest = self.cluster.wait_for_rest(REST_SECONDS)
         result.setdefault("rest", rest)
         result["retries"] = max(0, self.retries() - retries) if self.router_serves() else None
+        if self.symbols and self.phase in NEEDS_BOTH and self.fault in ("SIGKILL", "SIGSTOP") and self.role != "router":
+            assert result["retries"] > 0, "the fault cost nothing: it struck another rank"
         self.check_new_request()
         return result
 
@@ -146,17 +152,19 @@ class Cell:
                 stack.callback(counts[p].close)
         return traps, counts
 
-    def reach(self, traps):
-        """The process that stands still in the phase, while all clients wait or are served by others."""
+    def reach(self, traps, counts):
+        """The process that stands still in the phase, while all clients wait or are served by others, and who is to be struck."""
         crowd = self.phase in ("preempted", "cancelling", "draining")
         self.start(*range(3 if crowd else 1))
         marker = self.stopped_by(traps) if self.symbols else self.stop_by_time()
         if self.phase == "cancelling":
             marker = self.cancel(marker)
+        time.sleep(0.03)  # the other rank hears of the request too
+        victims = self.victims(marker, counts)  # before others have requests
         if not crowd:
             self.start(1, 2)
-        time.sleep(0.03)
-        return marker
+            time.sleep(0.03)
+        return marker, victims
 
     def stopped_by(self, traps):
         trap = wait_stopped(traps, 60)
@@ -313,10 +321,10 @@ def undisturbed(cluster, rng):
     return {"prompts": prompts, "tokens": tokens}
 
 
-def run_cells(cluster, symbols, cells, want, seed, record):
+def run_cells(cluster, symbols, cells, want, seed, leased_max, record):
     for number, (phase, fault, role) in enumerate(cells):
         try:
-            r = Cell(cluster, symbols, phase, fault, role, want, f"{seed}-{number}").run()
+            r = Cell(cluster, symbols, phase, fault, role, want, f"{seed}-{number}", leased_max).run()
             print(f"{phase}, {fault}, {role}: longest pause {r['pause']:.2f} s, {r['retries']} attempts repeated, leases until "
                   f"{r['leased']:.2f} s, at rest after {r['rest']:.2f} s" + (f", {r['damaged']} packets damaged, {r['crashed']} processes died"
                                           if fault == "bit flip" else ""), flush=True)
@@ -342,6 +350,7 @@ def main():
     parser.add_argument("--repeat", type=int, default=1, help="each cell so many times")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kernels", default="avx2", help="of the engines")
+    parser.add_argument("--leased-seconds", type=float, default=5, help="that a fault may keep blocks leased or in quarantine")
     parser.add_argument("--pauses", action="store_true", help="bound the pauses too: on a quiet machine")
     args = parser.parse_args()
     symbols = Symbols(args.binary) if available() else None
@@ -376,7 +385,7 @@ def main():
             engine = [*ENGINE, "--kernels", args.kernels, "--kv-blocks", KV_BLOCKS_TO_PREEMPT if preempts else KV_BLOCKS]
             cluster = stack.enter_context(Processes(args.binary, args.model, engine=engine, network=network))
             want = undisturbed(cluster, random.Random(args.seed))
-            run_cells(cluster, symbols, mine, want, args.seed, record)
+            run_cells(cluster, symbols, mine, want, args.seed, args.leased_seconds, record)
     slow = summary(runs, FAULTS)
     if args.pauses:
         print(f"pauses that are too long: {slow or 'none'}")

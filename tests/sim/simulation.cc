@@ -44,10 +44,11 @@ class Simulation {
       world_.loop.Log("planned: ", Describe(f));
       world_.loop.After(kStart + f.at, [this, f] { Inject(f); });
       calm_at_ = std::max(calm_at_, f.at + f.lasts);
+      world_.wire_was_bad |= f.kind == Fault::Kind::kBadWire;
       world_.first_fault = std::min(world_.first_fault, absl::UnixEpoch() + kStart + f.at);
     }
     // Workers dial anew within 500 ms, and the router must have noticed all that happened.
-    world_.calm = absl::UnixEpoch() + kStart + calm_at_ + absl::Seconds(8);
+    world_.calm_from = absl::UnixEpoch() + kStart + calm_at_ + absl::Seconds(8);
     const int count = choice_.Int(2, 8);
     for (int i = 0; i < count; ++i) {
       AddClient(kStart + choice_.Between(absl::ZeroDuration(), choice_.Chance(0.7)
@@ -55,8 +56,8 @@ class Simulation {
                                                                    : absl::Seconds(3)),
                 /*probe=*/false);
     }
-    Until(world_.calm, [this] { return result_.faults.empty() && AllOver(); });
-    Until(world_.calm + kCalm, [this] { return AllOver(); });
+    Until(world_.calm_from, [this] { return result_.faults.empty() && AllOver(); });
+    Until(world_.calm_from + kCalm, [this] { return AllOver(); });
     if (!AllOver()) world_.Fail(absl::StrCat("not all requests ended: ", FirstOpen()));
     Probe();
     Rest();
@@ -217,7 +218,7 @@ void Simulation::Submit(Client* c) {
   world_.loop.Log("client ", c->number, " asks for ", c->request.max_tokens, " tokens after ",
                   c->request.prompt_ids.size(), number ? "" : ": refused");
   if (!number) {
-    if (world_.undisturbed()) world_.Fail(absl::StrCat("request ", c->number, " is refused"));
+    if (world_.calm()) world_.Fail(absl::StrCat("request ", c->number, " is refused"));
     c->over = true;
     ++result_.failed;
     return;
@@ -267,7 +268,7 @@ void Simulation::OnEnd(Client* c, const ClientUpdate& u) {
   ++result_.failed;
   const bool honest = absl::IsUnavailable(u.error) || absl::IsResourceExhausted(u.error) ||
                       absl::IsDeadlineExceeded(u.error);
-  if (world_.undisturbed() || !honest) {
+  if (world_.calm() || !honest) {
     world_.Fail(absl::StrCat(name, ": ", u.error.ToString()));
   }
 }

@@ -47,9 +47,11 @@ struct World {
   void Register(const std::shared_ptr<Connection>& connection) {
     connections.push_back(connection);
   }
-  // Nothing has failed yet, or the last fault was a while ago: now no attempt and no worker may be
-  // given up, but for want of room.
-  bool undisturbed() const { return loop.Now() < first_fault || loop.Now() > calm; }
+  // Nothing has failed yet, or the last fault was a while ago: no request may have an error.
+  bool calm() const { return loop.Now() < first_fault || loop.Now() > calm_from; }
+  // Besides, no attempt and no worker may be given up, but for want of room. A wire that lost a
+  // credit shows it no earlier than at the next hand-off.
+  bool undisturbed() const { return calm() && (loop.Now() < first_fault || !wire_was_bad); }
   void StartProcess(int node);
   // Its connections break, its memory is gone. Nothing if none runs.
   void EndProcess(int node);
@@ -72,7 +74,8 @@ struct World {
   std::function<void()> on_router_end;  // its clients see their connections close
   int kv_blocks = 0;                    // of each worker
   bool long_steps = false;              // some of an engine's steps take seconds: no fault
-  absl::Time first_fault = absl::InfiniteFuture(), calm = absl::InfiniteFuture();
+  absl::Time first_fault = absl::InfiniteFuture(), calm_from = absl::InfiniteFuture();
+  bool wire_was_bad = false;
   std::string violation;
   uint64_t frames_spoilt = 0, stale_frames = 0;      // sent; refused by receivers
   uint64_t blocks_shared = 0;                        // of prefixes that were there: not sent
