@@ -129,23 +129,34 @@ Conductor::Place Conductor::PlaceOf(const Request& r) {
   return {r.client.priority, r.attempts.attempt() == 0, r.deadline, r.number};
 }
 
+void Conductor::EnterLine(const Request& r) {
+  waiting_.insert(PlaceOf(r));
+  if (r.attempts.attempt() == 0) arrivals_.insert({r.client.priority, r.number});
+}
+
+void Conductor::LeaveLine(const Request& r) {
+  waiting_.erase(PlaceOf(r));
+  arrivals_.erase({r.client.priority, r.number});
+}
+
 // Of one priority those first whose answers have begun, then the others: in order, or, where the
-// queue has become longer than anybody likes to wait, from its end. In order all would come too
+// queue has become longer than anybody likes to wait, the newest first. In order all would come too
 // late then, one after the other; from the end those are served in time that can be, and the rest
 // when the load goes down.
 std::vector<uint64_t> Conductor::NextInLine(absl::Time now) const {
   std::vector<uint64_t> line;
-  const auto add = [&](const Place& place) {
-    const uint64_t number = std::get<uint64_t>(place);
+  const auto add = [&](uint64_t number) {
     if (requests_.at(number)->attempts.wake() <= now) line.push_back(number);
   };
   for (auto begin = waiting_.begin(); begin != waiting_.end() && line.size() < kLineMax;) {
     const auto [priority, fresh, deadline, number] = *begin;
     const auto end = waiting_.upper_bound({priority, fresh, absl::InfiniteFuture(), UINT64_MAX});
-    if (fresh && now - requests_.at(number)->arrival > kLongWait) {
-      for (auto it = end; it != begin && line.size() < kLineMax;) add(*--it);
+    const auto oldest = fresh ? arrivals_.lower_bound({priority, 0}) : arrivals_.end();
+    if (fresh && now - requests_.at(oldest->second)->arrival > kLongWait) {
+      auto it = arrivals_.upper_bound({priority, UINT64_MAX});
+      while (it != oldest && line.size() < kLineMax) add((--it)->second);
     } else {
-      for (auto it = begin; it != end && line.size() < kLineMax; ++it) add(*it);
+      for (auto it = begin; it != end && line.size() < kLineMax; ++it) add(std::get<3>(*it));
     }
     begin = end;
   }

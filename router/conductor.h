@@ -125,7 +125,10 @@ class Conductor {
   // before who has much, and waiting makes it less); arrival. But see NextInLine.
   using Place = std::tuple<int, bool, absl::Time, uint64_t>;
   static Place PlaceOf(const Request& r);
+  void EnterLine(const Request& r);
+  void LeaveLine(const Request& r);
   std::set<Place> waiting_;
+  std::set<std::pair<int, uint64_t>> arrivals_;       // those of waiting_ that have not begun
   std::set<std::pair<absl::Time, uint64_t>> timers_;  // one per request
   std::vector<uint64_t> unsent_;  // requests with an update for the end of the turn
 };

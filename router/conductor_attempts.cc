@@ -93,7 +93,7 @@ std::map<WorkerId, int> Conductor::PrefixesOf(Request& r) {
 }
 
 void Conductor::StartAttempt(Request& r, const Route& route) {
-  waiting_.erase(PlaceOf(r));
+  LeaveLine(r);
   r.waiting = false;
   if (r.attempts.Start(route) > 1) outside_.metrics->Retry();
   r.dispatched = std::min(r.dispatched, clock_->Now());
@@ -294,7 +294,7 @@ void Conductor::Settle(Request& r) {
   if (waits && !r.waiting) {
     r.waiting = true;
     r.waiting_since = now;
-    waiting_.insert(PlaceOf(r));
+    EnterLine(r);
   }
   absl::Time timer = r.deadline;
   if (waits) timer = std::min(timer, r.waiting_since + options_.outage_wait);
@@ -310,7 +310,7 @@ void Conductor::Erase(Request& r) {
   // The next turn of a conversation begins with this one and its answer.
   if (r.assigned && r.completion_tokens > 0) prefixes_.Add(ChainOf(r), r.assigned->decode);
   if (r.assigned) workers_.Release(r.number, *r.assigned, r.tokens());
-  waiting_.erase(PlaceOf(r));
+  LeaveLine(r);
   timers_.erase({r.timer, r.number});
   by_wire_id_.erase(r.wire_id);
   outside_.ended(r.id);

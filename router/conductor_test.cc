@@ -116,6 +116,20 @@ TEST_F(ConductorTest, ALongQueueIsServedFromItsEnd) {
   EXPECT_EQ(conductor_.waiting(), 0);
 }
 
+TEST_F(ConductorTest, ALongQueueIsServedByArrivalWhateverTheDeadlines) {
+  int next = 1;
+  while (next <= kUnservedMax) Begin(next++);
+  Begin(next++);                        // 65: ten minutes
+  Begin(next++, 0, absl::Seconds(20));  // 66
+  clock_.Advance(absl::Milliseconds(1500));
+  Begin(next++, 0, absl::Seconds(300));  // 67
+  Begin(next++, 0, absl::Seconds(20));   // 68: of those that wait, it has the second least time
+  for (int i = 0; i < 4; ++i) {
+    Serve(static_cast<size_t>(i));
+    EXPECT_EQ(Last(), kUnservedMax + 4 - i);
+  }
+}
+
 TEST_F(ConductorTest, WithoutAWorkerRequestsWaitForOneAMinuteOrTheirDeadline) {
   conductor_.workers().OnLost(0, StreamId(1), absl::UnavailableError("gone"));
   Begin(1);

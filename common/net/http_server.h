@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -73,6 +74,9 @@ struct HttpRoute {
   std::string method;  // GET also serves HEAD
   std::string path;    // exact
   HttpHandler handler;
+  // If given, says whether the request is refused, by its head alone (`body` is empty): before its
+  // body is taken into memory, if that has not come with the head. As a handler: must not wait.
+  std::function<std::optional<HttpResponse>(const HttpRequest& head)> refuse = nullptr;
 };
 
 struct HttpServerOptions {
@@ -83,7 +87,8 @@ struct HttpServerOptions {
   int connections_max = 1024;  // more get 503 and are closed
   uint32_t header_bytes_max = 16 << 10;
   uint64_t body_bytes_max = 16 << 20;
-  size_t pending_bytes_max = 8 << 20;               // written by a handler, not taken by the client
+  size_t bodies_bytes_max = 256 << 20;  // of all requests that are being read; more get 503
+  size_t pending_bytes_max = 8 << 20;   // written by a handler, not taken by the client
   absl::Duration read_timeout = absl::Seconds(10);  // of a whole request, from its first byte
   absl::Duration idle_timeout = absl::Seconds(60);  // between requests
   // Origins whose pages may read the answers (CORS); "*" is all. Empty: no other site's.

@@ -117,6 +117,11 @@ void Connection::End(uint64_t exchange) {
   PostFlush();
 }
 
+bool Connection::answering() {
+  MutexLock lock(mu_);
+  return !gone_ && answer_ != Answer::kNone;
+}
+
 void Connection::OnDisconnect(uint64_t exchange, std::function<void()> on_disconnect) {
   {
     MutexLock lock(mu_);

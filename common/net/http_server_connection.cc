@@ -25,6 +25,8 @@ constexpr size_t kReadAheadBytes = 64 << 10;
 // After a last answer the client may still be sending: closing at once would reset the connection
 // and take the answer with it.
 constexpr absl::Duration kLinger = absl::Seconds(2);
+// Bodies that are taken whatever others send.
+constexpr size_t kSmallBodyBytes = 64 << 10;
 
 HttpResponse ParseError(error_code error, const HttpServerOptions& options) {
   if (error == http::error::body_limit) {
@@ -80,6 +82,7 @@ Connection::Connection(std::shared_ptr<Shared> shared, Stream::Socket socket, bo
       write_timer_(socket_.get_executor()) {}
 
 Connection::~Connection() {
+  CountBody(0);
   MutexLock lock(shared_->mu);
   shared_->connections.erase(this);
   shared_->none_left.NotifyAll();
@@ -108,11 +111,6 @@ void Connection::Drain() {
   });
 }
 
-bool Connection::answering() {
-  MutexLock lock(mu_);
-  return !gone_ && answer_ != Answer::kNone;
-}
-
 void Connection::Cut() {
   asio::post(socket_.get_executor(), [self = shared_from_this()] { self->Close(); });
 }
@@ -128,7 +126,7 @@ void Connection::ExpectRequest() {
   parser_->body_limit(options.body_bytes_max);
   parser_->eager(true);
   awaits_request_ = true;
-  continue_sent_ = false;
+  continue_sent_ = head_checked_ = false;
   const bool idle = buffer_.size() == 0 && !first;
   Arm(&read_timer_, idle ? options.idle_timeout : options.read_timeout);
   if (buffer_.size() > 0) Parse();
@@ -183,8 +181,15 @@ void Connection::Parse() {
     error = http::error::bad_version;
   }
   if (error) return Reject(ParseError(error, shared_->options));
+  CountBody(parser_->get().body().size());
   if (parser_->is_done()) return OnRequest();
-  if (!parser_->is_header_done() || continue_sent_) return;
+  if (!parser_->is_header_done()) return;
+  if (auto refusal = EarlyRefusal()) {
+    const HttpRequest head = Head();
+    return Reject(*std::move(refusal),
+                  CorsHeaders(head, head.method == "OPTIONS", shared_->options.allowed_origins));
+  }
+  if (continue_sent_) return;
   if (boost::beast::iequals(parser_->get()[http::field::expect], "100-continue")) {
     continue_sent_ = true;
     MutexLock lock(mu_);
@@ -193,75 +198,109 @@ void Connection::Parse() {
   }
 }
 
-// An answer to what is not a request; then the connection closes.
-void Connection::Reject(HttpResponse response) {
+// While the body is still on its way.
+std::optional<HttpResponse> Connection::EarlyRefusal() {
+  const size_t limit = shared_->options.bodies_bytes_max;
+  if (body_bytes_ > kSmallBodyBytes && shared_->bodies_bytes > limit) {
+    return HttpError(
+        503, absl::StrCat("the bodies that are being read have more than ", limit, " bytes"),
+        "service_unavailable_error");
+  }
+  if (std::exchange(head_checked_, true)) return std::nullopt;
+  const HttpHandler* handler = nullptr;
+  return Refusal(Head(), &handler);
+}
+
+void Connection::CountBody(size_t bytes) {
+  shared_->bodies_bytes += bytes - body_bytes_;  // modulo 2^64
+  body_bytes_ = bytes;
+}
+
+// An answer to what is not taken as a request; then the connection closes.
+void Connection::Reject(HttpResponse response, std::string cors_headers) {
   awaits_request_ = false;
   Disarm(&read_timer_);
+  parser_.reset();
+  CountBody(0);
   uint64_t exchange;
   {
     MutexLock lock(mu_);
     answer_ = Answer::kAwaited;
     keep_alive_ = head_only_ = false;
-    cors_headers_.clear();
+    cors_headers_ = std::move(cors_headers);
     exchange = exchange_;
   }
   Begin(exchange, std::move(response), /*stream=*/false);
+}
+
+HttpRequest Connection::Head() const {
+  const auto& message = parser_->get();
+  HttpRequest request;
+  request.method = std::string(message.method_string());
+  if (request.method == "HEAD") request.method = "GET";
+  request.path = PathOf(std::string(message.target()));
+  if (const size_t mark = request.path.find('?'); mark != std::string::npos) {
+    request.query = request.path.substr(mark + 1);
+    request.path.resize(mark);
+  }
+  for (const auto& field : message) {
+    request.headers.emplace_back(field.name_string(), field.value());
+  }
+  return request;
 }
 
 void Connection::OnRequest() {
   awaits_request_ = false;
   Disarm(&read_timer_);
   auto& message = parser_->get();
-  HttpRequest request;
-  const std::string method(message.method_string());
-  request.method = method == "HEAD" ? "GET" : method;
-  request.path = PathOf(std::string(message.target()));
-  if (const size_t mark = request.path.find('?'); mark != std::string::npos) {
-    request.query = request.path.substr(mark + 1);
-    request.path.resize(mark);
-  }
+  HttpRequest request = Head();
   request.body = std::move(message.body());
-  for (const auto& field : message) {
-    request.headers.emplace_back(field.name_string(), field.value());
-  }
   uint64_t exchange;
   {
     MutexLock lock(mu_);
     answer_ = Answer::kAwaited;
     keep_alive_ = message.keep_alive();
     http10_ = message.version() == 10;
-    head_only_ = method == "HEAD";
-    cors_headers_ = CorsHeaders(request, method == "OPTIONS", shared_->options.allowed_origins);
+    head_only_ = message.method() == http::verb::head;
+    cors_headers_ =
+        CorsHeaders(request, request.method == "OPTIONS", shared_->options.allowed_origins);
     exchange = exchange_;
   }
   auto responder = MakeResponder(shared_from_this(), exchange);
   try {
-    Route(request, method == "OPTIONS", responder);
+    const HttpHandler* handler = nullptr;
+    if (auto refusal = Refusal(request, &handler)) {
+      responder->Send(*std::move(refusal));
+    } else {
+      (*handler)(request, responder);
+    }
   } catch (const std::exception& e) {  // bad_alloc, or a library's that a handler let through
     responder->Send(HttpError(500, e.what(), "server_error"));
   }
+  CountBody(0);
 }
 
-void Connection::Route(const HttpRequest& request, bool options,
-                       std::shared_ptr<HttpResponder> responder) {
+std::optional<HttpResponse> Connection::Refusal(const HttpRequest& request,
+                                                const HttpHandler** handler) const {
+  const bool options = request.method == "OPTIONS";
   std::set<std::string> allowed;
   for (const HttpRoute& route : shared_->routes) {
     if (route.path != request.path && !(options && request.path == "*")) continue;
-    if (route.method == request.method) return route.handler(request, std::move(responder));
+    if (route.method == request.method) {
+      *handler = &route.handler;
+      return route.refuse ? route.refuse(request) : std::nullopt;
+    }
     allowed.insert(route.method);
     if (route.method == "GET") allowed.insert("HEAD");
   }
-  if (allowed.empty()) {
-    responder->Send(HttpError(404, absl::StrCat("no such path: ", request.path)));
-    return;
-  }
+  if (allowed.empty()) return HttpError(404, absl::StrCat("no such path: ", request.path));
   allowed.insert("OPTIONS");
   HttpResponse response{.status = 204, .content_type = "", .body = "", .headers = {}};
   if (!options) {
     response = HttpError(405, absl::StrCat(request.path, " does not take ", request.method));
   }
   response.headers.emplace_back("Allow", absl::StrJoin(allowed, ", "));
-  responder->Send(std::move(response));
+  return response;
 }
 
 // ---- writing

@@ -31,6 +31,7 @@ struct Shared {
   boost::asio::io_context io;
   std::unique_ptr<boost::asio::ssl::context> tls;  // null: in clear
   std::atomic<bool> draining = false;
+  std::atomic<size_t> bodies_bytes = 0;  // that connections have in memory
   Mutex mu;
   bool stopping ABSL_GUARDED_BY(mu) = false;
   CondVar none_left;
@@ -72,8 +73,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void OnPeerGone();
   void Parse();
   void OnRequest();
-  void Route(const HttpRequest& request, bool options, std::shared_ptr<HttpResponder> responder);
-  void Reject(HttpResponse response);
+  HttpRequest Head() const;
+  // What a request gets whose body nobody needs; null: *handler is its.
+  std::optional<HttpResponse> Refusal(const HttpRequest& head, const HttpHandler** handler) const;
+  std::optional<HttpResponse> EarlyRefusal();
+  void CountBody(size_t bytes);
+  void Reject(HttpResponse response, std::string cors_headers = "");
   void Flush();
   void SendSome();
   void AnswerComplete();
@@ -98,7 +103,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::optional<Parser> parser_;
   bool awaits_request_ = false;  // what arrives belongs to parser_'s request
   bool continue_sent_ = false;
-  bool reading_ = false;  // a read is pending
+  bool head_checked_ = false;
+  size_t body_bytes_ = 0;  // of parser_'s request, as the sum in shared_ has them
+  bool reading_ = false;   // a read is pending
   bool lingering_ = false;
   bool closed_ = false;
   std::string writing_;  // of the pending write; empty: none is pending

@@ -361,6 +361,40 @@ TEST_F(HttpServerTest, ConnectionsAboveTheLimitGet503) {
   }));
 }
 
+TEST_F(HttpServerTest, BodiesThatNobodyWantsAreNotAwaited) {
+  Start();
+  const std::string begin = " HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n{";
+  for (const auto& [request, status] : {std::pair("POST /nowhere", "404"), {"POST /held", "405"}}) {
+    HttpTestClient client(server_->port());
+    client.Send(request + begin);
+    EXPECT_TRUE(absl::StartsWith(client.ReadAll(), absl::StrCat("HTTP/1.1 ", status)));
+  }
+}
+
+TEST_F(HttpServerTest, BodiesThatAreReadAreBoundedTogether) {
+  Start({.bodies_bytes_max = 300'000});
+  const std::string head = "POST /echo HTTP/1.1\r\nContent-Length: 200000\r\n\r\n";
+  std::vector<std::unique_ptr<HttpTestClient>> clients;
+  for (int i = 0; i < 2; ++i) {
+    clients.push_back(std::make_unique<HttpTestClient>(server_->port()));
+    clients.back()->Send(head + std::string(199'999, 'x'));
+  }
+  // Whichever of them was read last.
+  std::string answers = Roundtrip("POST /echo HTTP/1.1\r\nContent-Length: 2\r\n\r\nab");
+  EXPECT_TRUE(absl::EndsWith(answers, "|ab")) << "small ones are taken";
+  for (const auto& client : clients) client->Send("x");
+  int refused = 0, good = 0;
+  for (const auto& client : clients) {
+    const std::string answer = client->ReadResponse();
+    refused += absl::StartsWith(answer, "HTTP/1.1 503 ");
+    good += absl::StartsWith(answer, "HTTP/1.1 200 ");
+  }
+  EXPECT_EQ(refused, 1);
+  EXPECT_EQ(good, 1);
+  clients.clear();
+  EXPECT_TRUE(absl::StartsWith(Roundtrip(head + std::string(200'000, 'x')), "HTTP/1.1 200 "));
+}
+
 TEST_F(HttpServerTest, ManyConnectionsAtOnce) {
   Start({.io_threads = 4});
   std::vector<std::thread> threads;

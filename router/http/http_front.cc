@@ -113,21 +113,20 @@ struct HttpFront::Impl {
 
 HttpRoute HttpFront::Impl::Guarded(std::string method, std::string path,
                                    HttpHandler handler) const {
-  return {
-      std::move(method), path,
-      [this, path, handler = std::move(handler)](const HttpRequest& request, Responder responder) {
-        const std::string_view key = request.Header("Authorization");
-        if (path == kDebugPath && keys.Allows(key) && !keys.AllowsAdmin(key)) {
-          responder->Send(HttpError(403, "an admin key is wanted here", "permission_error"));
-          return;
-        }
-        if (keys.Allows(key)) return handler(request, std::move(responder));
-        HttpResponse refusal =
-            HttpError(401, "a valid API key is wanted as \"Authorization: Bearer KEY\"",
-                      "authentication_error", {}, "invalid_api_key");
-        refusal.headers.emplace_back("WWW-Authenticate", "Bearer");
-        responder->Send(std::move(refusal));
-      }};
+  const bool for_admins = path == kDebugPath;
+  return {std::move(method), std::move(path), std::move(handler),
+          [this, for_admins](const HttpRequest& head) -> std::optional<HttpResponse> {
+            const std::string_view key = head.Header("Authorization");
+            if (for_admins && keys.Allows(key) && !keys.AllowsAdmin(key)) {
+              return HttpError(403, "an admin key is wanted here", "permission_error");
+            }
+            if (keys.Allows(key)) return std::nullopt;
+            HttpResponse refusal =
+                HttpError(401, "a valid API key is wanted as \"Authorization: Bearer KEY\"",
+                          "authentication_error", {}, "invalid_api_key");
+            refusal.headers.emplace_back("WWW-Authenticate", "Bearer");
+            return refusal;
+          }};
 }
 
 ApiContext HttpFront::Impl::Api() const {

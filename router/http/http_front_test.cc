@@ -402,6 +402,14 @@ TEST_F(HttpFrontTest, WithKeysOnlyHealthIsOpen) {
   for (const char* path : {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"}) {
     EXPECT_EQ(Status(Ask(Post(path, "{}"))), 401) << path;
   }
+  // Before the body has come.
+  HttpTestClient slow(front_->port());
+  slow.Send(
+      "POST /v1/completions HTTP/1.1\r\nContent-Length: 1000000\r\n"
+      "Origin: https://a.example\r\n\r\n{");
+  const std::string early = slow.ReadAll();
+  EXPECT_EQ(Status(early), 401);
+  EXPECT_TRUE(absl::StrContains(early, "Access-Control-Allow-Origin: https://a.example")) << early;
   const auto with_key = [this](const std::string& key) {
     return Status(Ask("GET /v1/models HTTP/1.1\r\nAuthorization: Bearer " + key + "\r\n\r\n"));
   };
