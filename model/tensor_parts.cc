@@ -28,7 +28,7 @@ LoadedTensor Columns(const WeightView& w, size_t begin, size_t count) {
   return out;
 }
 
-WeightView Rows(const WeightView& w, size_t begin, size_t count) {
+WeightView RowsOf(const WeightView& w, size_t begin, size_t count) {
   const auto* from = static_cast<const std::byte*>(w.data);
   return {from + begin * w.k * SizeOf(w.dtype), w.dtype, count, w.k};
 }

@@ -131,7 +131,7 @@ class Loader {
                                       WeightFormat format) {
     return CachedOne(p.NameOf(name), format, p.count, k, [&]() -> absl::StatusOr<PackedWeight> {
       ASSIGN_OR_RETURN(const LoadedTensor t, Get(name, {p.n, k}));
-      return kernels_.gemm->Pack(Rows(t.view, p.begin, p.count), format);
+      return kernels_.gemm->Pack(RowsOf(t.view, p.begin, p.count), format);
     });
   }
   absl::StatusOr<PackedWeight> Packed(const std::string& name, const Part& p, uint64_t k) {
@@ -250,9 +250,10 @@ class Loader {
       ASSIGN_OR_RETURN(const LoadedTensor kv_b, Get(name, {heads * (nope + v), latent}));
       std::vector<PackedWeight> packed;
       for (int i = h.first_head; i < h.first_head + h.heads; ++i) {
-        const LoadedTensor uk = Transpose(Rows(kv_b.view, i * (nope + v), nope));
+        const LoadedTensor uk = Transpose(RowsOf(kv_b.view, i * (nope + v), nope));
         packed.push_back(kernels_.gemm->Pack(uk.view, absorbed));
-        packed.push_back(kernels_.gemm->Pack(Rows(kv_b.view, i * (nope + v) + nope, v), absorbed));
+        packed.push_back(
+            kernels_.gemm->Pack(RowsOf(kv_b.view, i * (nope + v) + nope, v), absorbed));
       }
       return packed;
     };
