@@ -55,10 +55,6 @@ MUTATIONS = {
         ("decode/attempt_join.cc", "  if (!submitted_) join_by_ = now + options_.submit_wait;\n  MaybeAdopt",
          "  if (!ON && !submitted_) join_by_ = now + options_.submit_wait;\n  MaybeAdopt"),
     ],
-    "a decode rank's codes are passed on to the client": [
-        ("prefill/prefill_attempts.cc", "  switch (status.code()) {\n    case absl::StatusCode::kNotFound:",
-         "  switch (ON ? absl::StatusCode::kOk : status.code()) {\n    case absl::StatusCode::kNotFound:"),
-    ],
     "blocks of an aborted hand-off are free at once": [
         ("decode/attempt_join.cc", "out->push_back({.what = Do::kCancelKv});",
          "out->push_back({.what = ON ? Do::kFreeBlocks : Do::kCancelKv});"),

@@ -1,6 +1,5 @@
 // Late frames of hand-offs that are over, against blocks that have a new tenant: none may change a
-// byte, and neither may a store into a ring that has been read. The receiver is the one of
-// production; the control is the same with its checks off
+// byte. The receiver is the one of production; the control is the same with its checks off
 // (mutate.py), where contamination must show, or the experiment would prove nothing.
 #include <gtest/gtest.h>
 
@@ -19,10 +18,6 @@ namespace {
 constexpr int kLayers = 2, kPool = 24, kHandOffBlocks = 8;
 constexpr int kChecksOff = 1;  // the number of the mutation: frames are stored whatever they name
 constexpr size_t kHistory = 256;
-
-struct alignas(kRingAlign) Line {
-  std::byte bytes[kRingAlign];
-};
 
 KvLayout SmallLayout() {
   return {.kind = KvLayout::Kind::kMla,
@@ -52,7 +47,7 @@ struct Sent {  // one block of one hand-off, as its sender said it
 
 class StaleWrites {
  public:
-  StaleWrites(uint64_t seed, bool in_ring) : rng_(seed), in_ring_(in_ring) {}
+  explicit StaleWrites(uint64_t seed) : rng_(seed) {}
 
   // Hand-offs one after the other on a small pool, until `frames` stale ones have been delivered.
   void Run(uint64_t frames) {
@@ -124,22 +119,11 @@ class StaleWrites {
   }
 
   void Deliver(const Sent& s) {
-    std::vector<std::byte> payload(kFrameEntryBytes + (in_ring_ ? 0 : s.bytes.size()));
-    FrameHeader h = s.header;
-    std::span<std::byte> to = std::span(payload).subspan(kFrameEntryBytes);
-    if (in_ring_) {
-      h.flags = kFrameInRing;
-      h.ring_position = *writer_.Take(RingStride(s.bytes.size()));
-      to = ring().subspan(h.ring_position % ring().size());
-    }
-    std::copy(s.bytes.begin(), s.bytes.end(), to.begin());
-    const auto header = EncodeFrame(h, {&s.entry, 1}, payload);
+    std::vector<std::byte> payload(kFrameEntryBytes);
+    payload.insert(payload.end(), s.bytes.begin(), s.bytes.end());
+    const auto header = EncodeFrame(s.header, {&s.entry, 1}, payload);
     end_.OnFrame(header, payload);
     end_.Work();
-    if (!in_ring_) return;
-    ASSERT_TRUE(writer_.Credit(writer_.written()).ok());
-    // Stores that were under way when the frame had been read.
-    std::fill(ring().begin(), ring().end(), static_cast<std::byte>(rng_()));
   }
 
   void Commit(const KvTarget& target, uint64_t session, const std::vector<Sent>& mine) {
@@ -173,14 +157,7 @@ class StaleWrites {
     if (history_.size() > kHistory) history_.pop_front();
   }
 
-  std::span<std::byte> ring() {
-    return {reinterpret_cast<std::byte*>(memory_.data()), memory_.size() * kRingAlign};
-  }
-
   std::mt19937_64 rng_;
-  const bool in_ring_;
-  std::vector<Line> memory_{32};
-  RingWriter writer_{memory_.size() * kRingAlign};
   MonotonicClock clock_;
   KvStorage kv_{SmallLayout(), kPool};
   BlockPool pool_{kPool};
@@ -188,11 +165,11 @@ class StaleWrites {
       {.numerics_id = "n"},
       &kv_,
       &clock_,
-      [this](const KvHello&, KvHelloAnswer* answer,
-             OnLaneError) -> absl::StatusOr<std::unique_ptr<ReceiveLane>> {
-        answer->lane = in_ring_ ? "shm" : "tcp";
+      [](const KvHello&, KvHelloAnswer* answer,
+         OnLaneError) -> absl::StatusOr<std::unique_ptr<ReceiveLane>> {
+        answer->lane = "tcp";
         return std::make_unique<ReceiveLane>(answer->peer_token, std::make_unique<SilentWire>(),
-                                             in_ring_ ? ring() : std::span<std::byte>());
+                                             std::span<const std::byte>());
       },
       [this] { return rng_(); },
       [this](const KvTarget& target, bool, const absl::Status&) { pool_.Release(target.blocks); }};
@@ -209,19 +186,17 @@ class StaleWrites {
     KvHello hello;
     hello.numerics_id = "n";
     hello.layout_id = kv_.layout().LayoutId();
-    hello.lanes = {"shm", "tcp"};
+    hello.lanes = {"tcp"};
     const auto answer = end_.Hello(hello);
     EXPECT_TRUE(answer.ok()) << answer.status();
     return answer.ok() ? answer->peer_token : 0;
   }
 };
 
-class StaleWritesTest : public ::testing::TestWithParam<bool> {};
-
-TEST_P(StaleWritesTest, NoneChangesABlock) {
+TEST(StaleWritesTest, NoneChangesABlock) {
   const uint64_t seed = std::random_device{}();
   SCOPED_TRACE("seed " + std::to_string(seed));
-  StaleWrites run(seed, /*in_ring=*/GetParam());
+  StaleWrites run(seed);
   run.Run(100'000);
   std::printf("%llu stale writes, %llu hand-offs committed, %llu of them changed a byte\n",
               static_cast<unsigned long long>(run.injected),
@@ -231,9 +206,9 @@ TEST_P(StaleWritesTest, NoneChangesABlock) {
   EXPECT_GT(run.committed, 1000u);
 }
 
-TEST_P(StaleWritesTest, WithoutTheChecksContaminationIsSeen) {
+TEST(StaleWritesTest, WithoutTheChecksContaminationIsSeen) {
   sim::Mutation() = kChecksOff;
-  StaleWrites run(1, /*in_ring=*/GetParam());
+  StaleWrites run(1);
   run.Run(5'000);
   sim::Mutation() = 0;
   std::printf(
@@ -243,9 +218,6 @@ TEST_P(StaleWritesTest, WithoutTheChecksContaminationIsSeen) {
       static_cast<unsigned long long>(run.contaminated));
   EXPECT_GT(run.contaminated, 100u);
 }
-
-INSTANTIATE_TEST_SUITE_P(Lanes, StaleWritesTest, ::testing::Bool(),
-                         [](const auto& lane) { return lane.param ? "ring" : "tcp"; });
 
 }  // namespace
 }  // namespace switchyard
