@@ -46,9 +46,9 @@ class Driver {
                        changed_.NotifyAll();
                      },
                  .events =
-                     [this](StreamId, pb::StepEvents events) {
+                     [this](StreamId, const std::shared_ptr<const pb::StepEvents>& events) {
                        MutexLock lock(mu_);
-                       for (const auto& e : events.events())
+                       for (const auto& e : events->events())
                          events_[FromProto(e.id())].push_back(e);
                        changed_.NotifyAll();
                      },
