@@ -135,8 +135,19 @@ void Rewrite(
   out << text << data;
 }
 
-// Heads whose weights are zero, put before the real ones, are further groups of the output
-// projection that add exactly nothing, wherever the tree joins them.
+// `bytes` as `parts` equal parts, each `copies` times, or once and behind zeros.
+std::string Repeat(const std::string& bytes, int parts, int copies, bool zeros) {
+  const size_t size = bytes.size() / parts;
+  std::string out;
+  for (int i = 0; i < parts * copies; ++i) {
+    const bool real = !zeros || i % copies == copies - 1;
+    out += real ? bytes.substr(i / copies * size, size) : std::string(size, '\0');
+  }
+  return out;
+}
+
+// A group of the output projection is as many heads as there are eights of them. Heads whose
+// weights are zero, put before each of eight real ones, make groups that end with the same sums.
 TEST_F(DamagedModelTest, OutputProjectionJoinsGroupsOfHeads) {
   const Case qwen3{kQwen3, "reference", DType::kFloat32};
   const auto plain = LoadOrDie(qwen3);
@@ -155,17 +166,19 @@ TEST_F(DamagedModelTest, OutputProjectionJoinsGroupsOfHeads) {
             "\"num_key_value_heads\": " + std::to_string(2 * copies));
     const std::string path = dir_ + "/model.safetensors";
     Rewrite(*checkpoint, path, [&](const std::string& name, TensorEntry& e, std::string& bytes) {
-      if (name.ends_with("o_proj.weight")) {  // zero columns before each row's own
+      if (name.ends_with("o_proj.weight")) {
         const size_t row = e.shape[1] * 2;
         std::string wide;
         for (size_t r = 0; r < e.shape[0]; ++r) {
-          wide += std::string(row * (copies - 1), '\0') + bytes.substr(r * row, row);
+          wide += Repeat(bytes.substr(r * row, row), 8, copies, /*zeros=*/true);
         }
         bytes = wide;
         e.shape[1] *= copies;
-      } else if (name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight") ||
-                 name.ends_with("v_proj.weight")) {  // zero rows
-        bytes.insert(0, bytes.size() * (copies - 1), '\0');
+      } else if (name.ends_with("q_proj.weight")) {
+        bytes = Repeat(bytes, 8, copies, /*zeros=*/true);
+        e.shape[0] *= copies;
+      } else if (name.ends_with("k_proj.weight") || name.ends_with("v_proj.weight")) {
+        bytes = Repeat(bytes, 2, copies, /*zeros=*/false);
         e.shape[0] *= copies;
       }
     });
@@ -175,7 +188,7 @@ TEST_F(DamagedModelTest, OutputProjectionJoinsGroupsOfHeads) {
     const auto model = Load(options);
     ASSERT_TRUE(model.ok()) << model.status();
     Bench wide(**model, 2);
-    EXPECT_TRUE(SameBits(wide.Run(part), wanted)) << copies << " groups";
+    EXPECT_TRUE(SameBits(wide.Run(part), wanted)) << copies << " heads a group";
   }
 }
 
