@@ -186,7 +186,7 @@ def test_hostile(client, cluster):
     assert code == grpc.StatusCode.INTERNAL, code  # what gRPC says of bytes that it cannot parse
     assert client.generate(text="a", max_tokens=1)[-1].finish_reason == 2
     grown = resident() - before
-    assert grown < 256 << 20, f"{grown >> 20} MiB more"
+    assert grown < 512 << 20, f"{grown >> 20} MiB more"  # AddressSanitizer keeps 256 MiB of what was freed
 
 
 def test_cancel_and_abort(client):
