@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing (Debian packages), builds, and runs every test: optimised, with AddressSanitizer and
-# UndefinedBehaviorSanitizer, with ThreadSanitizer (what does not link gRPC), and some seconds of every fuzzer.
+# UndefinedBehaviorSanitizer, with ThreadSanitizer (what does not link gRPC), and some seconds of every fuzzer. Where
+# nvcc is, the CUDA backend is compiled and linked.
 # The last line says how many passed; before it stands what tests left out for want of a tool (kubectl) or of PyPI.
 # usage: run_tests.sh [--fast]     --fast: optimised only
 set -uo pipefail
@@ -25,13 +26,13 @@ count() {
   fi
 }
 
-# suite NAME FLAGS…: all Bazel tests in one configuration.
+# suite NAME TARGETS FLAGS…: these Bazel tests in one configuration.
 suite() {
-  local name=$1 log
-  shift
+  local name=$1 targets=$2 log
+  shift 2
   echo "==> tests: $name"
   log=$(mktemp)
-  bazel test --keep_going --noshow_progress --color=no "$@" -- //... 2>&1 | grep -v 'linux-sandbox' | tee "$log"
+  bazel test --keep_going --noshow_progress --color=no "$@" -- "$targets" 2>&1 | grep -v 'linux-sandbox' | tee "$log"
   local status=${PIPESTATUS[0]}
   local ok bad
   ok=$(grep -cE '^//\S+ +(\(cached\) )?PASSED' "$log")
@@ -45,13 +46,24 @@ suite() {
   grep -rhiE '^skipped:' --include=test.log "$(bazel info "$@" bazel-testlogs 2>/dev/null)" >>"$skipped"
 }
 
+# cuda: compiles and links the CUDA backend and runs those of its tests that only it can build. No GPU is needed.
+cuda() {
+  if ! command -v "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" nvcc >/dev/null; then
+    echo "skipped: there is no nvcc: the CUDA backend is neither compiled nor linked" | tee -a "$skipped"
+    return
+  fi
+  count "CUDA build" bazel build --noshow_progress --color=no --config=cuda //...
+  suite "CUDA, what needs no GPU" //kernels/cuda/... --config=cuda
+}
+
 shell_scripts() { git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck; }
 
 count "shellcheck" shell_scripts
-suite optimised
+suite optimised //...
+cuda
 if [[ "${1:-}" != "--fast" ]]; then
-  suite "address and undefined-behaviour sanitizers" --config=asan
-  suite "thread sanitizer" --config=tsan
+  suite "address and undefined-behaviour sanitizers" //... --config=asan
+  suite "thread sanitizer" //... --config=tsan
   count "fuzzers" tests/fuzz.sh 10
 fi
 
