@@ -27,6 +27,16 @@ struct Join {
   AttemptJoin join{AttemptJoin::Options{}};
   absl::Time now = kStart;
   Dos operator()(const J::Event& e) { return Whats(join.Step(e, now)); }
+  // The router's request, the peer's reservation, and all of its KV.
+  Dos TakeKv() {
+    Dos last;
+    for (const J::Event& e :
+         {J::Event(J::Submitted{}), J::Event(J::ReserveCalled{1, kPeer, 40}), J::Event(J::Leased{}),
+          J::Event(J::Opened{}), J::Event(J::CommitCalled{2, kPeer}), J::Event(J::KvCommitted{})}) {
+      last = (*this)(e);
+    }
+    return last;
+  }
 };
 
 TEST(AttemptJoinTest, HandOffThenSubmit) {
@@ -48,12 +58,7 @@ TEST(AttemptJoinTest, HandOffThenSubmit) {
 TEST(AttemptJoinTest, RepeatedCommitGetsTheFirstAnswerAlsoAfterTheEnd) {
   for (const J::Event& end : {J::Event(J::Finished{}), J::Event(J::Aborted{})}) {
     Join j;
-    j(J::Submitted{});
-    j(J::ReserveCalled{1, kPeer, 40});
-    j(J::Leased{});
-    j(J::Opened{});
-    j(J::CommitCalled{2, kPeer});
-    j(J::KvCommitted{});
+    j.TakeKv();
     EXPECT_EQ(j(J::Adopted{}), Dos{Do::kAnswerCommit});
     j(end);
     const auto repeat = j.join.Step(J::CommitCalled{3, kPeer}, kStart);
@@ -75,12 +80,7 @@ TEST(AttemptJoinTest, RepeatedCommitGetsTheFirstAnswerAlsoAfterTheEnd) {
 
 TEST(AttemptJoinTest, SubmitThenHandOff) {
   Join j;
-  EXPECT_EQ(j(J::Submitted{}), Dos{});
-  j(J::ReserveCalled{1, kPeer, 40});
-  j(J::Leased{});
-  j(J::Opened{});
-  j(J::CommitCalled{2, kPeer});
-  EXPECT_EQ(j(J::KvCommitted{}), Dos{Do::kAdopt});
+  EXPECT_EQ(j.TakeKv(), Dos{Do::kAdopt});
 }
 
 TEST(AttemptJoinTest, PeerThatIsRefusedAndNeverComesBackLeavesNothing) {
@@ -122,12 +122,7 @@ TEST(AttemptJoinTest, CancelledHandOffIsForThePrefillRankToTell) {
   j(J::Opened{});
   EXPECT_EQ(j(J::CancelCalled{kPeer}), Dos{Do::kCancelKv});
   Join running;
-  running(J::Submitted{});
-  running(J::ReserveCalled{1, kPeer, 40});
-  running(J::Leased{});
-  running(J::Opened{});
-  running(J::CommitCalled{2, kPeer});
-  running(J::KvCommitted{});
+  running.TakeKv();
   running(J::Adopted{});
   EXPECT_EQ(running(J::CancelCalled{kPeer}), (Dos{Do::kSendError, Do::kAbortEngine}))
       << "the router may take the prefill rank's failure for over";

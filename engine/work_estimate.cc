@@ -6,6 +6,7 @@
 #include "model/weight_source.h"
 
 namespace switchyard {
+
 WorkEstimate EstimateWork(const ModelConfig& c, DType dtype,
                           std::optional<WeightFormat> quantization, int ranks) {
   const double bytes = SizeOf(dtype);

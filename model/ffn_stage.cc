@@ -47,7 +47,6 @@ absl::Status Experts(StepContext& step, const LayerWeights& w, MicroBatch& b) {
   const size_t row_bytes = tokens.cols * SizeOf(tokens.dtype);
   b.expert_rows = {b.expert_bytes.Get(index.size() * row_bytes), tokens.dtype, index.size(),
                    tokens.cols, row_bytes};
-  if (index.empty()) return absl::OkStatus();
   step.kernels.grouped_gemm->ExpertFfn(step.kernel_context, tokens, index, offsets, w.expert_table,
                                        b.expert_rows);
   return absl::OkStatus();

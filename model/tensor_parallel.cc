@@ -8,6 +8,7 @@
 #include "model/stages.h"
 
 namespace switchyard {
+
 RowSlice SliceOf(size_t rows, int rank, int ranks) {
   const size_t begin = rows * rank / ranks, end = rows * (rank + 1) / ranks;
   return {begin, end - begin};

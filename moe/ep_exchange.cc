@@ -85,12 +85,13 @@ bool EpDispatcher::TakeExchange(int peer, const EpFrameHeader& frame) {
   const int mate = peer - first_mate();
   const bool known = mate >= 0 && mate < ranks();
   // A mate that waited for nothing in this exchange may be in the next one.
-  if (known && (frame.op > x.id)) return false;
+  if (known && frame.op > x.id) return false;
   EpLink& link = *group_.link(peer);
-  const Matrix<float> to = known && x.active ? x.from[mate] : Matrix<float>();
-  const size_t row_bytes = to.cols() * SizeOf(x.wire), in = known && x.active ? x.rows_in[mate] : 0;
-  if (!known || !x.active || frame.op != x.id || frame.first != in || frame.count == 0 ||
-      frame.count > to.rows() - in || frame.bytes != frame.count * row_bytes) {
+  const bool expected = known && x.active && frame.op == x.id;
+  const Matrix<float> to = expected ? x.from[mate] : Matrix<float>();
+  const size_t row_bytes = to.cols() * SizeOf(x.wire), in = expected ? x.rows_in[mate] : 0;
+  if (!expected || frame.first != in || frame.count == 0 || frame.count > to.rows() - in ||
+      frame.bytes != frame.count * row_bytes) {
     link.Break(absl::InternalError(absl::StrCat(
         "rows ", frame.first, " + ", frame.count, " of exchange ", frame.op, " in ", frame.bytes,
         " bytes where row ", in, " of ", to.rows(), " of exchange ", x.id, " is wanted")));

@@ -16,7 +16,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   model.vocab_size = 100;
   model.max_model_len = 64;
   const RouterLimits limits;
-  auto requests = FromProto(message, model, RouterLimits(), nullptr);
+  auto requests = FromProto(message, model, limits, nullptr);
   if (!requests.ok()) {
     SY_CHECK(absl::IsInvalidArgument(requests.status()));
     return 0;

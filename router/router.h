@@ -138,13 +138,12 @@ class RouterCore {
 
   // Whether Submit would refuse any request of that priority and deadline now, whatever its prompt
   // is: before anybody tokenizes it. Errors as Submit's.
-  virtual absl::Status CheckAdmission(int priority, absl::Duration deadline) const {
-    (void)priority, (void)deadline;
+  virtual absl::Status CheckAdmission(int /*priority*/, absl::Duration /*deadline*/) const {
     return absl::OkStatus();
   }
   // Takes the request or says at once why not: kInvalidArgument, kResourceExhausted (RetryAfter of
-  // cluster/convert.h tells when it has a chance),
-  // kUnavailable (no worker, draining), kAlreadyExists (request_id in use). Returns the request id.
+  // cluster/convert.h tells when it has a chance), kUnavailable (no worker, draining),
+  // kAlreadyExists (request_id in use). Returns the request id.
   virtual absl::StatusOr<std::string> Submit(ClientRequest request, Sink sink) = 0;
   // Ends a request: a last update (kAbort) follows if it was running. False if unknown. Its KV is
   // freed on every worker.

@@ -12,6 +12,7 @@
 
 namespace switchyard {
 
+// The longest text that is normalized or tokenized.
 inline constexpr size_t kTextBytesMax = 256 << 20;
 
 class Normalizer {

@@ -59,7 +59,8 @@ inline __attribute__((always_inline)) void Group(const unsigned char* a, size_t 
     I start = SetUnit(0);
     if constexpr (IsVnni(kind)) {  // takes back the 128 of each of a's integers
       const I sum = ShiftRightSigned<16>(ShiftLeft<16>(LoadUnits(b + j * kLanes)));
-      start = SubI(start, ShiftLeft < IsInt4(kind) ? 11 : 7 > (sum));
+      constexpr int kZeroPoint = IsInt4(kind) ? 11 : 7;
+      start = SubI(start, ShiftLeft<kZeroPoint>(sum));
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) sums[r][j] = start;
