@@ -119,7 +119,7 @@ class Relay {
   void AcceptStream() {
     auto owned = std::make_unique<Stream>();
     Stream* const s = owned.get();
-    s->id = absl::StrCat(++last_);
+    s->id = absl::StrCat("bare-", ++last_);
     streams_[s->id] = std::move(owned);
     s->accepted = [this, s](bool ok) {
       if (!ok) return;

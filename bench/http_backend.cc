@@ -24,8 +24,11 @@ class Completion {
     record_.prompt_tokens = static_cast<int>(request.item.prompt_ids.size());
     record_.cut = request.item.cut;
     record_.intended = request.intended;
-    record_.sent_late = clock_->Now() - intended_;
+    OnStart();
   }
+
+  // Once more when the client's thread takes it up: all streams are its, and it may be behind.
+  void OnStart() { record_.sent_late = clock_->Now() - intended_; }
 
   // False: the driver wants no more of it.
   bool OnPiece(std::string_view piece) {
@@ -130,6 +133,7 @@ class HttpBackend final : public LoadBackend {
     call.body = body.dump();
     call.timeout = options_.timeout;
     auto completion = std::make_shared<Completion>(std::move(request), clock_, std::move(done));
+    call.on_start = [completion] { completion->OnStart(); };
     call.on_piece = [completion](std::string_view piece) { return completion->OnPiece(piece); };
     call.on_end = [completion](absl::StatusOr<int> status) {
       completion->OnEnd(std::move(status));

@@ -1,5 +1,6 @@
 // What the router adds: the same load on a worker that only emits tokens, directly and through the
-// router, in turns.   usage: relay_main WORKER ROUTER ROUTER_PID RATE REQUESTS INPUT OUTPUT ROUNDS
+// router, in turns, or together: the machine's noise is then in both alike.
+// usage: relay_main WORKER ROUTER ROUTER_PID RATE REQUESTS INPUT OUTPUT ROUNDS [together]
 // ROUTER: host:port of its gRPC, or http://host:port
 //
 // Prints the differences of percentiles round by round, and the tokens that the router relayed per
@@ -12,6 +13,8 @@
 #include <fstream>
 #include <string>
 #include <string_view>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "bench/serve.h"
@@ -37,7 +40,22 @@ double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-int Main(char** argv) {
+using Report = absl::StatusOr<nlohmann::ordered_json>;
+
+// Both loads, each of its own seed: one after the other, or at once.
+std::pair<Report, Report> RunBoth(const BenchServeOptions& options, LoadBackend& direct,
+                                  LoadBackend& routed, const Clock* clock, bool together) {
+  BenchServeOptions other = options;
+  other.workload.seed = ~options.workload.seed;
+  Report first;
+  std::thread thread([&] { first = RunBenchServe(options, direct, clock); });
+  if (!together) thread.join();
+  Report second = RunBenchServe(other, routed, clock);
+  if (together) thread.join();
+  return {std::move(first), std::move(second)};
+}
+
+int Main(char** argv, bool together) {
   const std::string worker = argv[1], router = argv[2], router_pid = argv[3];
   BenchServeOptions options;
   options.workload.request_rate = std::atof(argv[4]);
@@ -61,9 +79,9 @@ int Main(char** argv) {
   std::vector<double> per_core;
   for (int round = 0; round < std::atoi(argv[8]); ++round) {
     options.workload.seed = static_cast<uint64_t>(round);
-    const auto direct = RunBenchServe(options, *direct_backend, &clock);
     const double cpu = CpuSeconds(router_pid);
-    const auto routed = RunBenchServe(options, *routed_backend, &clock);
+    const auto [direct, routed] =
+        RunBoth(options, *direct_backend, *routed_backend, &clock, together);
     const double used = CpuSeconds(router_pid) - cpu;
     for (const auto* report : {&direct, &routed}) {
       if (!report->ok()) {
@@ -95,8 +113,10 @@ int Main(char** argv) {
 }  // namespace switchyard
 
 int main(int argc, char** argv) {
-  if (argc == 9) return switchyard::Main(argv);
-  std::fputs("usage: relay_main WORKER ROUTER ROUTER_PID RATE REQUESTS INPUT OUTPUT ROUNDS\n",
-             stderr);
+  const bool together = argc == 10 && std::string_view(argv[9]) == "together";
+  if (argc == 9 || together) return switchyard::Main(argv, together);
+  std::fputs(
+      "usage: relay_main WORKER ROUTER ROUTER_PID RATE REQUESTS INPUT OUTPUT ROUNDS [together]\n",
+      stderr);
   return 2;
 }

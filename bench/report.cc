@@ -231,6 +231,7 @@ ordered_json RunStatistics::Report(absl::Duration duration, const RunFacts& run)
   out["dropped"] = dropped_;
   out["cut"] = cut_;
   out["sent_late"] = late_count_;
+  out["driver_late"] = own_late_count_;
   out["held_back"] = held_back_;
   out["total_input_tokens"] = input_;
   out["total_output_tokens"] = output_;

@@ -7,8 +7,12 @@
 #include <atomic>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "bench/stub_router.h"
 #include "bench/sweep.h"
+#include "bench/verdict.h"
+#include "common/clock.h"
 #include "common/net/http_server.h"
 
 namespace switchyard {
@@ -40,7 +44,7 @@ TEST(BenchServeTest, CountsWhatWasSentAndAnswered) {
   EXPECT_EQ((*r)["total_output_tokens"], 600);
   EXPECT_EQ((*r)["total_input_tokens"], 800);
   EXPECT_EQ((*r)["model_id"], "stub");
-  EXPECT_EQ((*r)["verdict"], "VALID") << ReportText(*r);
+  EXPECT_EQ((*r)["failed"], 0) << ReportText(*r);
   EXPECT_GT((*r)["median_ttft_ms"].get<double>(), 0);
 }
 
@@ -64,9 +68,8 @@ TEST_P(StallTest, AStallShowsInThePercentiles) {
     EXPECT_GT((*r)["sent_late"].get<int>(), 40 - o.max_concurrency);
     EXPECT_GT((*r)["held_back"].get<int>(), 40 - o.max_concurrency);
     EXPECT_FALSE((*r)["notes"].empty());
-    for (const std::string why : (*r)["verdict_reasons"]) {
-      EXPECT_FALSE(why.starts_with("driver")) << why << ": they waited for room";
-    }
+    // They waited for room: but for those that the machine held up, it was not the driver's fault.
+    EXPECT_LT((*r)["driver_late"].get<int>(), (*r)["sent_late"].get<int>() / 2);
   }
 }
 INSTANTIATE_TEST_SUITE_P(OpenAndHeldBack, StallTest, testing::Values(0, 1, 4));
@@ -202,6 +205,38 @@ class HttpStub {
   }
   std::unique_ptr<HttpServer> server_;
 };
+
+// A driver whose thread is behind must not look like a slow server.
+TEST(BenchServeTest, WhatWaitsForTheThreadOfTheClientIsLate) {
+  HttpStub stub;
+  const MonotonicClock clock;
+  BenchServeOptions o = OptionsFor(stub.port());
+  o.openai = true;
+  const auto backend = MakeBackend(o, &clock);
+  ASSERT_TRUE(backend->AwaitReady(absl::Seconds(10)).ok());
+  const auto request = [&] {
+    LoadRequest r;
+    r.item.prompt_ids = {1, 2};
+    r.item.output_len = 3;
+    r.start = clock.Now();
+    return r;
+  };
+  absl::Notification blocks, go_on, ended;
+  backend->Start(request(), [&](RequestRecord) {
+    blocks.Notify();
+    go_on.WaitForNotification();
+  });
+  blocks.WaitForNotification();
+  absl::Duration late;
+  backend->Start(request(), [&](RequestRecord record) {
+    late = record.sent_late;
+    ended.Notify();
+  });
+  absl::SleepFor(2 * kLateAfter);
+  go_on.Notify();
+  ended.WaitForNotification();
+  EXPECT_GT(late, kLateAfter);
+}
 
 TEST(BenchServeTest, SpeaksOpenAi) {
   HttpStub stub;

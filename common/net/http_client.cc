@@ -67,6 +67,7 @@ class HttpClient::Impl::Call : public std::enable_shared_from_this<HttpClient::I
       : client_(std::move(client)), call_(std::move(call)), deadline_(Deadline(call_.timeout)) {}
 
   void Start() {
+    if (call_.on_start) call_.on_start();
     request_.method_string(call_.method);
     request_.target(call_.path);
     request_.version(11);

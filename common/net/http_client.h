@@ -15,7 +15,9 @@ struct HttpCall {
   std::string method = "GET", path, body;      // body: JSON
   absl::Duration timeout = absl::Seconds(10);  // of the whole call
   size_t bytes_max = size_t{1} << 30;          // of the answer
-  // Both on the client's thread; must not block. False: cancel the call.
+  // All on the client's thread; must not block.
+  std::function<void()> on_start;  // before the first byte leaves; may be empty
+  // False: cancel the call. May be empty.
   std::function<bool(std::string_view piece)> on_piece;
   // Once. The HTTP status when the answer is whole; else why not: kUnavailable (no connection,
   // cut), kDeadlineExceeded, kCancelled, kInvalidArgument (not HTTP).
