@@ -37,15 +37,19 @@ WorkerClient::~WorkerClient() {
   thread_.join();
 }
 
+// Written by the caller itself, if nothing else is: a request waits for no other thread.
 bool WorkerClient::Send(StreamId stream, pb::ToWorker message) {
   MutexLock lock(mu_);
-  if (current_ != stream || context_ == nullptr) return false;
+  if (current_ != stream || stream_ == nullptr) return false;
+  if (!std::exchange(writing_, true)) {
+    stream_->Write(message, &written_);
+    return true;
+  }
   if (queue_.size() >= kQueueMax) {
     context_->TryCancel();
     return false;
   }
   queue_.push_back(std::move(message));
-  changed_.NotifyAll();
   return true;
 }
 
@@ -86,30 +90,12 @@ absl::Status WorkerClient::OneStream(StreamId id) {
   {
     MutexLock lock(mu_);
     if (stop_) return absl::CancelledError("stopping");
-    current_ = id;
     context_ = &context;
-    queue_.clear();
   }
-  std::unique_ptr<Stream> stream = stub_->Session(&context);
-  pb::ToWorker hello;
-  hello.mutable_hello()->set_wire_version(kClusterWireVersion);
-  hello.mutable_hello()->set_router_id(router_id_);
   bool registered = false;
-  if (stream->Write(hello)) {
-    std::thread writer([&] { WriteLoop(id, *stream); });
-    Read(id, *stream, &registered);
-    {
-      MutexLock lock(mu_);
-      context.TryCancel();  // also ends a Write that waits
-      current_ = StreamId(0);
-      changed_.NotifyAll();
-    }
-    writer.join();
-  }
-  const absl::Status status = FromGrpc(stream->Finish());
+  const absl::Status status = FromGrpc(Converse(id, &context, &registered));
   {
     MutexLock lock(mu_);
-    current_ = StreamId(0);
     context_ = nullptr;
     if (stop_) return absl::CancelledError("stopping");
   }
@@ -120,35 +106,87 @@ absl::Status WorkerClient::OneStream(StreamId id) {
   return absl::OkStatus();
 }
 
-void WorkerClient::Read(StreamId id, Stream& stream, bool* registered) {
-  for (;;) {
-    const auto arena = std::make_shared<google::protobuf::Arena>();
-    auto& message = *google::protobuf::Arena::CreateMessage<pb::FromWorker>(arena.get());
-    if (!stream.Read(&message)) return;
-    if (message.has_registration() == *registered) return;  // first, and once
-    if (message.has_registration()) {
-      *registered = true;
-      callbacks_.registered(id, message.registration());
-    } else if (message.has_events()) {
-      callbacks_.events(id, {arena, &message.events()});
-    } else if (message.has_heartbeat()) {
-      callbacks_.heartbeat(id, message.heartbeat());
+// Dials, reads until the stream breaks, and writes what is queued behind a write of Send's.
+grpc::Status WorkerClient::Converse(StreamId id, grpc::ClientContext* context, bool* registered) {
+  grpc::CompletionQueue queue;
+  const std::unique_ptr<Stream> stream = stub_->PrepareAsyncSession(context, &queue);
+  std::shared_ptr<google::protobuf::Arena> arena;
+  pb::FromWorker* message = nullptr;
+  stream->StartCall(&opened_);
+  void* tag;
+  bool ok;
+  for (bool reading = true; reading || Writing();) {  // an event of each comes
+    queue.Next(&tag, &ok);
+    if (tag == &written_) {
+      WriteNext(ok);
+      continue;
+    }
+    reading =
+        ok && (tag == &opened_ ? Open(id, stream.get()) : Take(id, arena, *message, registered));
+    if (reading) {
+      arena = std::make_shared<google::protobuf::Arena>();
+      message = google::protobuf::Arena::CreateMessage<pb::FromWorker>(arena.get());
+      stream->Read(message, &read_);
+    } else {
+      Close();
     }
   }
+  grpc::Status status;
+  stream->Finish(&status, &opened_);
+  queue.Next(&tag, &ok);
+  queue.Shutdown();
+  while (queue.Next(&tag, &ok)) {
+  }
+  return status;
 }
 
-void WorkerClient::WriteLoop(StreamId id, Stream& stream) {
-  for (;;) {
-    pb::ToWorker message;
-    {
-      MutexLock lock(mu_);
-      while (current_ == id && queue_.empty()) changed_.Wait(mu_);
-      if (current_ != id) return;
-      message = std::move(queue_.front());
-      queue_.pop_front();
-    }
-    if (!stream.Write(message)) return Cancel(id);
+bool WorkerClient::Open(StreamId id, Stream* stream) {
+  pb::ToWorker hello;
+  hello.mutable_hello()->set_wire_version(kClusterWireVersion);
+  hello.mutable_hello()->set_router_id(router_id_);
+  MutexLock lock(mu_);
+  current_ = id;
+  stream_ = stream;
+  writing_ = true;
+  stream->Write(hello, &written_);
+  return true;
+}
+
+bool WorkerClient::Take(StreamId id, const std::shared_ptr<google::protobuf::Arena>& arena,
+                        const pb::FromWorker& message, bool* registered) {
+  if (message.has_registration() == *registered) return false;  // first, and once
+  if (message.has_registration()) {
+    *registered = true;
+    callbacks_.registered(id, message.registration());
+  } else if (message.has_events()) {
+    callbacks_.events(id, {arena, &message.events()});
+  } else if (message.has_heartbeat()) {
+    callbacks_.heartbeat(id, message.heartbeat());
   }
+  return true;
+}
+
+bool WorkerClient::Writing() {
+  MutexLock lock(mu_);
+  return writing_;
+}
+
+void WorkerClient::WriteNext(bool ok) {
+  MutexLock lock(mu_);
+  writing_ = ok && !queue_.empty();
+  if (!ok && context_ != nullptr) context_->TryCancel();  // ends the read
+  if (!writing_) return;
+  stream_->Write(queue_.front(), &written_);
+  queue_.pop_front();
+}
+
+// Nothing is sent any more; a write that waits ends.
+void WorkerClient::Close() {
+  MutexLock lock(mu_);
+  current_ = StreamId(0);
+  stream_ = nullptr;
+  queue_.clear();
+  context_->TryCancel();
 }
 
 }  // namespace switchyard

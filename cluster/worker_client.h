@@ -47,11 +47,17 @@ class WorkerClient {
   void Cancel(StreamId stream);
 
  private:
-  using Stream = grpc::ClientReaderWriter<cluster::v1::ToWorker, cluster::v1::FromWorker>;
+  using Stream = grpc::ClientAsyncReaderWriter<cluster::v1::ToWorker, cluster::v1::FromWorker>;
   void Run();
   absl::Status OneStream(StreamId id);
-  void Read(StreamId id, Stream& stream, bool* registered);
-  void WriteLoop(StreamId id, Stream& stream);
+  grpc::Status Converse(StreamId id, grpc::ClientContext* context, bool* registered);
+  // False: the stream is to end.
+  bool Open(StreamId id, Stream* stream);
+  bool Take(StreamId id, const std::shared_ptr<google::protobuf::Arena>& arena,
+            const cluster::v1::FromWorker& message, bool* registered);
+  bool Writing();
+  void WriteNext(bool ok);
+  void Close();
   bool Sleep(absl::Duration time);  // false: stopping
 
   const std::string address_, router_id_;
@@ -63,7 +69,10 @@ class WorkerClient {
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
   StreamId current_ ABSL_GUARDED_BY(mu_);  // 0: none
   grpc::ClientContext* context_ ABSL_GUARDED_BY(mu_) = nullptr;
-  std::deque<cluster::v1::ToWorker> queue_ ABSL_GUARDED_BY(mu_);
+  Stream* stream_ ABSL_GUARDED_BY(mu_) = nullptr;                 // while it takes messages
+  bool writing_ ABSL_GUARDED_BY(mu_) = false;                     // `written_` is to come
+  std::deque<cluster::v1::ToWorker> queue_ ABSL_GUARDED_BY(mu_);  // behind what is being written
+  int opened_ = 0, read_ = 0, written_ = 0;                       // tags: their addresses count
   std::thread thread_;
 };
 

@@ -185,11 +185,26 @@ class GrpcStreams::Stream final : public std::enable_shared_from_this<Stream> {
 
   // On the core's thread.
   void Push(size_t answer, ClientUpdate update) {
-    MutexLock lock(mu_);
+    const bool first = update.first;
+    {
+      MutexLock lock(mu_);
+      if (!Queue(answer, std::move(update))) return;
+      if (!first || !begun_) {
+        scheduled_ = true;
+        return streams_.Schedule(shared_from_this());  // under mu_: not after the last Finish
+      }
+    }
+    Abort([this] {  // the first token does not wait for another thread
+      MutexLock lock(mu_);
+      return Pump();
+    }());
+  }
+  // Whether the stream is to be looked at.
+  bool Queue(size_t answer, ClientUpdate update) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     const bool last = update.finish != ClientUpdate::Finish::kNone;
     Answer& a = answers_[answer];
     a.ended |= last;
-    if (finished_ || cancelled_) return;
+    if (finished_ || cancelled_) return false;
     if (a.updates == streams_.options_.queued_updates_max && !last) {
       cancelled_ = too_slow_ = true;
     } else if (a.updates++ > 0) {
@@ -199,9 +214,7 @@ class GrpcStreams::Stream final : public std::enable_shared_from_this<Stream> {
       queue_.push_back(answer);
     }
     // What is being written calls for the next when it is done.
-    if (scheduled_ || (writing_ && !cancelled_)) return;
-    scheduled_ = true;
-    streams_.Schedule(shared_from_this());  // under mu_: not after the last Finish
+    return !scheduled_ && (!writing_ || cancelled_);
   }
 
   void End(const grpc::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
