@@ -19,8 +19,8 @@ struct QuantizedRows {
   uint8_t* values = nullptr;  // int8_t, or E4M3
   float* scales = nullptr;
   int rows = 0, cols = 0;
-  int groups() const { return QuantGroups(cols); }
-  int64_t stride() const { return int64_t{groups()} * kQuantGroup; }
+  constexpr int groups() const { return QuantGroups(cols); }
+  constexpr int64_t stride() const { return int64_t{groups()} * kQuantGroup; }
 };
 
 // Scale and integers of kernels/int8.h, to the bit.

@@ -1,4 +1,4 @@
-"""cuda_library: .cu files compiled by nvcc into objects that cc_library and cc_binary link.
+"""cuda_library: .cu and .cu.cc files compiled by nvcc into objects that cc_library and cc_binary link.
 
 Built under --config=cuda where a toolkit is found; else incompatible, so that //... skips it (docs/cuda.md).
 """
@@ -40,7 +40,7 @@ def _cuda_objects_impl(ctx):
     objects = []
     reports = []
     for src in ctx.files.srcs:
-        stem = ctx.label.name + "/" + src.basename[:-len(".cu")]
+        stem = ctx.label.name + "/" + src.basename.split(".")[0]
         out = ctx.actions.declare_file(stem + ".pic.o")
         report = ctx.actions.declare_file(stem + ".ptxas.txt")
         args = ctx.actions.args()
@@ -48,7 +48,7 @@ def _cuda_objects_impl(ctx):
         args.add_all(["-gencode=arch=compute_%s,code=sm_%s" % (a, a) for a in ctx.attr.archs])
         args.add_all(["-I" + i for i in includes])
         args.add_all(["-D" + d for d in ctx.attr.defines])
-        args.add_all(["-c", src, "-o", out])
+        args.add_all(["-x", "cu", "-c", src, "-o", out])
         ctx.actions.run_shell(
             outputs = [out, report],
             inputs = depset([src], transitive = [headers]),
@@ -69,7 +69,7 @@ def _cuda_objects_impl(ctx):
 _cuda_objects = rule(
     implementation = _cuda_objects_impl,
     attrs = {
-        "srcs": attr.label_list(allow_files = [".cu"]),
+        "srcs": attr.label_list(allow_files = [".cu", ".cu.cc"]),
         "hdrs": attr.label_list(allow_files = [".h", ".cuh"]),
         "deps": attr.label_list(providers = [CcInfo]),
         "archs": attr.string_list(),
