@@ -120,7 +120,7 @@ def test_errors(client, address):
         code, details = code_of(lambda f=fields: client.generate(**f))
         assert code == grpc.StatusCode.INVALID_ARGUMENT and words in details, (fields, code, details)
     late = dict(text="a", max_tokens=1500, ignore_eos=True)
-    assert code_of(lambda: client.generate(timeout=0.2, **late))[0] == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert code_of(lambda: client.generate(timeout=0.02, **late))[0] == grpc.StatusCode.DEADLINE_EXCEEDED
     for key in ("", "wrong"):
         stranger = Client(address, key)
         assert code_of(lambda c=stranger: c.generate(text="a"))[0] == grpc.StatusCode.UNAUTHENTICATED
@@ -192,16 +192,21 @@ def test_hostile(client, cluster, grown_limit):
 
 
 def test_cancel_and_abort(client):
-    running = client.call("Generate", text="a", max_tokens=1500, ignore_eos=True, request_id="long")
-    next(running)
-    assert code_of(lambda: client.generate(text="a", request_id="long"))[0] == grpc.StatusCode.ALREADY_EXISTS
-    assert client.call("Abort", request_id="long").found
-    assert list(running)[-1].finish_reason == 3  # ABORT
+    for _ in range(20):  # a machine may end the request before this client has aborted it
+        running = client.call("Generate", text="a", max_tokens=1500, ignore_eos=True, request_id="long")
+        next(running)
+        again = code_of(lambda: client.generate(text="a", request_id="long"))[0]
+        found = client.call("Abort", request_id="long").found
+        if list(running)[-1].finish_reason == 3:  # ABORT
+            assert again == grpc.StatusCode.ALREADY_EXISTS and found, (again, found)
+            break
+    else:
+        raise AssertionError("nothing was aborted")
     assert not client.call("Abort", request_id="long").found
     dropped = client.call("Generate", text="a", max_tokens=1500, ignore_eos=True, request_id="again")
     next(dropped)
     dropped.cancel()
-    for _ in range(200):
+    for _ in range(1200):
         load = client.call("GetLoad")
         if load.requests_running + load.requests_waiting == 0:
             return

@@ -43,7 +43,7 @@ def credentials(folder, client=None):
 
 def ask(cluster, ctx, path="/health", body=None):
     """The status and body that Python's own HTTPS client gets, or the error's class."""
-    connection = http.client.HTTPSConnection(cluster.host, int(cluster.port), timeout=20, context=ctx)
+    connection = http.client.HTTPSConnection(cluster.host, int(cluster.port), timeout=60, context=ctx)
     with contextlib.closing(connection):
         try:
             connection.request("POST" if body else "GET", path, body)
@@ -76,19 +76,19 @@ def test_bytes(cluster, ctx):
     words = "the fox saw " * 100_000
     status, answer = ask(cluster, ctx, "/tokenize", json.dumps({"prompt": words}))
     assert status == 200 and answer["count"] > 300_000, (status, str(answer)[:200])
-    connection = http.client.HTTPSConnection(cluster.host, int(cluster.port), timeout=20, context=ctx)
+    connection = http.client.HTTPSConnection(cluster.host, int(cluster.port), timeout=60, context=ctx)
     with contextlib.closing(connection):
         for _ in range(3):
             connection.request("GET", "/health")
             assert connection.getresponse().read()
-    with ctx.wrap_socket(socket.create_connection((cluster.host, int(cluster.port)), timeout=20), server_hostname="localhost") as half:
+    with ctx.wrap_socket(socket.create_connection((cluster.host, int(cluster.port)), timeout=60), server_hostname="localhost") as half:
         half.sendall(b"GET /health HTTP/1.1\r\nX: ")
         assert half.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
 def test_strangers(cluster, folder):
     """Who speaks in clear, or trusts other authorities, gets nothing."""
-    with socket.create_connection((cluster.host, int(cluster.port)), timeout=20) as plain:
+    with socket.create_connection((cluster.host, int(cluster.port)), timeout=60) as plain:
         plain.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         with contextlib.suppress(ConnectionResetError):
             assert b"200" not in plain.recv(1000)
@@ -118,7 +118,7 @@ def main():
             assert isinstance(refused[0], type) and issubclass(refused[0], (ssl.SSLError, ConnectionError)), refused
             nobody = grpc.secure_channel(cluster.grpc_address, credentials(folder))
             health = nobody.unary_unary("/grpc.health.v1.Health/Check")
-            assert code_of(lambda: health(b"", timeout=10))[0] == grpc.StatusCode.UNAVAILABLE
+            assert code_of(lambda: health(b"", timeout=60))[0] == grpc.StatusCode.UNAVAILABLE
             nobody.close()
         for bad, words in [(flags[:2], "go together"), (flags[:3] + [f"{folder}/client.key"], "TLS key"),
                            (["--ssl-ca-certs", f"{folder}/ca.pem"], "needs"), (flags[:3] + [f"{folder}/names"], "PEM")]:

@@ -47,8 +47,11 @@ NEUTRAL = {"n": 1, "best_of": 1, "presence_penalty": 0, "frequency_penalty": 0.0
 
 def raw(cluster, data, read=True, timeout=20):
     with socket.create_connection((cluster.host, int(cluster.port)), timeout=timeout) as s:
-        s.sendall(data)
-        return s.recv(65536) if read else b""
+        try:
+            s.sendall(data)
+            return s.recv(65536) if read else b""
+        except (BrokenPipeError, ConnectionResetError):  # it closed before it had read all
+            return b""
 
 
 def post(body):
@@ -74,7 +77,7 @@ def check_refusals(cluster):
 
 
 def check_raw_sockets(cluster):
-    answer = raw(cluster, b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 67108864\r\n\r\n" + b"x" * 1000)
+    answer = raw(cluster, b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 67108864\r\n\r\n")
     assert b" 413 " in answer.split(b"\r\n")[0], answer[:200]
     answer = raw(cluster, b"GET / HTTP/1.1\r\nX: " + b"y" * 100_000 + b"\r\n\r\n")
     assert answer == b"" or b" 431 " in answer.split(b"\r\n")[0] or b" 400 " in answer.split(b"\r\n")[0], answer[:200]
@@ -112,7 +115,7 @@ def check_dropped_streams(cluster):
 
 
 def wait_for_rest(cluster, what):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         metrics = cluster.metrics()
         busy = {k: v for k, v in metrics.items()
@@ -134,10 +137,13 @@ def main():
             wait_for_rest(cluster, check.__name__)
             assert cluster.complete(**OK)["choices"][0]["text"] == want
             print(check.__name__, "ok", flush=True)
-        time.sleep(1)
-        for pid, before in files.items():
-            now = len(os.listdir(f"/proc/{pid}/fd"))
-            assert now <= before + 2, f"process {pid} has {now} open files, had {before}"
+        for _ in range(600):
+            now = {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in files}
+            if all(now[pid] <= files[pid] + 2 for pid in files):
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError(f"open files by process: {now}, had {files}")
 
 
 if __name__ == "__main__":
