@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -108,6 +110,34 @@ TEST_P(GoldenTokenizerTest, RefusesBrokenTextAndUnknownIds) {
               absl::StatusCode::kInvalidArgument);
     EXPECT_EQ(tokenizer_->TokenBytes(id), "");
     EXPECT_FALSE(tokenizer_->IsSpecial(id));
+  }
+}
+
+// transformers 5.23 takes no heed of add_bos_token and add_eos_token where there is a
+// tokenizer.json, whichever class the other file names: its ids are then those of the vectors, and
+// without a post-processor those that have nothing added.
+TEST_P(GoldenTokenizerTest, TokenizerConfigAddsNothing) {
+  const json vectors = json::parse(ReadOrDie(kGoldens + std::string(GetParam()) + ".vectors.json"));
+  json definition = GoldenJson(GetParam());
+  const std::string dir = testing::TempDir() + "/bos_" + GetParam();
+  std::filesystem::create_directories(dir);
+  for (const char* ids : {"ids", "ids_no_special"}) {
+    for (const bool add : {false, true}) {
+      std::ofstream(dir + "/tokenizer.json") << definition;
+      std::ofstream(dir + "/tokenizer_config.json")
+          << json{{"tokenizer_class", "LlamaTokenizerFast"},
+                  {"bos_token", "<s>"},
+                  {"add_bos_token", add},
+                  {"eos_token", "</s>"},
+                  {"add_eos_token", add}};
+      const auto tokenizer = Tokenizer::Load(dir);
+      ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+      for (int i = 0; i < 20; ++i) {
+        EXPECT_EQ(*(*tokenizer)->Encode(vectors[i]["text"].get<std::string>(), true),
+                  vectors[i][ids].get<std::vector<TokenId>>());
+      }
+    }
+    definition["post_processor"] = nullptr;
   }
 }
 
