@@ -4,19 +4,21 @@
 #include <cstdint>
 
 #include "common/check.h"
+#include "common/fuzz_tally.h"
 #include "proto/inference.pb.h"
+#include "router/fuzz_tokenizer.h"
 #include "router/grpc_convert.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace switchyard;  // NOLINT: a single function
-  v1::GenerateRequest message;
-  if (!message.ParseFromArray(data, static_cast<int>(size))) return 0;
-  ModelDescription model;
-  model.id = "m";
-  model.vocab_size = 100;
-  model.max_model_len = 64;
+  static const ModelDescription model = FuzzModel();
+  static const auto tokenizer = FuzzTokenizer();
   const RouterLimits limits;
-  auto requests = FromProto(message, model, limits, nullptr);
+  v1::GenerateRequest message;
+  // What was read of torn bytes is a request, too.
+  (void)message.ParseFromArray(data, static_cast<int>(size));
+  const auto requests = FromProto(message, model, limits, tokenizer.get());
+  FuzzTally::Get().Count(requests.ok(), "");
   if (!requests.ok()) {
     SY_CHECK(absl::IsInvalidArgument(requests.status()));
     return 0;

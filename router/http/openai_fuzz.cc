@@ -6,10 +6,19 @@
 #include <string_view>
 
 #include "common/check.h"
+#include "common/fuzz_tally.h"
+#include "router/fuzz_tokenizer.h"
 #include "router/http/openai_request.h"
 #include "router/http/openai_response.h"
+#include "text/chat_template.h"
 
 namespace {
+
+constexpr char kTemplate[] =
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for p in m.content or [] %}{{ p.text }}{% endfor %}{% endif %}{% for c in "
+    "m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments | tojson }}){% endfor %}"
+    "{% endfor %}{% for t in tools or [] %}{{ t | tojson }}{% endfor %}";
 
 using switchyard::ApiContext;
 using switchyard::ApiRequest;
@@ -37,24 +46,26 @@ void CheckRequest(const absl::StatusOr<ApiRequest>& request, const ApiContext& c
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  static const switchyard::ModelDescription model = switchyard::FuzzModel();
+  static const auto tokenizer = switchyard::FuzzTokenizer();
+  static const auto chat = *switchyard::ChatTemplate::Parse(kTemplate);
   const std::string_view body(reinterpret_cast<const char*>(data), size);
-  switchyard::ModelDescription model;
-  model.id = "m";
-  model.vocab_size = 100;
-  model.max_model_len = 64;
   const switchyard::RouterLimits limits;
-  const ApiContext context = {.model = &model,
-                              .limits = &limits,
-                              .tokenizer = nullptr,
-                              .render_chat = nullptr,
-                              .admit = nullptr};
-  CheckRequest(switchyard::ParseCompletion(body, context), context);
-  CheckRequest(switchyard::ParseChatCompletion(body, context), context);
-  if (const auto ids = switchyard::ParseTokenize(body, context); !ids.ok()) {
-    CheckError(ids.status());
-  }
-  if (const auto text = switchyard::ParseDetokenize(body, context); !text.ok()) {
-    CheckError(text.status());
-  }
+  const ApiContext context = {
+      .model = &model,
+      .limits = &limits,
+      .tokenizer = tokenizer.get(),
+      .render_chat =
+          [](const nlohmann::ordered_json& variables) { return chat->Render(variables); },
+      .admit = nullptr};
+  const auto completion = switchyard::ParseCompletion(body, context);
+  const auto answer = switchyard::ParseChatCompletion(body, context);
+  CheckRequest(completion, context);
+  CheckRequest(answer, context);
+  const auto ids = switchyard::ParseTokenize(body, context);
+  if (!ids.ok()) CheckError(ids.status());
+  const auto text = switchyard::ParseDetokenize(body, context);
+  if (!text.ok()) CheckError(text.status());
+  switchyard::FuzzTally::Get().Count(completion.ok() || answer.ok() || ids.ok() || text.ok(), body);
   return 0;
 }
