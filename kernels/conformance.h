@@ -10,6 +10,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/kernel_set.h"
@@ -18,12 +19,18 @@ namespace switchyard {
 
 inline constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
+// The sets that the linked library has tests for, and one of them; the CPU's (conformance_sets.cc)
+// or CUDA's (kernels/cuda). Errors of ConformanceSet: kFailedPrecondition if this machine lacks
+// what the set needs; its tests are then skipped by name.
+std::vector<const char*> ConformanceNames();
+absl::StatusOr<KernelSet> ConformanceSet(std::string_view name);
+
 class Conformance : public testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
-    auto set = SelectKernels(GetParam());
+    auto set = ConformanceSet(GetParam());
     if (absl::IsFailedPrecondition(set.status())) {
-      GTEST_SKIP() << "this CPU cannot run " << GetParam();
+      GTEST_SKIP() << "skipped: this machine cannot run " << GetParam();
     }
     ASSERT_TRUE(set.ok()) << set.status();
     set_ = *std::move(set);
@@ -102,8 +109,6 @@ inline constexpr DType kDTypes[] = {DType::kFloat32, DType::kBfloat16};
 inline constexpr WeightFormat kFormats[] = {WeightFormat::kFloat32, WeightFormat::kBfloat16,
                                             WeightFormat::kInt8, WeightFormat::kInt4};
 
-// The test parameters: every set, for a set that this CPU lacks is skipped by name.
-inline constexpr const char* kSets[] = {"reference", "avx2", "avx512", "avx512_bf16"};
 inline std::string NameOf(const testing::TestParamInfo<const char*>& info) { return info.param; }
 
 }  // namespace switchyard

@@ -33,8 +33,8 @@ struct AttentionBatch {
   int context_max = 0;  // first_position + count of one sequence
 };
 
-// Widths that are instantiated: 64, 128, 256 (qk and v each padded to the next), 192/128, 576/512.
-// Bytes of workspace that a split call needs; 0 for one that is not split.
+// Widths that are instantiated: 64, 128, 256 (qk and v padded to the next), 576 with 512 in the
+// keys. Bytes of workspace that a split call needs; 0 for one that is not split.
 size_t AttentionWorkspaceBytes(const AttentionShape& shape, const AttentionBatch& batch,
                                int total_rows, bool split);
 

@@ -16,8 +16,7 @@ struct Tile {
   float w[kWide][kDepth + 1];
 };
 
-template <Epilogue kEpilogue, typename Out>
-__global__ void __launch_bounds__(kThreads) FloatKernel(GemmArguments a, DeviceMatrix<Out> y) {
+__global__ void __launch_bounds__(kThreads) FloatKernel(GemmArguments a) {
   const TileOfRows t =
       FindTile(a.groups, a.w.groups, a.x.rows, kWide, static_cast<int>(blockIdx.y));
   if (t.begin >= t.end) return;
@@ -49,28 +48,20 @@ __global__ void __launch_bounds__(kThreads) FloatKernel(GemmArguments a, DeviceM
   }
   SY_UNROLL
   for (int r = 0; r < kEach; ++r) {
-    const int to_row = t.begin + row + r, n = first_column + column;
-    if (to_row >= t.end || n >= a.w.n) continue;
-    Out* to = y.data + to_row * y.stride;
-    if (kEpilogue == Epilogue::kSiluMul) {
-      Store(to + n / 2, Silu(sums[r][0]) * sums[r][1]);
-    } else {
-      Store(to + n, sums[r][0]);
-      if (n + 1 < a.w.n) Store(to + n + 1, sums[r][1]);
-    }
+    const int to_row = t.begin + row + r;
+    if (to_row >= t.end) continue;
+    StorePair(a.epilogue, a.y, to_row, first_column + column, a.w.n, sums[r][0], sums[r][1]);
   }
 }
 
 }  // namespace
 
-absl::Status GemmFloat(Stream stream, const GemmArguments& a, Epilogue epilogue, DeviceRows y) {
+absl::Status GemmFloat(Stream stream, const GemmArguments& a) {
   const Grid grid{.x = Ceil(a.w.n, kWide),
                   .y = TilesMax(a.groups, a.w.groups, a.x.rows, kWide),
                   .threads = kThreads,
                   .shared_bytes = sizeof(Tile)};
-  return WithEpilogue(epilogue, y, [&]<Epilogue kEpilogue, typename Out>(DeviceMatrix<Out> to) {
-    return Launch("GemmFloat", FloatKernel<kEpilogue, Out>, grid, stream, a, to);
-  });
+  return Launch("GemmFloat", FloatKernel, grid, stream, a);
 }
 
 absl::Status Gemm(Stream stream, GemmPath path, const GemmInput& x, const DeviceWeight& w,
@@ -83,19 +74,19 @@ absl::Status Gemm(Stream stream, GemmPath path, const GemmInput& x, const Device
   SY_CHECK_MSG(groups.counts == nullptr || int64_t{groups.rows_per_group} * w.groups <= x.rows,
                groups.rows_per_group, " rows for each of ", w.groups);
   if (x.rows == 0) return absl::OkStatus();
-  const GemmArguments a{x, w, groups};
+  const GemmArguments a{x, w, groups, epilogue, y};
   switch (w.format) {
     case DeviceFormat::kFloat32:
-      return GemmFloat(stream, a, epilogue, y);
+      return GemmFloat(stream, a);
     case DeviceFormat::kBfloat16:
       SY_CHECK_MSG(x.stride % kRowUnit == 0, "stride ", x.stride);
       if (path == GemmPath::kWgmma) {
         return absl::UnimplementedError("wgmma kernels are not built");
       }
-      return GemmBf16(stream, a, epilogue, y);
+      return GemmBf16(stream, a);
     default:
       SY_CHECK_MSG(x.scales != nullptr && w.scales != nullptr, "no scales");
-      return GemmScaled(stream, a, epilogue, y);
+      return GemmScaled(stream, a);
   }
 }
 

@@ -35,8 +35,7 @@ __device__ __forceinline__ void Fetch(const GemmArguments& a, const TileOfRows& 
   }
 }
 
-template <Epilogue kEpilogue, typename Out>
-__global__ void __launch_bounds__(kTileThreads) Bf16Kernel(GemmArguments a, DeviceMatrix<Out> y) {
+__global__ void __launch_bounds__(kTileThreads) Bf16Kernel(GemmArguments a) {
   const TileOfRows t =
       FindTile(a.groups, a.w.groups, a.x.rows, kTileRows, static_cast<int>(blockIdx.y));
   if (t.begin >= t.end) return;
@@ -57,19 +56,17 @@ __global__ void __launch_bounds__(kTileThreads) Bf16Kernel(GemmArguments a, Devi
     const Stage& stage = stages[s % kStages];
     MultiplyTiles(stage.x[0], stage.w[0], sums);
   }
-  StoreTile<kEpilogue>(sums, t, first_column, a.w.n, y);
+  StoreTile(sums, t, first_column, a.w.n, a.epilogue, a.y);
 }
 
 }  // namespace
 
-absl::Status GemmBf16(Stream stream, const GemmArguments& a, Epilogue epilogue, DeviceRows y) {
+absl::Status GemmBf16(Stream stream, const GemmArguments& a) {
   const Grid grid{.x = Ceil(a.w.n, kTileCols),
                   .y = TilesMax(a.groups, a.w.groups, a.x.rows, kTileRows),
                   .threads = kTileThreads,
                   .shared_bytes = kStages * sizeof(Stage)};
-  return WithEpilogue(epilogue, y, [&]<Epilogue kEpilogue, typename Out>(DeviceMatrix<Out> to) {
-    return Launch("GemmBf16", Bf16Kernel<kEpilogue, Out>, grid, stream, a, to);
-  });
+  return Launch("GemmBf16", Bf16Kernel, grid, stream, a);
 }
 
 }  // namespace switchyard::cuda

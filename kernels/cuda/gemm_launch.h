@@ -5,28 +5,18 @@
 
 namespace switchyard::cuda {
 
+// Epilogue and type of y are looked at when a tile is stored: an instance of a kernel for each
+// would be no faster and take nvcc four times as long.
 struct GemmArguments {
   GemmInput x;
   DeviceWeight w;
   RowGroups groups;
+  Epilogue epilogue;
+  DeviceRows y;
 };
 
-absl::Status GemmBf16(Stream stream, const GemmArguments& a, Epilogue epilogue, DeviceRows y);
-absl::Status GemmScaled(Stream stream, const GemmArguments& a, Epilogue epilogue, DeviceRows y);
-absl::Status GemmFloat(Stream stream, const GemmArguments& a, Epilogue epilogue, DeviceRows y);
-
-// Calls f.template operator()<epilogue, type of y>(y as a matrix).
-template <typename F>
-absl::Status WithEpilogue(Epilogue epilogue, const DeviceRows& y, F f) {
-  const DeviceMatrix<float> floats(static_cast<float*>(y.data), y.rows, y.cols, y.stride);
-  const DeviceMatrix<Bf16> halves(static_cast<Bf16*>(y.data), y.rows, y.cols, y.stride);
-  const bool exact = y.dtype == DType::kFloat32;
-  if (epilogue == Epilogue::kSiluMul) {
-    return exact ? f.template operator()<Epilogue::kSiluMul>(floats)
-                 : f.template operator()<Epilogue::kSiluMul>(halves);
-  }
-  return exact ? f.template operator()<Epilogue::kStore>(floats)
-               : f.template operator()<Epilogue::kStore>(halves);
-}
+absl::Status GemmBf16(Stream stream, const GemmArguments& a);
+absl::Status GemmScaled(Stream stream, const GemmArguments& a);
+absl::Status GemmFloat(Stream stream, const GemmArguments& a);
 
 }  // namespace switchyard::cuda

@@ -100,8 +100,8 @@ __device__ __forceinline__ void AddScaled(const GemmArguments& a, const TileOfRo
   }
 }
 
-template <DeviceFormat kFormat, Epilogue kEpilogue, typename Out>
-__global__ void __launch_bounds__(kTileThreads) ScaledKernel(GemmArguments a, DeviceMatrix<Out> y) {
+template <DeviceFormat kFormat>
+__global__ void __launch_bounds__(kTileThreads) ScaledKernel(GemmArguments a) {
   const TileOfRows t =
       FindTile(a.groups, a.w.groups, a.x.rows, kTileRows, static_cast<int>(blockIdx.y));
   if (t.begin >= t.end) return;
@@ -119,27 +119,24 @@ __global__ void __launch_bounds__(kTileThreads) ScaledKernel(GemmArguments a, De
     }
     AddScaled<kFormat>(a, t, first_column, g, part, sums);
   }
-  StoreTile<kEpilogue>(sums, t, first_column, a.w.n, y);
+  StoreTile(sums, t, first_column, a.w.n, a.epilogue, a.y);
 }
 
 template <DeviceFormat kFormat>
-absl::Status LaunchScaled(Stream stream, const GemmArguments& a, Epilogue epilogue, DeviceRows y) {
+absl::Status LaunchScaled(Stream stream, const GemmArguments& a) {
   const Grid grid{.x = Ceil(a.w.n, kTileCols),
                   .y = TilesMax(a.groups, a.w.groups, a.x.rows, kTileRows),
                   .threads = kTileThreads,
                   .shared_bytes = sizeof(Tile)};
-  return WithEpilogue(epilogue, y, [&]<Epilogue kEpilogue, typename Out>(DeviceMatrix<Out> to) {
-    return Launch("GemmScaled", ScaledKernel<kFormat, kEpilogue, Out>, grid, stream, a, to);
-  });
+  return Launch("GemmScaled", ScaledKernel<kFormat>, grid, stream, a);
 }
 
 }  // namespace
 
-absl::Status GemmScaled(Stream stream, const GemmArguments& a, Epilogue epilogue, DeviceRows y) {
-  return a.w.format == DeviceFormat::kFp8 ? LaunchScaled<DeviceFormat::kFp8>(stream, a, epilogue, y)
-         : a.w.format == DeviceFormat::kInt8
-             ? LaunchScaled<DeviceFormat::kInt8>(stream, a, epilogue, y)
-             : LaunchScaled<DeviceFormat::kInt4>(stream, a, epilogue, y);
+absl::Status GemmScaled(Stream stream, const GemmArguments& a) {
+  return a.w.format == DeviceFormat::kFp8    ? LaunchScaled<DeviceFormat::kFp8>(stream, a)
+         : a.w.format == DeviceFormat::kInt8 ? LaunchScaled<DeviceFormat::kInt8>(stream, a)
+                                             : LaunchScaled<DeviceFormat::kInt4>(stream, a);
 }
 
 }  // namespace switchyard::cuda

@@ -96,10 +96,31 @@ __device__ __forceinline__ void MultiplyTiles(const Bf16* x, const Bf16* w, Sums
   }
 }
 
-// Writes the warp's sums. `columns`: of the product, before SiLU halves them.
-template <Epilogue kEpilogue, typename Out>
+// Element (row, column) of y.
+__device__ __forceinline__ void StoreOne(const DeviceRows& y, int row, int column, float v) {
+  const int64_t at = row * y.stride + column;
+  if (y.dtype == DType::kFloat32) {
+    Store(static_cast<float*>(y.data) + at, v);
+  } else {
+    Store(static_cast<Bf16*>(y.data) + at, v);
+  }
+}
+
+// Two neighbouring columns of the product [.., columns], the first of them even.
+__device__ __forceinline__ void StorePair(Epilogue epilogue, const DeviceRows& y, int row,
+                                          int column, int columns, float first, float second) {
+  if (column >= columns) return;
+  if (epilogue == Epilogue::kSiluMul) {
+    StoreOne(y, row, column / 2, Silu(first) * second);
+    return;
+  }
+  StoreOne(y, row, column, first);
+  if (column + 1 < columns) StoreOne(y, row, column + 1, second);
+}
+
+// Writes the warp's sums.
 __device__ __forceinline__ void StoreTile(const Sums& sums, const TileOfRows& t, int first_column,
-                                          int columns, const DeviceMatrix<Out>& y) {
+                                          int columns, Epilogue epilogue, const DeviceRows& y) {
   const int lane = Lane(), warp = WarpIndex();
   SY_UNROLL
   for (int i = 0; i < 2; ++i) {
@@ -107,17 +128,11 @@ __device__ __forceinline__ void StoreTile(const Sums& sums, const TileOfRows& t,
     for (int half = 0; half < 2; ++half) {
       const int row = t.begin + warp / 2 * 32 + i * 16 + half * 8 + lane / 4;
       if (row >= t.end) continue;
-      Out* to = y.data + row * y.stride;
       SY_UNROLL
       for (int j = 0; j < 8; ++j) {
         const int column = first_column + warp % 2 * 64 + j * 8 + lane % 4 * 2;
-        const float first = sums[i][j][2 * half], second = sums[i][j][2 * half + 1];
-        if (kEpilogue == Epilogue::kSiluMul) {
-          if (column < columns) Store(to + column / 2, Silu(first) * second);
-        } else {
-          if (column < columns) Store(to + column, first);
-          if (column + 1 < columns) Store(to + column + 1, second);
-        }
+        StorePair(epilogue, y, row, column, columns, sums[i][j][2 * half],
+                  sums[i][j][2 * half + 1]);
       }
     }
   }

@@ -81,6 +81,10 @@ T ExchangeOne(const char* operation, T mine, unsigned lane) {
 
 }  // namespace switchyard::simt
 
+struct uint4 {
+  uint32_t x, y, z, w;
+};
+
 inline void __syncthreads() { switchyard::simt::Barrier(0, 0); }
 inline void __syncwarp() {
   const int nothing = 0;
