@@ -14,6 +14,7 @@ constexpr int kChunk = 16;  // elements that a thread converts at once
 struct Tile {
   Bf16 x[kTileRows][kTileStride];
   Bf16 w[kTileCols][kTileStride];
+  float row_scales[kTileRows], column_scales[kTileCols];  // of the group of k
 };
 
 template <DeviceFormat kFormat>
@@ -69,32 +70,36 @@ __device__ __forceinline__ void Fetch(const GemmArguments& a, const TileOfRows& 
   }
 }
 
-// sums += part · the scales of group `g` of k.
+// The scales of group `g` of k; 0 past the last row or column.
 template <DeviceFormat kFormat>
-__device__ __forceinline__ void AddScaled(const GemmArguments& a, const TileOfRows& t,
-                                          int first_column, int g, const Sums& part, Sums& sums) {
-  const int lane = Lane(), warp = WarpIndex();
+__device__ __forceinline__ void FetchScales(const GemmArguments& a, const TileOfRows& t,
+                                            int first_column, int g, Tile& to) {
   const int groups = static_cast<int>(PaddedK(a.w.k)) / kQuantGroup;
   const int blocks = (a.w.n + kQuantGroup - 1) / kQuantGroup;
+  const int i = static_cast<int>(threadIdx.x), n = first_column + i;
+  static_assert(kTileThreads == kTileCols && kTileRows <= kTileThreads);
+  const int64_t row = kFormat == DeviceFormat::kFp8
+                          ? static_cast<int64_t>(t.group) * blocks + n / kQuantGroup
+                          : static_cast<int64_t>(t.group) * a.w.n + n;
+  to.column_scales[i] = n < a.w.n ? a.w.scales[row * groups + g] : 0.0f;
+  if (i >= kTileRows) return;
+  to.row_scales[i] =
+      t.begin + i < t.end ? a.x.scales[static_cast<int64_t>(t.begin + i) * groups + g] : 0.0f;
+}
+
+// sums += part · scales.
+__device__ __forceinline__ void AddScaled(const Tile& tile, const Sums& part, Sums& sums) {
+  const int lane = Lane(), warp = WarpIndex();
   SY_UNROLL
-  for (int i = 0; i < 2; ++i) {
-    float left[2];
+  for (int j = 0; j < 8; ++j) {
     SY_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int64_t row = t.begin + warp / 2 * 32 + i * 16 + half * 8 + lane / 4;
-      left[half] = row < t.end ? a.x.scales[row * groups + g] : 0.0f;
-    }
-    SY_UNROLL
-    for (int j = 0; j < 8; ++j) {
+    for (int c = 0; c < 2; ++c) {
+      const float right = tile.column_scales[warp % 2 * 64 + j * 8 + lane % 4 * 2 + c];
       SY_UNROLL
-      for (int c = 0; c < 4; ++c) {
-        const int n = first_column + warp % 2 * 64 + j * 8 + lane % 4 * 2 + c % 2;
-        if (n >= a.w.n) continue;
-        const int64_t row = kFormat == DeviceFormat::kFp8
-                                ? static_cast<int64_t>(t.group) * blocks + n / kQuantGroup
-                                : static_cast<int64_t>(t.group) * a.w.n + n;
-        const float right = a.w.scales[row * groups + g];
-        sums[i][j][c] = fmaf(part[i][j][c], left[c / 2] * right, sums[i][j][c]);
+      for (int r = 0; r < 4; ++r) {
+        const float left = tile.row_scales[warp / 2 * 32 + r * 8 + lane / 4];
+        float& sum = sums[r / 2][j][r % 2 * 2 + c];
+        sum = fmaf(part[r / 2][j][r % 2 * 2 + c], left * right, sum);
       }
     }
   }
@@ -113,11 +118,12 @@ __global__ void __launch_bounds__(kTileThreads) ScaledKernel(GemmArguments a) {
     Sums part = {};
     for (int k = 0; k < kQuantGroup; k += kTileK) {
       __syncthreads();
+      if (k == 0) FetchScales<kFormat>(a, t, first_column, g, tile);
       Fetch<kFormat>(a, t, first_column, int64_t{g} * kQuantGroup + k, tile);
       __syncthreads();
       MultiplyTiles(tile.x[0], tile.w[0], part);
     }
-    AddScaled<kFormat>(a, t, first_column, g, part, sums);
+    AddScaled(tile, part, sums);
   }
   StoreTile(sums, t, first_column, a.w.n, a.epilogue, a.y);
 }

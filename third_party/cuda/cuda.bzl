@@ -11,7 +11,8 @@ CUDA_ONLY = select({
     "//conditions:default": ["@platforms//:incompatible"],
 })
 
-# Machine code for both; no PTX that a driver would compile at start. sm_90a has wgmma and setmaxnreg.
+# Machine code for both, which starts at once, and their PTX: later devices compile sm_80's, and tests read it.
+# sm_90a has wgmma and setmaxnreg.
 SM_80 = "80"
 SM_90A = "90a"
 
@@ -26,8 +27,9 @@ _FLAGS = [
     "--prec-sqrt=true",
     "--ftz=false",
     "--expt-relaxed-constexpr",
+    "--no-compress",
     "--Werror=all-warnings",
-    "-Xcompiler=-Wall,-Wextra,-Werror,-fPIC,-ffp-contract=off",
+    "-Xcompiler=-Wall,-Wextra,-Werror,-fPIC,-ffp-contract=off,-fno-strict-aliasing",
     # ptxas -v: registers, shared memory and spills of each kernel, kept beside the object.
     "-Xptxas=-v",
 ]
@@ -45,7 +47,7 @@ def _cuda_objects_impl(ctx):
         report = ctx.actions.declare_file(stem + ".ptxas.txt")
         args = ctx.actions.args()
         args.add_all(_FLAGS)
-        args.add_all(["-gencode=arch=compute_%s,code=sm_%s" % (a, a) for a in ctx.attr.archs])
+        args.add_all(["-gencode=arch=compute_%s,code=[compute_%s,sm_%s]" % (a, a, a) for a in ctx.attr.archs])
         args.add_all(["-I" + i for i in includes])
         args.add_all(["-D" + d for d in ctx.attr.defines])
         args.add_all(["-x", "cu", "-c", src, "-o", out])
