@@ -114,6 +114,14 @@ void EngineFlags::AddTo(CLI::App& app) {
   app.add_option("--threads", threads, "compute threads of a rank; 0: one per core")
       ->check(CLI::Range(0, kThreadsMax))
       ->group(group);
+  app.add_option("--device", device, "where the model computes: cpu, or cuda (docs/cuda.md)")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--device-index", device_index, "which of the machine's devices")
+      ->check(CLI::Range(0, 1023))
+      ->capture_default_str()
+      ->group(group);
   app.add_option("--dtype", dtype, "of weights, activations and KV")
       ->check(CLI::IsMember({"bfloat16", "float32"}))
       ->capture_default_str()
@@ -148,6 +156,8 @@ std::vector<std::string> EngineFlags::Names() {
           "kv-blocks",
           "max-num-seqs",
           "threads",
+          "device",
+          "device-index",
           "dtype",
           "quantization",
           "kernels",
@@ -158,6 +168,8 @@ std::vector<std::string> EngineFlags::Names() {
 
 ModelOptions EngineFlags::Model() const {
   ModelOptions options;
+  options.device = device == "cuda" ? Device::kCuda : Device::kCpu;
+  options.device_index = device_index;
   options.kernels = kernels;
   options.dtype = dtype == "float32" ? DType::kFloat32 : DType::kBfloat16;
   if (quantization == "int8") options.quantization = WeightFormat::kInt8;

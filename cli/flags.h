@@ -36,8 +36,9 @@ CLI::Option* AddMaxModelLenFlag(CLI::App& app, int* tokens);
 struct EngineFlags {
   EngineOptions engine;
   int threads = 0;  // 0: all of this machine's
-  std::string dtype = "bfloat16", kernels = "auto", load_format = "auto", quantization = "none",
-              weights_cache;
+  int device_index = 0;
+  std::string device = "cpu", dtype = "bfloat16", kernels = "auto", load_format = "auto",
+              quantization = "none", weights_cache;
 
   void AddTo(CLI::App& app);
   ModelOptions Model() const;

@@ -87,6 +87,9 @@ class EngineImpl final : public Engine, private LayerObserver {
 
  private:
   void OnLayerWritten(int layer) override;
+  bool Reads(size_t index) const override {
+    return kv_progress_ && index < plan_.size() && plan_[index].sequence->request.prefill_only;
+  }
   // Whether there is something to compute in this step, once all ranks have opened it.
   absl::StatusOr<bool> OpenStep();
   // The ranks that compute attention with this one have lost what they had: so has every request.
@@ -96,6 +99,11 @@ class EngineImpl final : public Engine, private LayerObserver {
   absl::Status ShareBatch();
   // Takes in a chunk's logits, which begin at logits_ row `*row`.
   void Absorb(const Scheduler::Chunk& chunk, size_t* row, std::vector<EngineOutput>* outputs);
+  // What decides the sequence's next token besides its logits and parameters; valid until the next
+  // call.
+  TokenHistory HistoryOf(const Sequence& sequence);
+  // Which rows' tokens the model may draw: those that nothing but its logits decides.
+  void WishDraws();
   SampledToken Sample(const Sequence& sequence, std::span<const float> logits);
   FinishReason FinishAfter(const EngineRequest& request, TokenId token, int length,
                            int length_max) const;
@@ -123,6 +131,8 @@ class EngineImpl final : public Engine, private LayerObserver {
   std::vector<int32_t> words_;  // the same, shared
   std::vector<float> logits_, adjusted_;
   std::vector<TokenId> banned_;
+  std::vector<Draw> draws_;     // [logit rows]; empty: the model draws none
+  std::vector<TokenId> drawn_;  // the same
 };
 
 absl::StatusOr<KvReservation> EngineImpl::Reserve(int tokens, std::span<const TokenId> ids,
@@ -165,6 +175,9 @@ absl::Status EngineImpl::Adopt(EngineRequest request, const KvReservation& reser
         absl::StrCat("first token ", first, " ends the request: nothing is left to decode"));
   }
   request.prompt_logprobs = -1;
+  if (kv_.device() != nullptr) {
+    kv_.device()->TakeFromHost(std::span(reservation.blocks).subspan(reservation.shared()));
+  }
   return scheduler_.Adopt(std::move(request), reservation.blocks,
                           static_cast<int>(reservation.shared()), first);
 }
@@ -192,7 +205,7 @@ void EngineImpl::OnLayerWritten(int layer) {
   }
 }
 
-SampledToken EngineImpl::Sample(const Sequence& s, std::span<const float> logits) {
+TokenHistory EngineImpl::HistoryOf(const Sequence& s) {
   const EngineRequest& r = s.request;
   const auto tokens = std::span(s.tokens);
   const auto prompt_length = static_cast<size_t>(s.prompt_length());
@@ -202,17 +215,33 @@ SampledToken EngineImpl::Sample(const Sequence& s, std::span<const float> logits
     const std::vector<TokenId>& eos = model_.config().eos_token_ids;
     if (!r.ignore_eos) banned_.insert(banned_.end(), eos.begin(), eos.end());
   }
-  const TokenHistory history{.prompt = tokens.first(prompt_length),
-                             .generated = tokens.subspan(prompt_length),
-                             .banned = banned_};
+  return {.prompt = tokens.first(prompt_length),
+          .generated = tokens.subspan(prompt_length),
+          .banned = banned_};
+}
+
+void EngineImpl::WishDraws() {
+  draws_.clear();
+  drawn_.assign(batch_.sampled.size(), -1);
+  for (const Sequence* s : batch_.sampled) {
+    const bool free = s != nullptr && s->request.sampling.logprobs < 0 &&
+                      model_.Draws(s->request.sampling) &&
+                      !AdjustsLogits(s->request.sampling, HistoryOf(*s));
+    // The token's absolute position is the length before it.
+    draws_.push_back(free ? Draw{&s->request.sampling, s->tokens.size()} : Draw{});
+  }
+}
+
+SampledToken EngineImpl::Sample(const Sequence& s, std::span<const float> logits) {
+  const EngineRequest& r = s.request;
+  const TokenHistory history = HistoryOf(s);
   std::span<const float> choose_from = logits;
   if (AdjustsLogits(r.sampling, history)) {
     adjusted_.assign(logits.begin(), logits.end());
     AdjustLogits(r.sampling, history, adjusted_);
     choose_from = adjusted_;
   }
-  // The token's absolute position is the length before it.
-  const TokenId token = ChooseToken(choose_from, r.sampling, tokens.size());
+  const TokenId token = ChooseToken(choose_from, r.sampling, s.tokens.size());
   return ScoreToken(logits, token, r.sampling.logprobs);
 }
 
@@ -233,8 +262,10 @@ void EngineImpl::Absorb(const Scheduler::Chunk& chunk, size_t* row,
     s.prompt_scores.push_back(finite ? ScoreToken(logits, next, r.prompt_logprobs)
                                      : SampledToken{});
   }
+  const bool drawn = samples && draws_[*row].params != nullptr;
+  const TokenId token = drawn ? drawn_[*row] : -1;
   const std::span<const float> logits = samples ? LogitRow((*row)++) : std::span<const float>();
-  finite = finite && AllFinite(logits);
+  finite = finite && (drawn ? token >= 0 : AllFinite(logits));
   if (!samples && finite) return;
 
   EngineOutput out;
@@ -245,7 +276,7 @@ void EngineImpl::Absorb(const Scheduler::Chunk& chunk, size_t* row,
     out.error =
         absl::InternalError(absl::StrCat("logits before position ", s.computed, " are not finite"));
   } else {
-    out.token = Sample(s, logits);
+    out.token = drawn ? SampledToken{token, 0, 1, {}} : Sample(s, logits);
     if (s.length() == s.given) {
       out.cached_tokens = s.cached;
       out.prompt_logprobs = std::move(s.prompt_scores);
@@ -310,10 +341,14 @@ absl::StatusOr<std::vector<EngineOutput>> EngineImpl::Step() {
   const size_t wanted = rows * static_cast<size_t>(vocab_);
   if (logits_.size() < wanted) logits_.resize(wanted);
   const Matrix<float> logits(logits_.data(), {rows, static_cast<size_t>(vocab_)});
+  WishDraws();
   if (done.ok()) {
-    done = model_.Forward(
-        {.tokens = batch_.tokens, .sequences = batch_.sequences, .logit_rows = batch_.logit_rows},
-        kv_, this, logits);
+    done = model_.Forward({.tokens = batch_.tokens,
+                           .sequences = batch_.sequences,
+                           .logit_rows = batch_.logit_rows,
+                           .draws = draws_,
+                           .drawn = drawn_},
+                          kv_, this, logits);
   }
   if (!done.ok()) {
     plan_ = {};
@@ -351,9 +386,8 @@ EngineStats EngineImpl::stats() const {
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model* model, const EngineOptions& options,
                                                        StepGroup* group) {
   ASSIGN_OR_RETURN(const EngineOptions resolved, ResolveOptions(*model, options));
-  ASSIGN_OR_RETURN(KvStorage kv, KvStorage::Create(model->config().KvLayoutFor(
-                                                       model->options().dtype, resolved.block_size),
-                                                   resolved.kv_blocks));
+  const KvLayout layout = model->config().KvLayoutFor(model->options().dtype, resolved.block_size);
+  ASSIGN_OR_RETURN(KvStorage kv, model->MakeKv(layout, resolved.kv_blocks));
   return std::make_unique<EngineImpl>(model, resolved, group, std::move(kv));
 }
 

@@ -20,6 +20,7 @@ void StepBatch::Clear() {
   tables.clear();
   logit_rows.clear();
   sequences.clear();
+  sampled.clear();
 }
 
 void BuildBatch(std::span<const Scheduler::Chunk> plan, StepBatch* batch) {
@@ -37,7 +38,9 @@ void BuildBatch(std::span<const Scheduler::Chunk> plan, StepBatch* batch) {
       const int position = s.computed + i;
       const bool score =
           s.wants_prompt_scores() && position >= scored && position + 1 < s.prompt_length();
-      if (score || (c.samples() && i + 1 == c.rows)) batch->logit_rows.push_back(first_row + i);
+      if (!score && !(c.samples() && i + 1 == c.rows)) continue;
+      batch->logit_rows.push_back(first_row + i);
+      batch->sampled.push_back(score ? nullptr : &s);
     }
   }
   size_t table = 0;  // only now have the tables stopped moving

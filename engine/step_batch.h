@@ -16,6 +16,8 @@ namespace switchyard {
 struct StepBatch {
   std::vector<int32_t> tokens, tables, logit_rows;
   std::vector<AttentionSequence> sequences;  // their blocks lie in `tables`
+  // [logit_rows] whose next token is sampled; null: the row is scored. Not shared.
+  std::vector<const Sequence*> sampled;
 
   void Clear();
 };

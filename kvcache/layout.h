@@ -11,10 +11,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "common/bf16.h"
+#include "common/ids.h"
 #include "kernels/attention.h"
 
 namespace switchyard {
@@ -39,6 +41,16 @@ struct KvLayout {
   friend bool operator==(const KvLayout&, const KvLayout&) = default;
 };
 
+// The same blocks in the memory of a device, where a model computes on one. The host's bytes are
+// then only those that came from another rank or go to one; docs/cuda.md.
+class KvDevice {
+ public:
+  virtual ~KvDevice() = default;
+  // The host's bytes of these blocks, all layers, are the newer ones: whoever computes next with
+  // them fetches them. Called by the engine thread.
+  virtual void TakeFromHost(std::span<const BlockId> blocks) = 0;
+};
+
 // The memory of one rank's cache: [L][B][BlockBytes()]. Written by the engine thread (its own
 // tokens) and by the KV I/O thread (only blocks leased to a hand-off); which of the two owns a
 // block is the block pool's business. Zero at the start; a block that nobody wrote costs no memory.
@@ -52,6 +64,9 @@ class KvStorage {
   int blocks() const { return blocks_; }
   std::byte* Layer(int layer) const;
   std::byte* Block(int layer, int32_t block) const;
+  // Null where the host computes.
+  KvDevice* device() const { return device_.get(); }
+  void Attach(std::unique_ptr<KvDevice> device) { device_ = std::move(device); }
 
  private:
   struct Unmap {
@@ -65,6 +80,7 @@ class KvStorage {
   int blocks_;
   size_t block_bytes_;
   Mapping bytes_;
+  std::unique_ptr<KvDevice> device_;  // goes first: it may have pinned the bytes
 };
 
 }  // namespace switchyard

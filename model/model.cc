@@ -4,32 +4,16 @@
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
-#include "common/file.h"
 #include "common/status_macros.h"
 #include "model/executor.h"
 #include "model/head_share.h"
+#include "model/load.h"
 #include "model/weight_source.h"
 #include "model/weights.h"
 #include "moe/loopback.h"
 
 namespace switchyard {
 namespace {
-
-constexpr int kMaxBatchTokensDefault = 2048, kMaxBatchTokensMax = 1 << 20;
-constexpr int kThreadsMax = 1024;
-// Of the orders in docs/numerics.md that the rest of numerics_id does not name.
-constexpr int kRulesVersion = 2;
-
-absl::Status CheckPlacement(const ModelConfig& config, const Placement& p, RankId rank) {
-  if (p.layers() == config.layers && p.experts() == config.gate.experts && rank.value() >= 0 &&
-      rank.value() < p.ranks()) {
-    return absl::OkStatus();
-  }
-  return absl::InvalidArgumentError(
-      absl::StrCat("placement: ", p.layers(), " layers of ", p.experts(), " experts on ", p.ranks(),
-                   " ranks for rank ", rank.value(), "; the model has ", config.layers,
-                   " layers of ", config.gate.experts, " experts"));
-}
 
 class LoadedModel final : public Model {
  public:
@@ -65,17 +49,8 @@ class LoadedModel final : public Model {
             .cache = cache_.get(),
             .progress = {}};
   }
-  // `checkpoint` holds what the source reads from, if anything.
-  absl::StatusOr<std::unique_ptr<WeightSource>> OpenSource(
-      std::optional<Checkpoint>* checkpoint) const;
-  // The files as they are now.
-  absl::StatusOr<std::string> Digest(const std::optional<Checkpoint>& checkpoint) const;
   absl::Status LoadMissing(const HostedExperts& hosted, SpareExperts* spare);
   absl::Status MakeLoopback();
-  absl::Status Validate(const ForwardBatch& batch, const KvStorage& kv,
-                        Matrix<const float> logits) const;
-  absl::Status ValidateSequence(const AttentionSequence& s, int32_t first_row,
-                                const KvStorage& kv) const;
   void Embed(std::span<const int32_t> tokens, Matrix<float> residual);  // [T, H]
   // Gives the batches their rows, and this rank those of them that are its own.
   void ShareBatch(const ForwardBatch& batch, std::span<MicroBatch> batches);
@@ -102,8 +77,7 @@ class LoadedModel final : public Model {
 
 absl::Status LoadedModel::LoadFrom(const std::string& dir) {
   dir_ = dir;
-  std::optional<Checkpoint> checkpoint;
-  ASSIGN_OR_RETURN(const auto source, OpenSource(&checkpoint));
+  ASSIGN_OR_RETURN(const OpenedModel opened, OpenModel(dir, config_, options_.dummy_weights));
   std::vector<int32_t> all(config_.gate.experts);
   std::iota(all.begin(), all.end(), 0);
   const auto local = [&](int layer) -> std::span<const int32_t> {
@@ -111,36 +85,18 @@ absl::Status LoadedModel::LoadFrom(const std::string& dir) {
     return options_.placement->Hosted(layer, options_.rank);
   };
   if (options_.placement == nullptr) RETURN_IF_ERROR(MakeLoopback());
-  ASSIGN_OR_RETURN(digest_, Digest(checkpoint));
-  const bool mla = config_.attention == ModelConfig::Attention::kMla;
-  numerics_id_ = absl::StrCat(
-      digest_, options_.dummy_weights ? "-dummy:" : ":", std::string(Name(options_.dtype)),
-      options_.quantization ? absl::StrCat("-", std::string(Name(*options_.quantization))) : "",
-      ":", kernels_.name, mla ? ":absorbed" : ":gqa", ":", kRulesVersion);
+  digest_ = opened.digest;
+  numerics_id_ = NumericsId(opened.digest, config_, options_, kernels_.name);
   if (!options_.weights_cache.empty()) {
     cache_ = std::make_unique<PackedCache>(options_.weights_cache, numerics_id_);
   }
   LoadWeightsOptions load = WeightsOptions(local);
   load.progress = options_.progress;
-  ASSIGN_OR_RETURN(weights_, LoadWeights(*source, config_, kernels_, context_.pool, load));
+  ASSIGN_OR_RETURN(weights_, LoadWeights(*opened.source, config_, kernels_, context_.pool, load));
   notices_ = config_.notices;
-  for (std::string& notice : source->notices()) notices_.push_back(std::move(notice));
+  for (std::string& notice : opened.source->notices()) notices_.push_back(std::move(notice));
   if (cache_ != nullptr) notices_.push_back(cache_->Report());
   return absl::OkStatus();
-}
-
-absl::StatusOr<std::string> LoadedModel::Digest(const std::optional<Checkpoint>& checkpoint) const {
-  ASSIGN_OR_RETURN(const MappedFile config_file, MappedFile::Open(dir_ + "/config.json"));
-  const auto text = config_file.bytes();
-  return ModelDigest({reinterpret_cast<const char*>(text.data()), text.size()},
-                     checkpoint ? &*checkpoint : nullptr);
-}
-
-absl::StatusOr<std::unique_ptr<WeightSource>> LoadedModel::OpenSource(
-    std::optional<Checkpoint>* checkpoint) const {
-  if (options_.dummy_weights) return MakeDummySource(config_);
-  ASSIGN_OR_RETURN(*checkpoint, Checkpoint::Open(dir_));
-  return MakeCheckpointSource(**checkpoint, config_);
 }
 
 class LoadedModel::Experts final : public ExpertSource {
@@ -148,15 +104,16 @@ class LoadedModel::Experts final : public ExpertSource {
   explicit Experts(const LoadedModel& model)
       : model_(model), options_(model.WeightsOptions(nullptr)) {}
   absl::Status Open() {
-    ASSIGN_OR_RETURN(source_, model_.OpenSource(&checkpoint_));
-    ASSIGN_OR_RETURN(const std::string digest, model_.Digest(checkpoint_));
-    if (digest == model_.digest_) return absl::OkStatus();
-    return absl::DataLossError(absl::StrCat(model_.dir_, ": the model has been replaced (", digest,
-                                            ") since it was loaded (", model_.digest_, ")"));
+    ASSIGN_OR_RETURN(opened_,
+                     OpenModel(model_.dir_, model_.config_, model_.options_.dummy_weights));
+    if (opened_.digest == model_.digest_) return absl::OkStatus();
+    return absl::DataLossError(absl::StrCat(model_.dir_, ": the model has been replaced (",
+                                            opened_.digest, ") since it was loaded (",
+                                            model_.digest_, ")"));
   }
   absl::StatusOr<PackedExpert> Load(const ExpertKey& key) const override {
     try {
-      return LoadExpert(*source_, model_.config_, model_.kernels_, options_, key);
+      return LoadExpert(*opened_.source, model_.config_, model_.kernels_, options_, key);
     } catch (const std::bad_alloc&) {
       return absl::ResourceExhaustedError(
           absl::StrCat("not enough memory for expert ", key.expert, " of layer ", key.layer));
@@ -166,8 +123,7 @@ class LoadedModel::Experts final : public ExpertSource {
  private:
   const LoadedModel& model_;
   const LoadWeightsOptions options_;
-  std::optional<Checkpoint> checkpoint_;
-  std::unique_ptr<WeightSource> source_;
+  OpenedModel opened_;
 };
 
 absl::StatusOr<std::unique_ptr<ExpertSource>> LoadedModel::OpenExperts() const {
@@ -215,69 +171,6 @@ absl::Status LoadedModel::MakeLoopback() {
   return absl::OkStatus();
 }
 
-absl::Status LoadedModel::ValidateSequence(const AttentionSequence& s, int32_t first_row,
-                                           const KvStorage& kv) const {
-  if (s.first_row != first_row || s.count < 1 || s.first_position < 0 ||
-      s.first_position > options_.max_model_len - s.count) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "sequence of ", s.count, " rows from row ", s.first_row, " at position ", s.first_position,
-        ": wanted row ", first_row, " and positions below ", options_.max_model_len));
-  }
-  const size_t blocks = kv.layout().BlocksFor(s.first_position + s.count);
-  if (s.blocks.size() < blocks) {
-    return absl::InvalidArgumentError(absl::StrCat("sequence at row ", s.first_row, ": ",
-                                                   s.blocks.size(), " blocks, wanted ", blocks));
-  }
-  for (const int32_t b : s.blocks.first(blocks)) {
-    if (b < 0 || b >= kv.blocks()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("sequence at row ", s.first_row, ": block ", b, " of ", kv.blocks()));
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status LoadedModel::Validate(const ForwardBatch& batch, const KvStorage& kv,
-                                   Matrix<const float> logits) const {
-  const auto refuse = [](auto... what) {
-    return absl::InvalidArgumentError(absl::StrCat(what...));
-  };
-  const size_t rows = batch.tokens.size();
-  if (rows > static_cast<size_t>(options_.max_batch_tokens)) {
-    return refuse("batch of ", rows, " rows, at most ", options_.max_batch_tokens);
-  }
-  for (const int32_t token : batch.tokens) {
-    if (token < 0 || token >= config_.vocab_size) {
-      return refuse("token ", token, " is not in the vocabulary of ", config_.vocab_size);
-    }
-  }
-  const KvLayout wanted = config_.KvLayoutFor(options_.dtype, kv.layout().block_tokens);
-  if (kv.layout() != wanted) {
-    return refuse("KV layout ", kv.layout().LayoutId(), ", wanted ", wanted.LayoutId());
-  }
-  int32_t next_row = 0;
-  for (const AttentionSequence& s : batch.sequences) {
-    RETURN_IF_ERROR(ValidateSequence(s, next_row, kv));
-    next_row += s.count;
-    if (static_cast<size_t>(next_row) > rows) break;
-  }
-  if (static_cast<size_t>(next_row) != rows) {
-    return refuse("sequences cover ", next_row, " rows of ", rows);
-  }
-  int32_t last = -1;
-  for (const int32_t r : batch.logit_rows) {
-    if (r <= last || static_cast<size_t>(r) >= rows) return refuse("logit row ", r, " of ", rows);
-    last = r;
-  }
-  const size_t wanted_rows = options_.tensor_rank == 0 ? batch.logit_rows.size() : 0;
-  if (logits.rows() != wanted_rows ||
-      (!logits.empty() && logits.cols() != static_cast<size_t>(config_.vocab_size))) {
-    return refuse("logits [", logits.rows(), ", ", logits.cols(), "], wanted [", wanted_rows, ", ",
-                  config_.vocab_size, "]");
-  }
-  return absl::OkStatus();
-}
-
 void LoadedModel::Embed(std::span<const int32_t> tokens, Matrix<float> residual) {
   const size_t hidden = config_.hidden_size;
   for (size_t t = 0; t < tokens.size(); ++t) {
@@ -308,7 +201,7 @@ void LoadedModel::ShareBatch(const ForwardBatch& batch, std::span<MicroBatch> ba
 
 absl::Status LoadedModel::Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,
                                   Matrix<float> logits) {
-  RETURN_IF_ERROR(Validate(batch, kv, logits));
+  RETURN_IF_ERROR(CheckForward(config_, options_, batch, kv, logits));
   if (dispatcher_ == nullptr) {
     return absl::FailedPreconditionError("the model has a placement and no dispatcher");
   }
@@ -330,38 +223,16 @@ absl::Status LoadedModel::Forward(const ForwardBatch& batch, KvStorage& kv, Laye
   return absl::OkStatus();
 }
 
-absl::Status CheckRange(const char* name, int value, int high) {
-  if (value >= 1 && value <= high) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(name, ": ", value, "; supported: 1 to ", high));
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir,
                                                    const ModelOptions& wanted) {
   ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(dir));
+  ASSIGN_OR_RETURN(ModelOptions options, ResolveModelOptions(config, wanted));
+  if (options.device == Device::kCuda) {
+    return LoadCudaModel(dir, std::move(config), std::move(options));
+  }
   ASSIGN_OR_RETURN(KernelSet kernels, SelectKernels(wanted.kernels));
-  ModelOptions options = wanted;
-  if (options.max_model_len == 0) options.max_model_len = config.max_position_embeddings;
-  if (options.max_batch_tokens == 0) options.max_batch_tokens = kMaxBatchTokensDefault;
-  RETURN_IF_ERROR(CheckRange("threads", options.threads, kThreadsMax));
-  RETURN_IF_ERROR(CheckRange("max_batch_tokens", options.max_batch_tokens, kMaxBatchTokensMax));
-  RETURN_IF_ERROR(
-      CheckRange("max_model_len", options.max_model_len, config.max_position_embeddings));
-  if (options.quantization &&
-      (options.dtype != DType::kBfloat16 || !IsInteger(*options.quantization))) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("quantization: ", std::string(Name(*options.quantization)),
-                     "; supported: int8 and int4, with dtype bfloat16"));
-  }
-  RETURN_IF_ERROR(CheckTensorRanks(config, options.tensor_ranks));
-  if (options.tensor_rank < 0 || options.tensor_rank >= options.tensor_ranks) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("tensor_rank: ", options.tensor_rank, " of ", options.tensor_ranks, " ranks"));
-  }
-  if (options.placement != nullptr) {
-    RETURN_IF_ERROR(CheckPlacement(config, *options.placement, options.rank));
-  }
   try {
     auto model =
         std::make_unique<LoadedModel>(std::move(config), std::move(options), std::move(kernels));

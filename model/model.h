@@ -14,6 +14,7 @@
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
 #include "kernels/kernel_set.h"
+#include "kernels/sample.h"
 #include "kvcache/layout.h"
 #include "model/config.h"
 #include "model/experts.h"
@@ -23,7 +24,12 @@
 
 namespace switchyard {
 
+// Where a model computes.
+enum class Device { kCpu, kCuda };
+
 struct ModelOptions {
+  Device device = Device::kCpu;
+  int device_index = 0;  // of the machine's devices of that kind
   std::string kernels = "auto";
   DType dtype = DType::kBfloat16;
   // --quantization: projections and experts as integers, kInt8 or kInt4, only with kBfloat16. Gate,
@@ -46,12 +52,22 @@ struct ModelOptions {
   std::function<void(size_t done, size_t total)> progress;
 };
 
+// A row of logits of which only the token is wanted that is drawn from it as it is.
+struct Draw {
+  const SamplingParams* params = nullptr;  // null: the logits themselves are wanted
+  uint64_t position = 0;                   // of the token that is drawn
+};
+
 // One step's rows. Rows of a sequence are consecutive and in order of position; a sequence may
 // appear once.
 struct ForwardBatch {
   std::span<const int32_t> tokens;               // [T] each in [0, vocab)
   std::span<const AttentionSequence> sequences;  // cover [0, T); their blocks are allocated
   std::span<const int32_t> logit_rows;           // ascending rows whose logits are wanted
+  // Both [logit_rows], or empty: of rows with a Draw that the model Draws, the token instead of the
+  // logits, whose row stays as it was; -1 where a logit is not finite.
+  std::span<const Draw> draws = {};
+  std::span<TokenId> drawn = {};
 };
 
 // Told when a layer's KV of every row of the batch is in the cache; the bytes of those positions do
@@ -60,6 +76,12 @@ class LayerObserver {
  public:
   virtual ~LayerObserver() = default;
   virtual void OnLayerWritten(int layer) = 0;
+  // Whether OnLayerWritten reads the bytes of sequence `index` of the batch: where they lie in a
+  // device's memory they are fetched for it.
+  virtual bool Reads(size_t index) const {
+    static_cast<void>(index);
+    return true;
+  }
 };
 
 class Model {
@@ -93,6 +115,14 @@ class Model {
   // same ranks. The dispatcher must be set anew. Errors as Load's; then the model hosts what it did
   // before.
   virtual absl::Status Rehost(std::shared_ptr<const Placement> placement, SpareExperts* spare) = 0;
+
+  // A cache for Forward. Errors: kInvalidArgument for a layout that is none; kResourceExhausted.
+  virtual absl::StatusOr<KvStorage> MakeKv(const KvLayout& layout, int blocks) {
+    return KvStorage::Create(layout, blocks);
+  }
+
+  // Whether Forward takes a Draw with these.
+  virtual bool Draws(const SamplingParams&) const { return false; }
 
   // Where this model's experts come from. Thread-safe; the model must outlive the source.
   virtual absl::StatusOr<std::unique_ptr<ExpertSource>> OpenExperts() const = 0;

@@ -121,7 +121,7 @@ class Session {
  public:
   static absl::StatusOr<Session> Create(Model& model, int tokens_max) {
     const KvLayout layout = model.config().KvLayoutFor(model.options().dtype, kBlockTokens);
-    ASSIGN_OR_RETURN(KvStorage kv, KvStorage::Create(layout, layout.BlocksFor(tokens_max)));
+    ASSIGN_OR_RETURN(KvStorage kv, model.MakeKv(layout, layout.BlocksFor(tokens_max)));
     return Session(model, std::move(kv));
   }
 

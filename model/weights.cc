@@ -44,9 +44,10 @@ class Loader {
     }
     for (int l = 0; l < c_.layers; ++l) {
       ASSIGN_OR_RETURN(LayerWeights layer, Layer(l));
+      if (options_.on_layer) RETURN_IF_ERROR(options_.on_layer(l, &layer));
       w.layers.push_back(std::move(layer));
-      if (options_.progress)
-        options_.progress(done_, std::max(source_.total_bytes(), done_.load()));
+      if (!options_.progress) continue;
+      options_.progress(done_, std::max(source_.total_bytes(), done_.load()));
     }
     if (options_.progress) options_.progress(done_, done_);
     return w;
@@ -138,8 +139,7 @@ class Loader {
     return Packed(name, p, k, format());
   }
 
-  // As the checkpoint has it. From the cache too: what is mapped of a checkpoint counts as this
-  // process's memory.
+  // As the checkpoint has it. From the cache too: a mapped checkpoint counts as our memory.
   absl::Status Embedding(ModelWeights& w) {
     const std::string name = "model.embed_tokens.weight";
     ASSIGN_OR_RETURN(LoadedTensor t, Get(name, {static_cast<uint64_t>(c_.vocab_size),

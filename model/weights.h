@@ -68,6 +68,8 @@ struct LoadWeightsOptions {
   HostedExperts local_experts;
   PackedCache* cache = nullptr;                             // may be null
   std::function<void(size_t done, size_t total)> progress;  // may be empty
+  // Given each layer as it is loaded, and may take what it wants of it. May be empty.
+  std::function<absl::Status(int layer, LayerWeights* weights)> on_layer = {};
 };
 
 // One expert of an MoE layer, as LoadWeights would load it. Thread-safe.

@@ -1,0 +1,148 @@
+#include "model/load.h"
+
+#include "absl/strings/str_cat.h"
+#include "common/file.h"
+#include "common/status_macros.h"
+#include "model/head_share.h"
+
+namespace switchyard {
+namespace {
+
+constexpr int kMaxBatchTokensDefault = 2048, kMaxBatchTokensMax = 1 << 20;
+constexpr int kThreadsMax = 1024;
+// Of the orders in docs/numerics.md that the rest of numerics_id does not name.
+constexpr int kRulesVersion = 2;
+
+absl::Status CheckRange(const char* name, int value, int high) {
+  if (value >= 1 && value <= high) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(name, ": ", value, "; supported: 1 to ", high));
+}
+
+absl::Status CheckSequence(const ModelOptions& options, const AttentionSequence& s,
+                           int32_t first_row, const KvStorage& kv) {
+  if (s.first_row != first_row || s.count < 1 || s.first_position < 0 ||
+      s.first_position > options.max_model_len - s.count) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "sequence of ", s.count, " rows from row ", s.first_row, " at position ", s.first_position,
+        ": wanted row ", first_row, " and positions below ", options.max_model_len));
+  }
+  const size_t blocks = kv.layout().BlocksFor(s.first_position + s.count);
+  if (s.blocks.size() < blocks) {
+    return absl::InvalidArgumentError(absl::StrCat("sequence at row ", s.first_row, ": ",
+                                                   s.blocks.size(), " blocks, wanted ", blocks));
+  }
+  for (const int32_t b : s.blocks.first(blocks)) {
+    if (b < 0 || b >= kv.blocks()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("sequence at row ", s.first_row, ": block ", b, " of ", kv.blocks()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckPlacement(const ModelConfig& config, const Placement& p, RankId rank) {
+  if (p.layers() == config.layers && p.experts() == config.gate.experts && rank.value() >= 0 &&
+      rank.value() < p.ranks()) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("placement: ", p.layers(), " layers of ", p.experts(), " experts on ", p.ranks(),
+                   " ranks for rank ", rank.value(), "; the model has ", config.layers,
+                   " layers of ", config.gate.experts, " experts"));
+}
+
+absl::StatusOr<ModelOptions> ResolveModelOptions(const ModelConfig& config, ModelOptions options) {
+  if (options.max_model_len == 0) options.max_model_len = config.max_position_embeddings;
+  if (options.max_batch_tokens == 0) options.max_batch_tokens = kMaxBatchTokensDefault;
+  RETURN_IF_ERROR(CheckRange("threads", options.threads, kThreadsMax));
+  RETURN_IF_ERROR(CheckRange("max_batch_tokens", options.max_batch_tokens, kMaxBatchTokensMax));
+  RETURN_IF_ERROR(
+      CheckRange("max_model_len", options.max_model_len, config.max_position_embeddings));
+  if (options.quantization &&
+      (options.dtype != DType::kBfloat16 || !IsInteger(*options.quantization))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("quantization: ", std::string(Name(*options.quantization)),
+                     "; supported: int8 and int4, with dtype bfloat16"));
+  }
+  RETURN_IF_ERROR(CheckTensorRanks(config, options.tensor_ranks));
+  if (options.tensor_rank < 0 || options.tensor_rank >= options.tensor_ranks) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("tensor_rank: ", options.tensor_rank, " of ", options.tensor_ranks, " ranks"));
+  }
+  if (options.placement != nullptr) {
+    RETURN_IF_ERROR(CheckPlacement(config, *options.placement, options.rank));
+  }
+  return options;
+}
+
+absl::StatusOr<OpenedModel> OpenModel(const std::string& dir, const ModelConfig& config,
+                                      bool dummy_weights) {
+  OpenedModel opened;
+  if (dummy_weights) {
+    opened.source = MakeDummySource(config);
+  } else {
+    ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(dir));
+    opened.checkpoint = std::make_unique<Checkpoint>(std::move(checkpoint));
+    opened.source = MakeCheckpointSource(*opened.checkpoint, config);
+  }
+  ASSIGN_OR_RETURN(const MappedFile config_file, MappedFile::Open(dir + "/config.json"));
+  const auto text = config_file.bytes();
+  opened.digest = ModelDigest({reinterpret_cast<const char*>(text.data()), text.size()},
+                              opened.checkpoint.get());
+  return opened;
+}
+
+std::string NumericsId(const std::string& digest, const ModelConfig& config,
+                       const ModelOptions& options, const std::string& kernels) {
+  const bool mla = config.attention == ModelConfig::Attention::kMla;
+  return absl::StrCat(
+      digest, options.dummy_weights ? "-dummy:" : ":", std::string(Name(options.dtype)),
+      options.quantization ? absl::StrCat("-", std::string(Name(*options.quantization))) : "", ":",
+      kernels, mla ? ":absorbed" : ":gqa", ":", kRulesVersion);
+}
+
+absl::Status CheckForward(const ModelConfig& config, const ModelOptions& options,
+                          const ForwardBatch& batch, const KvStorage& kv,
+                          Matrix<const float> logits) {
+  const auto refuse = [](auto... what) {
+    return absl::InvalidArgumentError(absl::StrCat(what...));
+  };
+  const size_t rows = batch.tokens.size();
+  if (rows > static_cast<size_t>(options.max_batch_tokens)) {
+    return refuse("batch of ", rows, " rows, at most ", options.max_batch_tokens);
+  }
+  for (const int32_t token : batch.tokens) {
+    if (token < 0 || token >= config.vocab_size) {
+      return refuse("token ", token, " is not in the vocabulary of ", config.vocab_size);
+    }
+  }
+  const KvLayout wanted = config.KvLayoutFor(options.dtype, kv.layout().block_tokens);
+  if (kv.layout() != wanted) {
+    return refuse("KV layout ", kv.layout().LayoutId(), ", wanted ", wanted.LayoutId());
+  }
+  int32_t next_row = 0;
+  for (const AttentionSequence& s : batch.sequences) {
+    RETURN_IF_ERROR(CheckSequence(options, s, next_row, kv));
+    next_row += s.count;
+    if (static_cast<size_t>(next_row) > rows) break;
+  }
+  if (static_cast<size_t>(next_row) != rows) {
+    return refuse("sequences cover ", next_row, " rows of ", rows);
+  }
+  int32_t last = -1;
+  for (const int32_t r : batch.logit_rows) {
+    if (r <= last || static_cast<size_t>(r) >= rows) return refuse("logit row ", r, " of ", rows);
+    last = r;
+  }
+  const size_t wanted_rows = options.tensor_rank == 0 ? batch.logit_rows.size() : 0;
+  if (logits.rows() != wanted_rows ||
+      (!logits.empty() && logits.cols() != static_cast<size_t>(config.vocab_size))) {
+    return refuse("logits [", logits.rows(), ", ", logits.cols(), "], wanted [", wanted_rows, ", ",
+                  config.vocab_size, "]");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace switchyard
