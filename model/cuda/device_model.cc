@@ -1,0 +1,310 @@
+#include "model/cuda/device_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "kernels/cuda/attention.h"
+#include "model/cuda/packers.h"
+#include "model/head_share.h"
+
+namespace switchyard::cuda {
+namespace {
+
+constexpr size_t kSlabBytes = size_t{256} << 20;
+// Heads of a group lie beside each other in the rows of the output projection, which start at
+// multiples of 16 bytes.
+absl::Status CheckSupported(const ModelConfig& c, const ModelOptions& o) {
+  const auto refuse = [](auto... what) {
+    return absl::UnimplementedError(absl::StrCat("device cuda: ", what...));
+  };
+  if (o.tensor_ranks > 1) return refuse("tensor parallelism of attention is not built");
+  const int value = c.attention == ModelConfig::Attention::kMla ? c.v_head_dim : c.head_dim;
+  const int group = c.heads / OutputGroups(c.heads) * value;
+  if (group % kRowUnit != 0) {
+    return refuse("groups of heads are ", group, " values wide, a multiple of ", kRowUnit,
+                  " is wanted");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+DeviceModel::DeviceModel(ModelConfig config, ModelOptions options, GemmPath path)
+    : config_(std::move(config)),
+      options_(std::move(options)),
+      path_(path),
+      weights_(kSlabBytes),
+      memory_(kSlabBytes) {}
+
+absl::StatusOr<std::unique_ptr<DeviceModel>> DeviceModel::Load(const std::string& dir,
+                                                               ModelConfig config,
+                                                               ModelOptions options) {
+  RETURN_IF_ERROR(CheckSupported(config, options));
+  if (options.placement != nullptr) {
+    RETURN_IF_ERROR(CheckPlacement(config, *options.placement, options.rank));
+  }
+  ASSIGN_OR_RETURN(const DeviceProperties device, OpenDevice(options.device_index));
+  ASSIGN_OR_RETURN(const GemmPath path, PathOfDevice());
+  std::unique_ptr<DeviceModel> model(new DeviceModel(std::move(config), std::move(options), path));
+  RETURN_IF_ERROR(model->LoadFrom(dir));
+  model->notices_.push_back(absl::StrCat("computes on ", device.name, ", ",
+                                         model->weights_.memory.used_bytes() >> 20,
+                                         " MiB of weights"));
+  return model;
+}
+
+absl::Status DeviceModel::LoadFrom(const std::string& dir) {
+  ASSIGN_OR_RETURN(compute_, MakeStream());
+  ASSIGN_OR_RETURN(copies_, MakeStream());
+  ASSIGN_OR_RETURN(uploaded_, MakeEvent());
+  for (std::vector<Event>* events : {&written_, &copied_}) {
+    for (int l = 0; l < config_.layers; ++l) {
+      ASSIGN_OR_RETURN(Event event, MakeEvent());
+      events->push_back(std::move(event));
+    }
+  }
+  ASSIGN_OR_RETURN(const OpenedModel opened, OpenModel(dir, config_, options_.dummy_weights));
+
+  // Paths differ in bits.
+  numerics_id_ = NumericsId(opened.digest, config_, options_,
+                            path_ == GemmPath::kWgmma ? "cuda_wgmma" : "cuda_mma");
+  std::unique_ptr<PackedCache> cache;
+  if (!options_.weights_cache.empty()) {
+    cache = std::make_unique<PackedCache>(options_.weights_cache, numerics_id_);
+  }
+  std::vector<int32_t> all(config_.gate.experts);
+  std::iota(all.begin(), all.end(), 0);
+  WeightUploader uploader(&weights_, compute_);
+  const LoadWeightsOptions load{
+      .dtype = options_.dtype,
+      .quantization = options_.quantization,
+      .heads = HeadsOf(config_, 0, 1),
+      .local_experts = [&](int layer) -> std::span<const int32_t> {
+        if (options_.placement == nullptr) return all;
+        return options_.placement->Hosted(layer, options_.rank);
+      },
+      .cache = cache.get(),
+      .progress = options_.progress,
+      .on_layer = [&](int, LayerWeights* weights) { return uploader.Layer(weights); }};
+  ComputePool pool(options_.threads);
+  ASSIGN_OR_RETURN(const ModelWeights host,
+                   LoadWeights(*opened.source, config_, Packers(), pool, load));
+  RETURN_IF_ERROR(uploader.Rest(host, config_.MakeRopeTable(options_.max_model_len)));
+  notices_ = config_.notices;
+  for (std::string& notice : opened.source->notices()) notices_.push_back(std::move(notice));
+  if (cache != nullptr) notices_.push_back(cache->Report());
+  return Allocate();
+}
+
+absl::Status DeviceModel::Allocate() {
+  const int rows = options_.max_batch_tokens, groups = std::max(config_.heads, 1);
+  limits_ = {.rows = rows, .sequences = rows, .tables = 0, .logit_rows = rows, .groups = groups};
+  ASSIGN_OR_RETURN(workspace_, MakeWorkspace(config_, rows, &memory_));
+  layers_ = std::make_unique<DeviceLayers>(config_, weights_, options_.dtype, path_, workspace_,
+                                           compute_);
+  if (options_.placement != nullptr) {
+    RETURN_IF_ERROR(staged_.Create(config_, options_.dtype, workspace_, *layers_, compute_));
+  }
+  const size_t result = sizeof(int32_t) + sizeof(float) + sizeof(int32_t);
+  ASSIGN_OR_RETURN(drawn_, DeviceBuffer::Create(rows * result));
+  ASSIGN_OR_RETURN(results_, PinnedBuffer::Create(rows * result));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<KvStorage> DeviceModel::MakeKv(const KvLayout& layout, int blocks) {
+  ASSIGN_OR_RETURN(KvStorage kv, KvStorage::Create(layout, blocks));
+  ASSIGN_OR_RETURN(std::unique_ptr<DeviceKv> device, DeviceKv::Create(kv));
+  graphs_.clear();  // a cache that is gone may have had the new one's address
+  kv.Attach(std::move(device));
+  return kv;
+}
+
+absl::Status DeviceModel::Rehost(std::shared_ptr<const Placement>, SpareExperts*) {
+  return absl::UnimplementedError("device cuda: another placement of experts is not built");
+}
+
+absl::StatusOr<std::unique_ptr<ExpertSource>> DeviceModel::OpenExperts() const {
+  return absl::UnimplementedError("device cuda: another placement of experts is not built");
+}
+
+template <Memory kind>
+absl::Status DeviceModel::Grow(size_t bytes, Buffer<kind>* buffer) {
+  if (bytes <= buffer->size()) return absl::OkStatus();
+  // What is launched may use the old one.
+  RETURN_IF_ERROR(Synchronize(compute_));
+  graphs_.clear();
+  const size_t wanted = std::max(bytes, buffer->size() + buffer->size() / 2);
+  *buffer = Buffer<kind>();  // not both at once
+  ASSIGN_OR_RETURN(*buffer, Buffer<kind>::Create(wanted));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<LayerStep> DeviceModel::Prepare(const ForwardBatch& batch, const DeviceKv& kv) {
+  const StepShape exact = ShapeOf(batch);
+  LayerStep step;
+  step.shape = Records(exact)
+                   ? DecodeClass(exact, options_.max_batch_tokens, options_.max_model_len)
+                   : exact;
+  if (const int tables = TablesOf(batch); tables > limits_.tables || arrays_.tokens == nullptr) {
+    limits_.tables = std::max(tables, limits_.tables * 2);
+    RETURN_IF_ERROR(Grow(BytesFor(limits_), &host_arrays_));
+    RETURN_IF_ERROR(Grow(BytesFor(limits_), &device_arrays_));
+    graphs_.clear();
+    arrays_ = PlaceArrays(host_arrays_.data(), limits_);
+  }
+  step.arrays = PlaceArrays(device_arrays_.data(), limits_);
+  // One row of each sequence: segments of a long context are what there is to share.
+  step.split = step.shape.rows_max == 1 && step.shape.context_max > kAttentionSegment &&
+               options_.dtype == DType::kBfloat16;
+  const AttentionBatch attention{.count = step.shape.sequences,
+                                 .rows_max = step.shape.rows_max,
+                                 .context_max = step.shape.context_max};
+  RETURN_IF_ERROR(Grow(
+      AttentionWorkspaceBytes(layers_->attention_shape(), attention, step.shape.rows, step.split),
+      &attention_));
+  step.attention_workspace = attention_.data();
+  const size_t logits = static_cast<size_t>(step.shape.logit_rows) * config_.vocab_size;
+  RETURN_IF_ERROR(Grow(logits * sizeof(float), &logits_));
+  FillArrays(batch, kv.addressing().block_tokens, limits_.groups, step.shape, arrays_);
+  RETURN_IF_ERROR(ForFilled(arrays_, host_arrays_.data(), step.shape, TablesOf(batch),
+                            limits_.groups, [&](size_t at, size_t bytes) {
+                              return CopyAsync(device_arrays_.data() + at, host_arrays_.data() + at,
+                                               bytes, compute_);
+                            }));
+  return step;
+}
+
+absl::Status DeviceModel::Layer(int layer, const LayerStep& step, DeviceKv& kv) {
+  RETURN_IF_ERROR(layers_->Attention(layer, step, kv));
+  if (!downloads_.empty()) {
+    // Beside this layer's experts, and the next layers.
+    RETURN_IF_ERROR(Record(written_[layer], compute_));
+    RETURN_IF_ERROR(WaitFor(written_[layer], copies_));
+    RETURN_IF_ERROR(kv.Download(layer, downloads_, copies_));
+    RETURN_IF_ERROR(Record(copied_[layer], copies_));
+  }
+  if (dispatcher_ != nullptr && config_.layer_is_moe[layer]) {
+    return staged_.Run(layer, step, *dispatcher_, arrays_.positions);
+  }
+  return layers_->Ffn(layer, step);
+}
+
+absl::Status DeviceModel::Tell(int layer, LayerObserver* observer) {
+  if (observer == nullptr) return absl::OkStatus();
+  if (!downloads_.empty()) RETURN_IF_ERROR(Synchronize(copied_[layer]));
+  observer->OnLayerWritten(layer);
+  return absl::OkStatus();
+}
+
+absl::Status DeviceModel::Finish(const LayerStep& step) {
+  const int rows = step.shape.logit_rows;
+  if (rows == 0) return absl::OkStatus();
+  const DeviceMatrix<float> logits(logits_.as<float>(), rows, config_.vocab_size);
+  RETURN_IF_ERROR(layers_->Logits(step, logits));
+  int32_t* const tokens = drawn_.as<int32_t>();
+  float* const logprobs = reinterpret_cast<float*>(tokens + rows);
+  int32_t* const ranks = reinterpret_cast<int32_t*>(logprobs + rows);
+  RETURN_IF_ERROR(SampleTokens(compute_.get(), logits, step.arrays.sampling, tokens));
+  return ScoreTokens(compute_.get(), logits, tokens, logprobs, ranks);
+}
+
+absl::Status DeviceModel::Compute(const LayerStep& step, DeviceKv& kv, LayerObserver* observer) {
+  // Layers are launched so far ahead of the one whose bytes are waited for that the device has
+  // work.
+  constexpr int kAhead = 2;
+  RETURN_IF_ERROR(layers_->Begin(step));
+  for (int l = 0; l < config_.layers; ++l) {
+    RETURN_IF_ERROR(Layer(l, step, kv));
+    if (l >= kAhead) RETURN_IF_ERROR(Tell(l - kAhead, observer));
+  }
+  RETURN_IF_ERROR(Finish(step));
+  for (int l = std::max(0, config_.layers - kAhead); l < config_.layers; ++l) {
+    RETURN_IF_ERROR(Tell(l, observer));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DeviceModel::Replay(const LayerStep& step, DeviceKv& kv, LayerObserver* observer) {
+  if (graphs_kv_ != &kv) graphs_.clear();
+  graphs_kv_ = &kv;
+  auto it = graphs_.find(step.shape);
+  if (it == graphs_.end()) {
+    RETURN_IF_ERROR(BeginCapture(compute_));
+    const absl::Status recorded = Compute(step, kv, nullptr);
+    ASSIGN_OR_RETURN(Graph graph, EndCapture(compute_, recorded));
+    it = graphs_.emplace(step.shape, std::move(graph)).first;
+  }
+  RETURN_IF_ERROR(Launch(it->second, compute_));
+  for (int l = 0; observer != nullptr && l < config_.layers; ++l) observer->OnLayerWritten(l);
+  return absl::OkStatus();
+}
+
+absl::Status DeviceModel::Collect(const ForwardBatch& batch, int drawn_rows, Matrix<float> logits) {
+  const size_t vocab = config_.vocab_size;
+  const auto drawn = [&](size_t i) {
+    return !batch.draws.empty() && batch.draws[i].params != nullptr;
+  };
+  RETURN_IF_ERROR(CopyAsync(results_.data(), drawn_.data(),
+                            drawn_rows * (sizeof(int32_t) + sizeof(float)), compute_));
+  for (size_t i = 0; i < batch.logit_rows.size(); ++i) {
+    if (drawn(i)) continue;
+    RETURN_IF_ERROR(
+        CopyAsync(logits.row(i), logits_.as<float>() + i * vocab, vocab * sizeof(float), compute_));
+  }
+  RETURN_IF_ERROR(Synchronize(compute_));
+  const int32_t* const tokens = results_.as<int32_t>();
+  const float* const logprobs = reinterpret_cast<const float*>(tokens + drawn_rows);
+  for (size_t i = 0; i < batch.logit_rows.size(); ++i) {
+    // A logit that is no number, or infinite, leaves no log-probability.
+    if (drawn(i)) batch.drawn[i] = std::isfinite(logprobs[i]) ? tokens[i] : -1;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DeviceModel::FetchFromHost(const ForwardBatch& batch, DeviceKv& kv) {
+  const std::vector<BlockRun> uploads = kv.image().TakeUploads(batch.sequences);
+  if (uploads.empty()) return absl::OkStatus();
+  for (int l = 0; l < config_.layers; ++l) RETURN_IF_ERROR(kv.Upload(l, uploads, copies_));
+  RETURN_IF_ERROR(Record(uploaded_, copies_));
+  return WaitFor(uploaded_, compute_);
+}
+
+absl::Status DeviceModel::Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,
+                                  Matrix<float> logits) {
+  RETURN_IF_ERROR(CheckForward(config_, options_, batch, kv, logits));
+  auto* const device = dynamic_cast<DeviceKv*>(kv.device());
+  if (device == nullptr) {
+    return absl::FailedPreconditionError("device cuda: the KV cache is not of this model's MakeKv");
+  }
+  if (options_.placement != nullptr && dispatcher_ == nullptr) {
+    return absl::FailedPreconditionError("the model has a placement and no dispatcher");
+  }
+  if (dispatcher_ != nullptr && dispatcher_->micro_batches() != 1) {
+    return absl::UnimplementedError(
+        "device cuda: two micro-batches are not built; --ep-overlap never");
+  }
+  if (batch.tokens.empty() && dispatcher_ == nullptr) return absl::OkStatus();
+  RETURN_IF_ERROR(UseDevice(options_.device_index));
+  RETURN_IF_ERROR(FetchFromHost(batch, *device));
+  KvImage& image = device->image();
+  image.DeviceWrites(batch.sequences);
+  std::vector<AttentionSequence> wanted;
+  for (size_t i = 0; observer != nullptr && i < batch.sequences.size(); ++i) {
+    if (observer->Reads(i)) wanted.push_back(batch.sequences[i]);
+  }
+  downloads_ = image.TakeDownloads(wanted);
+  const auto compute = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const LayerStep step, Prepare(batch, *device));
+    const bool replays = Records(ShapeOf(batch)) && downloads_.empty();
+    RETURN_IF_ERROR((replays ? Replay(step, *device, observer) : Compute(step, *device, observer)));
+    return Collect(batch, step.shape.logit_rows, logits);
+  };
+  const absl::Status done = compute();
+  if (!done.ok()) image.NotDownloaded(downloads_);
+  return done;
+}
+
+}  // namespace switchyard::cuda

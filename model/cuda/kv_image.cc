@@ -1,0 +1,75 @@
+#include "model/cuda/kv_image.h"
+
+#include <algorithm>
+
+namespace switchyard::cuda {
+
+std::vector<BlockRun> RunsOf(std::vector<int32_t> blocks) {
+  std::sort(blocks.begin(), blocks.end());
+  std::vector<BlockRun> runs;
+  for (const int32_t b : blocks) {
+    if (runs.empty() || b > runs.back().begin + runs.back().count) {
+      runs.push_back({b, 1});
+    } else if (b == runs.back().begin + runs.back().count) {
+      ++runs.back().count;
+    }
+  }
+  return runs;
+}
+
+std::vector<ByteRange> CutAt(size_t chunk, ByteRange range) {
+  std::vector<ByteRange> parts;
+  while (range.count > 0) {
+    const size_t room = chunk - range.begin % chunk, count = std::min(room, range.count);
+    parts.push_back({range.begin, count});
+    range = {range.begin + count, range.count - count};
+  }
+  return parts;
+}
+
+void KvImage::HostWrote(std::span<const BlockId> blocks) {
+  for (const BlockId b : blocks) pending_[b.value()] = true;
+}
+
+std::vector<BlockRun> KvImage::TakeUploads(std::span<const AttentionSequence> sequences) {
+  std::vector<int32_t> blocks;
+  for (const AttentionSequence& s : sequences) {
+    for (const int32_t b : s.blocks) {
+      if (!pending_[b]) continue;
+      pending_[b] = false;
+      current_[b] = true;
+      blocks.push_back(b);
+    }
+  }
+  return RunsOf(std::move(blocks));
+}
+
+void KvImage::DeviceWrites(std::span<const AttentionSequence> sequences) {
+  for (const AttentionSequence& s : sequences) {
+    const int first = s.first_position / block_tokens_;
+    const int last = (s.first_position + s.count - 1) / block_tokens_;
+    for (int i = first; i <= last; ++i) current_[s.blocks[i]] = false;
+  }
+}
+
+std::vector<BlockRun> KvImage::TakeDownloads(std::span<const AttentionSequence> sequences) {
+  std::vector<int32_t> blocks;
+  for (const AttentionSequence& s : sequences) {
+    const int last = (s.first_position + s.count - 1) / block_tokens_;
+    for (int i = 0; i <= last; ++i) {
+      const int32_t b = s.blocks[i];
+      if (current_[b]) continue;
+      current_[b] = true;
+      blocks.push_back(b);
+    }
+  }
+  return RunsOf(std::move(blocks));
+}
+
+void KvImage::NotDownloaded(std::span<const BlockRun> runs) {
+  for (const auto& [begin, count] : runs) {
+    std::fill_n(current_.begin() + begin, count, false);
+  }
+}
+
+}  // namespace switchyard::cuda
