@@ -80,10 +80,7 @@ absl::Status Gemm(Stream stream, GemmPath path, const GemmInput& x, const Device
       return GemmFloat(stream, a);
     case DeviceFormat::kBfloat16:
       SY_CHECK_MSG(x.stride % kRowUnit == 0, "stride ", x.stride);
-      if (path == GemmPath::kWgmma) {
-        return absl::UnimplementedError("wgmma kernels are not built");
-      }
-      return GemmBf16(stream, a);
+      return path == GemmPath::kWgmma ? GemmWgmma(stream, a) : GemmBf16(stream, a);
     default:
       SY_CHECK_MSG(x.scales != nullptr && w.scales != nullptr, "no scales");
       return GemmScaled(stream, a);
@@ -104,8 +101,10 @@ absl::StatusOr<GemmPath> PathOfDevice() {
     return absl::FailedPreconditionError(absl::StrCat(
         "CUDA device ", device, " has compute capability ", major, ".x, 8.0 is least"));
   }
-#endif
+  return major == 9 ? GemmPath::kWgmma : GemmPath::kMmaSync;
+#else
   return GemmPath::kMmaSync;
+#endif
 }
 
 }  // namespace switchyard::cuda

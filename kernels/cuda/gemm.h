@@ -83,7 +83,8 @@ enum class Epilogue {
 };
 
 // y FP32 or BF16 (rounded from the FP32 sum); rows that belong to no group are not written. x and y
-// do not overlap. Errors: kInternal; kUnimplemented for kWgmma without sm_90a code.
+// do not overlap. Errors: kInternal, also for kWgmma where the driver has no tensor maps. kWgmma is
+// for devices of compute capability 9.0: others have no code for it, and y stays as it was.
 absl::Status Gemm(Stream stream, GemmPath path, const GemmInput& x, const DeviceWeight& w,
                   const RowGroups& groups, Epilogue epilogue, DeviceRows y);
 

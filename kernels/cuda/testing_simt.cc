@@ -9,7 +9,7 @@ namespace switchyard::cuda {
 
 std::string NoDevice() { return ""; }
 
-std::vector<GemmPath> TestedPaths() { return {GemmPath::kMmaSync}; }
+std::vector<GemmPath> TestedPaths() { return {GemmPath::kMmaSync, GemmPath::kWgmma}; }
 
 std::span<const uint64_t> TestedOrders() {
   static constexpr uint64_t kSeeds[] = {0, 1, 2};
