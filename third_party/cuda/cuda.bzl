@@ -98,7 +98,6 @@ def cuda_library(name, srcs, hdrs = [], deps = [], archs = [SM_80, SM_90A], defi
         name = name + ".reports",
         srcs = [":" + name + ".objects"],
         output_group = "reports",
-        target_compatible_with = CUDA_ONLY,
     )
     native.cc_library(
         name = name,
