@@ -7,7 +7,7 @@ import subprocess
 import kustomize_yaml
 
 OVERLAYS = ("base", "overlays/single-node", "overlays/pools", "overlays/expert-parallel", "overlays/spot",
-            "overlays/mtls")
+            "overlays/mtls", "overlays/tracing")
 KUSTOMIZE_MIN = (4, 2)  # which brought `replacements`
 LWS_GROUP = "leaderworkerset.sigs.k8s.io/group-index"
 LWS_WORKER = "leaderworkerset.sigs.k8s.io/worker-index"

@@ -28,6 +28,9 @@ SPAN = {"traceId": "[0-9a-f]{32}", "spanId": "[0-9a-f]{16}", "parentSpanId": "[0
         "startTimeUnixNano": r"\d{19}", "endTimeUnixNano": r"\d{19}"}
 
 
+AWAIT_SECONDS = 120  # generous: sanitizer builds on two busy cores
+
+
 class Collector:
     """What a collector's port is to an exporter: POST /v1/traces, JSON, OTLP's ExportTraceServiceRequest."""
 
@@ -69,7 +72,7 @@ def attributes(of):
 
 def check_trace(requests, trace_id):
     """Waits until the trace is whole, and checks its shape. `requests`: gives all of them as JSON."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + AWAIT_SECONDS
     while True:
         found = {}
         for request in requests():
@@ -96,6 +99,15 @@ def check_trace(requests, trace_id):
             assert int(span["startTimeUnixNano"]) > int(spans[parent]["startTimeUnixNano"]) - 10**7, (name, span)
 
 
+def await_line(cluster, wanted):
+    """Until a whole line of the log is `wanted`."""
+    deadline = time.monotonic() + AWAIT_SECONDS
+    while not any(wanted(json.loads(line)) for line in cluster.log().splitlines(keepends=True)
+                  if line.startswith('{"time"') and line.endswith("\n")):
+        assert time.monotonic() < deadline, cluster.log()
+        time.sleep(0.05)
+
+
 def main():
     binary, model = sys.argv[1], sys.argv[2]
     with tempfile.TemporaryDirectory() as work, Collector() as collector, \
@@ -109,7 +121,8 @@ def main():
 
         grpc = ("--grpc", cluster.grpc_address)
         http = ("--backend", "openai", "--base-url", cluster.http_url)
-        load = ("--num-prompts", "60", "--request-rate", "30", "--random-input-len", "40", "--random-output-len", "8")
+        lengths = ("--random-input-len", "40", "--random-output-len", "8")
+        load = ("--num-prompts", "60", "--request-rate", "30", *lengths)
         reports = {}
         for name, backend in (("grpc", grpc), ("http", http)):
             path = pathlib.Path(work, f"{name}.json")
@@ -136,11 +149,19 @@ def main():
         assert report["duration"] > 0.9, "sent at the trace's times"
 
         # Ctrl-C: what is open is cancelled, the rest is reported.
-        endless = subprocess.Popen([binary, "bench", "serve", *grpc, "--num-prompts", "100000", "--request-rate", "20",
-                                    "--json"], stdout=subprocess.PIPE, text=True)
-        time.sleep(3)
+        def ended():
+            _, text = cluster.request("GET", "/metrics")
+            return sum(float(v) for v in re.findall(r"^switchyard_request_success_total\{.*\} (\S+)$", text, re.M))
+
+        before, deadline = ended(), time.monotonic() + AWAIT_SECONDS
+        endless = subprocess.Popen([binary, "bench", "serve", *grpc, *lengths, "--num-prompts", "100000", "--request-rate", "30",
+                                    "--json"],
+                                   stdout=subprocess.PIPE, text=True)
+        while ended() < before + 10:
+            assert time.monotonic() < deadline and endless.poll() is None, "no request ends"
+            time.sleep(0.05)
         endless.send_signal(signal.SIGINT)
-        out, _ = endless.communicate(timeout=30)
+        out, _ = endless.communicate(timeout=AWAIT_SECONDS)
         report = json.loads(out)
         assert report["completed"] > 0 and report["verdict"] == "INVALID", report
         assert report["verdict_reasons"][0].startswith("interrupted"), report
@@ -152,23 +173,27 @@ def main():
 
         # A request is seen while it runs, and leaves its spans under the client's trace: in the file and at the
         # collector, of the router and of both ranks.
-        trace_id = "0af7651916cd43dd8448eb211c80319c"
-        events = cluster.stream(prompt="Once", max_tokens=400, ignore_eos=True,
-                                headers={"traceparent": f"00-{trace_id}-b7ad6b7169203331-01", "X-Request-Id": "seen"})
-        next(events)
-        _, listed = cluster.request("GET", "/debug/requests")
-        [running] = [r for r in listed["requests"] if r["request_id"] == "seen"]
+        for n in range(100):  # one may have ended before anybody could look
+            trace_id = f"0af7651916cd43dd8448eb211c8031{n:02x}"
+            events = cluster.stream(prompt="Once", max_tokens=400, ignore_eos=True,
+                                    headers={"traceparent": f"00-{trace_id}-b7ad6b7169203331-01",
+                                             "X-Request-Id": f"seen-{n}"})
+            next(events)
+            _, listed = cluster.request("GET", "/debug/requests")
+            running = [r for r in listed["requests"] if r["request_id"] == f"seen-{n}"]
+            for _ in events:
+                pass
+            if running:
+                break
+        [running] = running
         assert running["trace_id"] == trace_id and running["tokens"] >= 1 and running["decode_worker"], running
-        for _ in events:
-            pass
         check_trace(lambda: [json.loads(line) for line in pathlib.Path(work, "spans").read_text().splitlines()], trace_id)
         check_trace(collector.requests, trace_id)
         # Every process names the request in its lines.
-        lines = [json.loads(line) for line in cluster.log().splitlines() if line.startswith('{"time"')]
         for logger, message in (("router", "attempt"), ("router", "request ended"), ("prefill-0", "attempt"),
                                 ("prefill-0", "attempt ended"), ("decode-0", "attempt"), ("decode-0", "attempt ended")):
-            assert any(li["logger"] == logger and li["message"] == message and li.get("request") == "seen"
-                       for li in lines), (logger, message)
+            await_line(cluster, lambda li: li["logger"] == logger and li["message"] == message and
+                       li.get("request") == running["request_id"])
 
 
 if __name__ == "__main__":
