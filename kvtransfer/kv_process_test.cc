@@ -194,7 +194,8 @@ TEST_P(KvProcessTest, BlocksReachAnotherProcess) {
 }
 
 TEST_P(KvProcessTest, KilledSenderCostsItsLease) {
-  WithSender w(GetParam(), "tiny", absl::Milliseconds(700));
+  // Begins with Open: longer than one layer takes.
+  WithSender w(GetParam(), "tiny", absl::Seconds(5));
   auto session = Open(w.receiver.get(), w.answer.peer_token, Target({"r", 1}));
   ASSERT_TRUE(session.ok());
   SendNumber(w.other.fd(), *session);
@@ -276,8 +277,9 @@ TEST_P(KvProcessTest, IdleEndsUseNoProcessor) {
   };
   const absl::Duration before = used();
   absl::SleepFor(absl::Milliseconds(1500));
-  // A spinning thread would have used 1.5 s. Keepalives once a second are all that is left.
-  EXPECT_LT(used() - before, absl::Milliseconds(75));
+  // A spinning thread would have used 1.5 s. Keepalives once a second are all that is left, and
+  // what a sanitizer does in the background.
+  EXPECT_LT(used() - before, absl::Milliseconds(500));
 }
 
 INSTANTIATE_TEST_SUITE_P(Lanes, KvProcessTest, ::testing::Values("tcp", "shm"),

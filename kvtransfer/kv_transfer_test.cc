@@ -375,7 +375,7 @@ TEST(KvTransferLaneTest, LogSaysOnceWhyAPeerHasNoSharedMemory) {
 TEST_P(KvTransferTest, PeersAreBoundedAndIdleOnesGiveWay) {
   KvReceiverOptions options;
   options.peers_max = 2;
-  options.lease = absl::Seconds(2);  // three introductions must not take longer
+  options.lease = absl::Seconds(6);  // three introductions must not take longer
   Ends ends(GetParam(), testing::TinyLayout(1), 8, options);
   std::vector<std::unique_ptr<KvSender>> senders;
   auto meet = [&] {

@@ -80,7 +80,7 @@ class Processes:
                      for i, w in enumerate(self.workers)]
         self.router = Process("router", self.http, [
             binary, "router", model, "--port", str(self.http), "--grpc-port", str(grpc), "--drain-seconds", "10",
-            "--disaggregate", "always", *sum(addresses, [])], self._log)
+            "--disaggregate", "always", "--max-queue-seconds", "3600", *sum(addresses, [])], self._log)
 
     def all(self):
         return [*self.workers, self.router]
@@ -114,7 +114,7 @@ class Processes:
             with contextlib.closing(connection):
                 connection.request("GET", "/metrics")
                 text = connection.getresponse().read().decode()
-        except OSError:
+        except (OSError, http.client.HTTPException, ValueError):
             return {}
         return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1])
                 for line in text.splitlines() if line and not line.startswith("#")}

@@ -73,8 +73,7 @@ def one_process(binary, model, requests, *flags):
 
 
 def served(binary, model, requests, concurrency, expect_moved, *flags, check=None):
-    # All at once, on kernels that need not be fast: nobody is refused for the time that takes.
-    with Cluster(binary, model, "--max-queue-seconds", "3600", *flags) as cluster:
+    with Cluster(binary, model, *flags) as cluster:
         def run(request):
             answer = cluster.complete(**request, return_token_ids=True)
             choice = answer["choices"][0]

@@ -12,19 +12,30 @@ import tempfile
 import time
 
 START_SECONDS = 120  # generous: sanitizer builds on two busy cores
+REQUEST_SECONDS = 600  # the same, many requests at once
+
+
+def alive(pid):
+    """A process that has ended counts as gone, whether or not anybody has taken its exit code."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
 
 
 class Cluster:
     """`switchyard serve` as a child of the test. Use as a context manager: leaving it drains by SIGINT and checks
-    exit code 0 and that no process of the cluster is left."""
+    exit code 0 and that no process of the cluster is left. No request is refused for the time that it would have to wait,
+    unless a test says so: how long that is depends on the machine."""
 
     def __init__(self, binary, model, *flags, expect_clean=True):
         self._dir = tempfile.TemporaryDirectory(prefix="switchyard-test-")
         ready = pathlib.Path(self._dir.name, "ready.json")
         self._log = open(pathlib.Path(self._dir.name, "log"), "w+")
         self._expect_clean = expect_clean
+        patience = () if "--max-queue-seconds" in flags else ("--max-queue-seconds", "3600")
         self.process = subprocess.Popen(
-            [binary, "serve", model, "--port", "0", "--grpc-port", "0", "--ready-file", str(ready), *flags],
+            [binary, "serve", model, "--port", "0", "--grpc-port", "0", "--ready-file", str(ready), *patience,
+             *flags],
             stdout=self._log, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + START_SECONDS
         while not ready.exists():
@@ -45,7 +56,7 @@ class Cluster:
     def pids(self, role=None):
         return [p["pid"] for p in self.processes if role in (None, p["role"])]
 
-    def request(self, method, path, body=None, timeout=120, headers=None):
+    def request(self, method, path, body=None, timeout=REQUEST_SECONDS, headers=None):
         """(status, parsed JSON or text)."""
         connection = http.client.HTTPConnection(self.host, int(self.port), timeout=timeout)
         with contextlib.closing(connection):
@@ -64,7 +75,7 @@ class Cluster:
 
     def stream(self, headers=None, **fields):
         """The parsed SSE events of one streamed completion."""
-        connection = http.client.HTTPConnection(self.host, int(self.port), timeout=120)
+        connection = http.client.HTTPConnection(self.host, int(self.port), timeout=REQUEST_SECONDS)
         with contextlib.closing(connection):
             connection.request("POST", "/v1/completions", json.dumps({**fields, "stream": True}),
                                {"Content-Type": "application/json", **(headers or {})})
@@ -90,7 +101,7 @@ class Cluster:
         try:
             self.process.send_signal(signal.SIGINT)
             code = self.process.wait(timeout=60)
-            left = [pid for pid in self.pids() if os.path.exists(f"/proc/{pid}")]
+            left = [pid for pid in self.pids() if alive(pid)]
             if kind is None and self._expect_clean:
                 assert code == 0, f"serve exited with {code}:\n{self.log()}"
                 assert not left, f"processes left behind: {left}\n{self.log()}"

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Children of `serve` that die or hang come back, the cluster serves on, and nothing is left behind at the end, however it
-ends. usage: supervision_test.py BINARY MODEL_DIR KILLS"""
+ends. usage: supervision_test.py BINARY MODEL_DIR KILLS [SECONDS]
+SECONDS: bounds the time until the cluster serves again (3 s more after a hang): on a quiet machine."""
+import http.client
 import os
 import pathlib
 import signal
@@ -9,11 +11,11 @@ import sys
 import threading
 import time
 
-from cluster import Cluster
+from cluster import Cluster, alive
 
 OK = {"prompt": "The rabbit put on his", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
-RESTART_SECONDS = 3.0
 FLAGS = ("--prefill", "1", "--decode", "1", "--disaggregate", "always")
+GONE = (OSError, http.client.HTTPException)  # what a client sees of a router that is killed
 
 
 def children_of(pid):
@@ -37,7 +39,7 @@ def answers(cluster, timeout=30):
     try:
         status, answer = cluster.request("POST", "/v1/completions", OK, timeout=timeout)
         return answer["choices"][0]["text"] if status == 200 else None
-    except OSError:
+    except GONE:
         return None
 
 
@@ -48,7 +50,7 @@ def load(cluster, stop, unclear):
             status, answer = cluster.request("POST", "/v1/completions", {**OK, "max_tokens": 40}, timeout=60)
             if status != 200 and not (isinstance(answer, dict) and answer["error"]["message"]):
                 unclear.append((status, answer))
-        except OSError:
+        except GONE:
             time.sleep(0.05)  # the router itself was killed: the connection says so
 
 
@@ -61,13 +63,13 @@ def kill_each(cluster, want, kills, signal_number):
             os.kill(old, signal_number)
             start = time.monotonic()
             while pid_of(cluster, role) in (None, old) or answers(cluster) != want:
-                assert time.monotonic() - start < 30, f"no service after {signal_number} to {role}\n{cluster.log()}"
+                assert time.monotonic() - start < 120, f"no service after {signal_number} to {role}\n{cluster.log()}"
                 time.sleep(0.02)
             worst[role] = max(worst.get(role, 0), time.monotonic() - start)
     return worst
 
 
-def check_restarts(binary, model, kills):
+def check_restarts(binary, model, kills, seconds):
     with Cluster(binary, model, *FLAGS) as cluster:
         want = answers(cluster)
         stop, unclear = threading.Event(), []
@@ -77,6 +79,7 @@ def check_restarts(binary, model, kills):
         try:
             worst = kill_each(cluster, want, kills, signal.SIGKILL)
             hung = kill_each(cluster, want, 1, signal.SIGSTOP)
+            assert all(t.is_alive() for t in threads), "there was no load"
         finally:
             stop.set()
             for t in threads:
@@ -86,26 +89,31 @@ def check_restarts(binary, model, kills):
               {r: f"{s:.2f} s" for r, s in worst.items()}, "| hangs:", {r: f"{s:.2f} s" for r, s in hung.items()},
               flush=True)
         cluster.processes = [{"pid": pid, "role": role} for pid, role in children_of(cluster.process.pid).items()]
-        assert max(worst.values()) < RESTART_SECONDS * SLOW, worst
-        assert max(hung.values()) < (RESTART_SECONDS + 3) * SLOW, hung
+        assert max(worst.values()) < seconds, worst
+        assert max(hung.values()) < seconds + 3, hung
+
+
+def shared_memory():
+    """UCX's segments: other programs have theirs there."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith("ucx_shm_")}
 
 
 def check_no_orphans(binary, model):
-    shm = set(os.listdir("/dev/shm"))
+    shm = shared_memory()
     cluster = Cluster(binary, model, *FLAGS, expect_clean=False)
     with cluster:
         answers(cluster)
         pids = list(children_of(cluster.process.pid))
         os.kill(cluster.process.pid, signal.SIGKILL)
         cluster.process.wait()
-        deadline = time.monotonic() + 10
-        while any(os.path.exists(f"/proc/{p}") for p in pids):
+        deadline = time.monotonic() + 60
+        while any(map(alive, pids)):
             assert time.monotonic() < deadline, "children outlive their launcher"
             time.sleep(0.05)
         with socket.socket() as s:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             s.bind((cluster.host, int(cluster.port)))
-        left = set(os.listdir("/dev/shm")) - shm
+        left = shared_memory() - shm
         assert not left, f"left in /dev/shm: {left}"
     print("no process, port or shared memory left after SIGKILL of the launcher", flush=True)
 
@@ -119,7 +127,7 @@ def check_second_interrupt(binary, model):
         time.sleep(0.2)
         cluster.process.send_signal(signal.SIGINT)
         cluster.process.wait(timeout=10)
-        assert not [p for p in pids if os.path.exists(f"/proc/{p}")]
+        assert not any(map(alive, pids))
     print("a second interrupt stops at once", flush=True)
 
 
@@ -131,14 +139,12 @@ def check_hang_up(binary, model):
         for pid in [cluster.process.pid, *pids]:
             os.kill(pid, signal.SIGHUP)
         assert cluster.process.wait(timeout=15) == 0
-        assert not [p for p in pids if os.path.exists(f"/proc/{p}")]
+        assert not any(map(alive, pids))
     print("ends when its terminal does, though a child hangs", flush=True)
 
 
 if __name__ == "__main__":
-    # Sanitizer builds start and answer several times slower.
-    SLOW = float(sys.argv[4]) if len(sys.argv) > 4 else 1
-    check_restarts(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    check_restarts(sys.argv[1], sys.argv[2], int(sys.argv[3]), float((sys.argv[4:] or ["inf"])[0]))
     check_no_orphans(sys.argv[1], sys.argv[2])
     check_second_interrupt(sys.argv[1], sys.argv[2])
     check_hang_up(sys.argv[1], sys.argv[2])
