@@ -73,14 +73,14 @@ absl::StatusOr<std::vector<TokenId>> ReadPrompt(const v1::GenerateRequest& reque
     case v1::GenerateRequest::PROMPT_NOT_SET:
       break;
   }
-  return absl::InvalidArgumentError("prompt: text or tokens must be set");
+  return BadField("prompt", ": text or tokens must be set");
 }
 
 absl::Status Truncate(int32_t keep, const ModelDescription& model, std::vector<TokenId>* ids) {
   const int most = model.max_model_len - 1;
   if (keep < -1 || keep > most) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("truncate_prompt_tokens is ", keep, ", must be from -1 to ", most));
+    return BadField("truncate_prompt_tokens",
+                    absl::StrCat(" is ", keep, ", must be from -1 to ", most));
   }
   if (keep == -1) keep = most;
   if (keep > 0 && ids->size() > static_cast<size_t>(keep)) {
@@ -111,15 +111,14 @@ absl::StatusOr<std::vector<ClientRequest>> FromProto(const v1::GenerateRequest& 
                                                      const Tokenizer* tokenizer) {
   const int n = request.has_n() ? request.n() : 1;
   if (n < 1 || n > kSamplesMax) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("n is ", n, ", must be from 1 to ", kSamplesMax));
+    return BadField("n", absl::StrCat(" is ", n, ", must be from 1 to ", kSamplesMax));
   }
   // The core's −1 is "none"; the client says that by leaving the field out.
   for (auto [field, set, value] :
        {std::tuple("logprobs", request.has_logprobs(), request.logprobs()),
         std::tuple("prompt_logprobs", request.has_prompt_logprobs(), request.prompt_logprobs())}) {
     if (set && value < 0) {
-      return absl::InvalidArgumentError(absl::StrCat(field, " is ", value, ", must be at least 0"));
+      return BadField(field, absl::StrCat(" is ", value, ", must be at least 0"));
     }
   }
   ASSIGN_OR_RETURN(std::vector<TokenId> ids, ReadPrompt(request, model, tokenizer));

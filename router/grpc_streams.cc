@@ -11,12 +11,14 @@
 #include "cluster/convert.h"
 #include "common/telemetry/trace.h"
 #include "router/grpc_convert.h"
+#include "router/validate.h"
 
 namespace switchyard {
 namespace {
 
-constexpr int kTakers = 2;      // threads that tokenize
-constexpr int kCallsOpen = 16;  // that gRPC may hand out before the next is asked for
+constexpr char kFieldKey[] = "field";  // metadata: what an INVALID_ARGUMENT is about
+constexpr int kTakers = 2;             // threads that tokenize
+constexpr int kCallsOpen = 16;         // that gRPC may hand out before the next is asked for
 
 std::string_view Traceparent(const grpc::ServerContext& context) {
   const auto it = context.client_metadata().find("traceparent");
@@ -129,6 +131,9 @@ class GrpcStreams::Stream final : public std::enable_shared_from_this<Stream> {
   void Refuse(const absl::Status& status) {
     if (const absl::Duration after = RetryAfter(status); after > absl::ZeroDuration()) {
       context_.AddTrailingMetadata(kRetryAfterKey, absl::StrCat(absl::ToInt64Milliseconds(after)));
+    }
+    if (const auto field = status.GetPayload(kFieldPayload)) {
+      context_.AddTrailingMetadata(kFieldKey, std::string(*field));
     }
     Abort([&] {
       MutexLock lock(mu_);

@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/check.h"
+
 namespace switchyard {
 namespace {
 
-size_t Advance(const std::string& text, const std::vector<size_t>& border, size_t matched, char c) {
+size_t Advance(const std::string& text, const std::vector<uint16_t>& border, size_t matched,
+               char c) {
   while (matched > 0 && text[matched] != c) matched = border[matched - 1];
   return text[matched] == c ? matched + 1 : 0;
 }
@@ -17,9 +20,11 @@ StopMatcher::StopMatcher(const std::vector<std::string>& stops, bool keep_match)
     : keep_match_(keep_match) {
   for (const std::string& stop : stops) {
     if (stop.empty()) continue;
-    Pattern p{.text = stop, .border = std::vector<size_t>(stop.size(), 0), .matched = 0};
+    SY_CHECK(stop.size() <= UINT16_MAX);  // ValidateRequest lets far less through
+    Pattern p{.text = stop, .border = std::vector<uint16_t>(stop.size(), 0), .matched = 0};
     for (size_t i = 1; i < stop.size(); ++i) {
-      p.border[i] = Advance(stop, p.border, p.border[i - 1], stop[i]);
+      const size_t border = Advance(stop, p.border, p.border[i - 1], stop[i]);
+      p.border[i] = static_cast<uint16_t>(border);
     }
     patterns_.push_back(std::move(p));
   }

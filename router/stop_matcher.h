@@ -3,6 +3,7 @@
 // the longest.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -12,8 +13,9 @@ namespace switchyard {
 
 class StopMatcher {
  public:
-  // Empty strings match nothing. Time per byte of text is O(number of stops), whatever they hold.
-  // `keep_match`: the match is part of the text that comes before the end.
+  // Empty strings match nothing; none has more than 65,535 bytes. Time per byte of text is O(number
+  // of stops), whatever they hold. `keep_match`: the match is part of the text that comes before
+  // the end.
   explicit StopMatcher(const std::vector<std::string>& stops, bool keep_match = false);
 
   struct Result {
@@ -30,8 +32,8 @@ class StopMatcher {
   // Knuth, Morris, Pratt 1977.
   struct Pattern {
     std::string text;
-    std::vector<size_t> border;  // [i]: of text[0…i], the longest proper prefix that is a suffix
-    size_t matched = 0;          // the longest prefix that is a suffix of what was pushed
+    std::vector<uint16_t> border;  // [i]: of text[0…i], the longest proper prefix that is a suffix
+    size_t matched = 0;            // the longest prefix that is a suffix of what was pushed
   };
   const bool keep_match_;
   std::vector<Pattern> patterns_;

@@ -14,9 +14,7 @@ namespace {
 
 template <typename... Parts>
 absl::Status Bad(absl::string_view field, const Parts&... parts) {
-  absl::Status status = absl::InvalidArgumentError(absl::StrCat(field, parts...));
-  status.SetPayload(kFieldPayload, absl::Cord(field));
-  return status;
+  return BadField({field.data(), field.size()}, absl::StrCat(parts...));
 }
 
 absl::Status CheckTokens(const char* field, const std::vector<TokenId>& ids, int vocab_size) {
@@ -114,6 +112,14 @@ absl::Status CheckStops(const ModelDescription& model, const RouterLimits& limit
 }
 
 }  // namespace
+
+absl::Status BadField(std::string_view field, std::string_view message) {
+  const absl::string_view name(field.data(), field.size());
+  absl::Status status = absl::InvalidArgumentError(
+      absl::StrCat(name, absl::string_view(message.data(), message.size())));
+  status.SetPayload(kFieldPayload, absl::Cord(name));
+  return status;
+}
 
 absl::Status ValidateRequest(const ModelDescription& model, const RouterLimits& limits,
                              bool has_tokenizer, ClientRequest* request) {

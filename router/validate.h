@@ -12,6 +12,8 @@ namespace switchyard {
 
 // The payload of an error that is about one field: the field's name.
 inline constexpr char kFieldPayload[] = "switchyard/field";
+// One of them: `field`, and then what is wrong with it.
+absl::Status BadField(std::string_view field, std::string_view message);
 
 // kInvalidArgument names field, value and limit, and has a kFieldPayload. Brings `request` into the
 // form that workers take: max_tokens and min_tokens cut to the context that the prompt leaves,

@@ -54,7 +54,7 @@ for target in "${targets[@]}"; do
   mkdir "$work/$name"
   options=()
   [[ -f tests/data/fuzz/$name.dict ]] && options+=("-dict=tests/data/fuzz/$name.dict")
-  if ! UBSAN_OPTIONS=print_stacktrace=1 "$built/${path%%:*}/$name" -max_total_time="$seconds" -timeout=10 \
+  if ! UBSAN_OPTIONS=print_stacktrace=1 "$built/${path%%:*}/$name" -max_total_time="$seconds" -timeout=30 \
     -rss_limit_mb=2048 -max_len=16384 -artifact_prefix=fuzz-crashes/ -print_final_stats=1 \
     "${options[@]}" "$work/$name" "$(seeds "$name")" \
     >"$work/$name.log" 2>&1; then

@@ -88,7 +88,9 @@ struct HttpServerOptions {
   uint32_t header_bytes_max = 16 << 10;
   uint64_t body_bytes_max = 16 << 20;
   size_t bodies_bytes_max = 256 << 20;  // of all requests that are being read; more get 503
-  size_t pending_bytes_max = 8 << 20;   // written by a handler, not taken by the client
+  // Of all whole answers that clients have not taken; more get 503, but for small ones.
+  size_t answers_bytes_max = 256 << 20;
+  size_t pending_bytes_max = 8 << 20;               // written by a handler, not taken by the client
   absl::Duration read_timeout = absl::Seconds(10);  // of a whole request, from its first byte
   absl::Duration idle_timeout = absl::Seconds(60);  // between requests
   // Origins whose pages may read the answers (CORS); "*" is all. Empty: no other site's.

@@ -12,6 +12,8 @@ namespace {
 namespace asio = boost::asio;
 namespace http = boost::beast::http;
 
+constexpr size_t kSmallAnswer = 64 << 10;  // of 1,024 connections: 64 MiB
+
 class Responder final : public HttpResponder {
  public:
   Responder(std::shared_ptr<Connection> connection, uint64_t exchange)
@@ -76,10 +78,25 @@ void Connection::AppendPiece(std::string_view piece) {
   }
 }
 
+void Connection::CountAnswer(size_t bytes) {
+  shared_->answers_bytes += bytes - answer_bytes_;  // modulo 2^64
+  answer_bytes_ = bytes;
+}
+
 bool Connection::Begin(uint64_t exchange, HttpResponse response, bool stream) {
   std::function<void()> unused;  // destroyed after the lock: may hold the last responder
   MutexLock lock(mu_);
   if (gone_ || exchange != exchange_ || answer_ != Answer::kAwaited) return false;
+  if (!stream && !head_only_) {
+    CountAnswer(response.body.size());
+    const size_t waiting = shared_->answers_bytes;
+    if (answer_bytes_ > kSmallAnswer && waiting > shared_->options.answers_bytes_max) {
+      response = HttpError(
+          503, absl::StrCat("answers of ", waiting, " bytes wait for their clients to take them"),
+          "server_error");
+      CountAnswer(response.body.size());
+    }
+  }
   keep_alive_ = keep_alive_ && !shared_->draining && !(stream && http10_);
   out_ += HeadOf(response, stream);
   if (head_only_) {

@@ -340,6 +340,7 @@ void Connection::AnswerComplete() {
     MutexLock lock(mu_);
     ++exchange_;
     answer_ = Answer::kNone;
+    CountAnswer(0);
     keep = keep_alive_ && !shared_->draining;
   }
   if (keep) return ExpectRequest();
@@ -367,6 +368,7 @@ void Connection::Close() {
     MutexLock lock(mu_);
     gone_ = true;
     out_.clear();
+    CountAnswer(0);
     on_disconnect = std::exchange(on_disconnect_, nullptr);
   }
   if (on_disconnect) on_disconnect();

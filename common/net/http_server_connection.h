@@ -32,6 +32,7 @@ struct Shared {
   std::unique_ptr<boost::asio::ssl::context> tls;  // null: in clear
   std::atomic<bool> draining = false;
   std::atomic<size_t> bodies_bytes = 0;  // that connections have in memory
+  std::atomic<size_t> answers_bytes = 0;
   Mutex mu;
   bool stopping ABSL_GUARDED_BY(mu) = false;
   CondVar none_left;
@@ -88,6 +89,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void Arm(boost::asio::steady_timer* timer, absl::Duration timeout);
   static void Disarm(boost::asio::steady_timer* timer);
 
+  // Of the whole answer that is not taken; 0: none.
+  void CountAnswer(size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void PostFlush() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::string HeadOf(const HttpResponse& response, bool stream) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AppendPiece(std::string_view piece) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -122,6 +125,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool flush_posted_ ABSL_GUARDED_BY(mu_) = false;
   std::string out_ ABSL_GUARDED_BY(mu_);  // waits for the pending write
   size_t in_flight_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  size_t answer_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // as the sum in shared_ has them
   std::function<void()> on_disconnect_ ABSL_GUARDED_BY(mu_);
 };
 

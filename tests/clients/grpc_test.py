@@ -108,17 +108,23 @@ def test_stops(client):
 
 
 def test_errors(client, address):
-    for fields, words in [
-        (dict(), "prompt"),
-        (dict(text="a", max_tokens=0), "max_tokens"),
-        (dict(text="a", n=1000), "n is 1000"),
-        (dict(text="a", sampling={"top_p": 2}), "top_p"),
-        (dict(text="a", sampling={"logit_bias": {5: 1000}}), "logit_bias"),
-        (dict(text="a", min_tokens=17), "min_tokens"),
-        (dict(tokens={"ids": [5] * 5000}), "max_model_len"),
+    for fields, field, words in [
+        (dict(), "prompt", "prompt"),
+        (dict(text="a", max_tokens=0), "max_tokens", "max_tokens"),
+        (dict(text="a", n=1000), "n", "n is 1000"),
+        (dict(text="a", sampling={"top_p": 2}), "top_p", "top_p"),
+        (dict(text="a", sampling={"logit_bias": {5: 1000}}), "logit_bias[5]", "logit_bias"),
+        (dict(text="a", min_tokens=17), "min_tokens", "min_tokens"),
+        (dict(text="a", truncate_prompt_tokens=-2), "truncate_prompt_tokens", "-2"),
+        (dict(tokens={"ids": [5] * 5000}), "prompt", "max_model_len"),
     ]:
-        code, details = code_of(lambda f=fields: client.generate(**f))
-        assert code == grpc.StatusCode.INVALID_ARGUMENT and words in details, (fields, code, details)
+        try:
+            client.generate(**fields)
+        except grpc.RpcError as error:
+            assert error.code() == grpc.StatusCode.INVALID_ARGUMENT and words in error.details(), (fields, error)
+            assert dict(error.trailing_metadata())["field"] == field, (fields, error)
+        else:
+            raise AssertionError(f"{fields}: no error")
     late = dict(text="a", max_tokens=1500, ignore_eos=True)
     assert code_of(lambda: client.generate(timeout=0.02, **late))[0] == grpc.StatusCode.DEADLINE_EXCEEDED
     for key in ("", "wrong"):
