@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <thread>
 #include <utility>
@@ -154,11 +155,12 @@ absl::Status Launcher::Announce() {
               pool(options_.decode, options_.decode_ep, 1, "decode").c_str(),
               options_.kv_lane.c_str());
   std::printf("  HTTP  %s\n  gRPC  %s\n", url.c_str(), HostPort(options_.host, grpc_port_).c_str());
+  std::error_code ignored;
+  const bool takes_text = std::filesystem::exists(options_.model + "/tokenizer.json", ignored);
   std::printf(
-      "  curl -N %s/v1/completions -H 'Content-Type: application/json' -d '{\"prompt\": \"Once "
-      "upon "
-      "a time\", \"max_tokens\": 64, \"stream\": true}'\n",
-      url.c_str());
+      "  curl -N %s/v1/completions -H 'Content-Type: application/json' "
+      "-d '{\"prompt\": %s, \"max_tokens\": 64, \"stream\": true}'\n",
+      url.c_str(), takes_text ? "\"Once upon a time\"" : "[1, 2, 3]");
   std::fflush(stdout);
   return WriteReadyFile();
 }

@@ -96,7 +96,7 @@ struct HttpFront::Impl {
   // What a body is read against now: a worker's registration may change the model's description.
   ApiContext Api() const;
   void Generate(const HttpRequest& http, absl::StatusOr<ApiRequest> request, Responder responder);
-  HttpResponse Models() const;
+  Json Model() const;
   HttpResponse Ready() const;
   HttpResponse Tokenize(const std::string& body) const;
   HttpResponse Detokenize(const std::string& body) const;
@@ -160,16 +160,15 @@ void HttpFront::Impl::Generate(const HttpRequest& http, absl::StatusOr<ApiReques
       ->Start();
 }
 
-HttpResponse HttpFront::Impl::Models() const {
+Json HttpFront::Impl::Model() const {
   const ModelDescription& model = core->model();
-  const Json entry = {{"id", model.id},
-                      {"object", "model"},
-                      {"created", model.created_unix_seconds},
-                      {"owned_by", "switchyard"},
-                      {"root", model.id},
-                      {"parent", nullptr},
-                      {"max_model_len", model.max_model_len}};
-  return JsonResponse({{"object", "list"}, {"data", Json::array({entry})}});
+  return {{"id", model.id},
+          {"object", "model"},
+          {"created", model.created_unix_seconds},
+          {"owned_by", "switchyard"},
+          {"root", model.id},
+          {"parent", nullptr},
+          {"max_model_len", model.max_model_len}};
 }
 
 HttpResponse HttpFront::Impl::Ready() const {
@@ -220,8 +219,15 @@ std::vector<HttpRoute> HttpFront::Impl::OwnRoutes() {
 
 std::vector<HttpRoute> HttpFront::Impl::ApiRoutes() {
   return {
-      Guarded("GET", "/v1/models",
-              [this](const HttpRequest&, Responder responder) { responder->Send(Models()); }),
+      Guarded(
+          "GET", "/v1/models",
+          [this](const HttpRequest&, Responder responder) {
+            responder->Send(JsonResponse({{"object", "list"}, {"data", Json::array({Model()})}}));
+          }),
+      Guarded("GET", absl::StrCat("/v1/models/", core->model().id),
+              [this](const HttpRequest&, Responder responder) {
+                responder->Send(JsonResponse(Model()));
+              }),
       Guarded("GET", kDebugPath,
               [this](const HttpRequest&, Responder responder) {
                 core->ListRequests([responder](const std::vector<RequestStatus>& requests) {

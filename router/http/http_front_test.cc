@@ -168,6 +168,7 @@ TEST_F(HttpFrontTest, InformationEndpoints) {
   EXPECT_EQ(Body(Get("/health"))["status"], "ok");
   EXPECT_EQ(Body(Get("/v1/models"))["data"][0]["id"], "fables-7m");
   EXPECT_EQ(Body(Get("/v1/models"))["data"][0]["max_model_len"], 2048);
+  EXPECT_EQ(Body(Get("/v1/models/fables-7m")), Body(Get("/v1/models"))["data"][0]);
   EXPECT_TRUE(Body(Get("/version"))["version"].is_string());
   EXPECT_TRUE(absl::EndsWith(Get("/metrics"), "switchyard_up 1\n"));
   const Json listed = Body(Get("/debug/requests"))["requests"];

@@ -207,8 +207,9 @@ void FieldReader::Neutral(std::string_view name, std::string_view neutral) {
   for (const Json& allowed : Json::parse(neutral)) {
     if (*value == allowed) return;
   }
-  Fail(name, absl::StrCat(Shown(*value), " is not supported; null or one of ",
-                          absl::string_view(neutral.data(), neutral.size()), " is"));
+  const absl::string_view others(neutral.data(), neutral.size());
+  Fail(name, absl::StrCat(Shown(*value), " is not supported; only null",
+                          others == "[]" ? "" : absl::StrCat(" or one of ", others), " is"));
 }
 
 }  // namespace switchyard
