@@ -32,7 +32,7 @@ def raises(kind, call, **facts):
 def test_models(client):
     models = client.models.list().data
     assert [m.id for m in models] == ["fables-7m"], models
-    assert client.models.retrieve("fables-7m") == models[0]
+    assert client.models.retrieve("fables-7m").id == "fables-7m"
 
 
 def test_completion(client):
