@@ -8,7 +8,7 @@
 #include "common/check.h"
 
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
+#include <sanitizer/asan_interface.h>
 #endif
 
 // Saves what the System V ABI has a callee keep on this stack, and goes on on the other.
@@ -43,10 +43,19 @@ constexpr size_t kStackBytes = 256 << 10;  // untouched pages cost nothing
 
 thread_local Fiber* entered = nullptr;
 
+// AddressSanitizer's marks of frames that were left for good.
+void Forget([[maybe_unused]] std::byte* stack) {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(stack, kStackBytes);
+#endif
+}
+
 }  // namespace
 
 Fiber::~Fiber() {
-  if (stack_ != nullptr) munmap(stack_, kStackBytes);
+  if (stack_ == nullptr) return;
+  Forget(stack_);
+  munmap(stack_, kStackBytes);
 }
 
 void Fiber::Start(void (*function)(void*), void* argument) {
@@ -59,6 +68,7 @@ void Fiber::Start(void (*function)(void*), void* argument) {
   function_ = function;
   argument_ = argument;
   fake_inside_ = nullptr;
+  Forget(stack_);
   // Six registers and the address that `ret` goes to, where a call would have put them: the stack
   // is 16-byte aligned before the call.
   void** top = reinterpret_cast<void**>(stack_ + kStackBytes) - 8;
