@@ -2,6 +2,8 @@
 
 #include <atomic>
 #include <cmath>
+#include <cstring>
+#include <fstream>
 #include <limits>
 #include <thread>
 
@@ -88,6 +90,26 @@ TEST(FileTest, NamesTheMissingPath) {
   const auto file = MappedFile::Open("/does/not/exist");
   EXPECT_EQ(file.status().code(), absl::StatusCode::kNotFound);
   EXPECT_NE(file.status().message().find("/does/not/exist"), std::string::npos);
+}
+
+TEST(FileTest, ReleasedPagesAreNotThisProcesss) {
+  const auto resident_file_pages = [] {
+    long size = 0, resident = 0, shared = 0;
+    std::ifstream("/proc/self/statm") >> size >> resident >> shared;
+    return shared;
+  };
+  const std::string path = testing::TempDir() + "/released", text(8 << 20, 'x');
+  ASSERT_TRUE(WriteFileAtomically(path, text).ok());
+  const auto file = MappedFile::Open(path);
+  ASSERT_TRUE(file.ok()) << file.status();
+  const auto is_text = [&] {
+    return std::memcmp(file->bytes().data(), text.data(), text.size()) == 0;
+  };
+  ASSERT_TRUE(is_text());
+  const long before = resident_file_pages();
+  file->Release();
+  EXPECT_LE(resident_file_pages(), before - 1500) << "of 2,048 pages";
+  EXPECT_TRUE(is_text()) << "read again";
 }
 
 }  // namespace

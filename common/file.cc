@@ -47,6 +47,10 @@ MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
 }
 
+void MappedFile::Release() const {
+  if (data_ != nullptr) madvise(const_cast<std::byte*>(data_), size_, MADV_DONTNEED);
+}
+
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t bytes_max) {
   auto file = MappedFile::Open(path);
   if (!file.ok()) return file.status();

@@ -20,6 +20,8 @@ class MappedFile {
   ~MappedFile();
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
+  // The pages that were read leave the process's memory; the next access reads them again.
+  void Release() const;
 
  private:
   MappedFile(const std::byte* data, size_t size) : data_(data), size_(size) {}

@@ -7,6 +7,7 @@
 #include "common/status_macros.h"
 #include "model/executor.h"
 #include "model/head_share.h"
+#include "model/hosted_experts.h"
 #include "model/load.h"
 #include "model/weight_source.h"
 #include "model/weights.h"

@@ -80,6 +80,9 @@ class CheckpointSource final : public WeightSource {
     return out;
   }
 
+  void Release() const override {
+    for (const auto& shard : checkpoint_.shards()) shard.file.Release();
+  }
   size_t total_bytes() const override { return total_bytes_; }
   std::vector<std::string> notices() const override { return notices_; }
 

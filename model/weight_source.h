@@ -28,6 +28,9 @@ class WeightSource {
   // FP8 is dequantised to BF16. Errors name tensor, wanted, found and file.
   virtual absl::StatusOr<LoadedTensor> Get(const std::string& name,
                                            std::initializer_list<uint64_t> shape) const = 0;
+  // Memory that the source's own tensors take is given back; who uses one still has it, and reads
+  // it from the file again.
+  virtual void Release() const {}
   // All that a whole model takes from here, for the progress report.
   virtual size_t total_bytes() const = 0;
   // What was found and is not used on purpose.

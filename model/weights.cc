@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <map>
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
@@ -12,16 +11,6 @@
 
 namespace switchyard {
 namespace {
-
-void MakeTable(LayerWeights& w) {
-  const auto there = [](const PackedExpert& e) { return e.hidden > 0; };
-  const auto any = std::find_if(w.experts.begin(), w.experts.end(), there);
-  w.expert_table.clear();
-  for (const PackedExpert& e : w.experts) {
-    // An empty slot never gets a row, but the kernel wants all experts of a call to be alike.
-    w.expert_table.push_back(there(e) || any == w.experts.end() ? &e : &*any);
-  }
-}
 
 class Loader {
  public:
@@ -42,14 +31,17 @@ class Loader {
     } else {
       ASSIGN_OR_RETURN(w.head, Packed("lm_head.weight", Whole(vocab), hidden, head));
     }
+    const auto report = [&](size_t total) {
+      if (options_.progress) options_.progress(done_, std::max(total, done_.load()));
+    };
     for (int l = 0; l < c_.layers; ++l) {
-      ASSIGN_OR_RETURN(LayerWeights layer, Layer(l));
+      LayerWeights& layer = w.layers.emplace_back();
+      ASSIGN_OR_RETURN(layer, Layer(l));
       if (options_.on_layer) RETURN_IF_ERROR(options_.on_layer(l, &layer));
-      w.layers.push_back(std::move(layer));
-      if (!options_.progress) continue;
-      options_.progress(done_, std::max(source_.total_bytes(), done_.load()));
+      source_.Release();
+      report(source_.total_bytes());
     }
-    if (options_.progress) options_.progress(done_, done_);
+    report(0);
     return w;
   }
 
@@ -202,7 +194,7 @@ class Loader {
     RETURN_IF_ERROR(c_.layer_is_moe[l]
                         ? Moe(l, absl::StrCat(prefix, std::string(c_.moe_names.block), "."), w)
                         : Dense(prefix + "mlp.", w));
-    MakeTable(w);
+    w.MakeTable();
     return w;
   }
 
@@ -351,50 +343,6 @@ absl::StatusOr<PackedExpert> LoadExpert(const WeightSource& source, const ModelC
   }
   ComputePool none(1);
   return Loader(source, config, kernels, none, options).RoutedExpert(key.layer, key.expert);
-}
-
-std::vector<ExpertKey> MissingExperts(const ModelWeights& weights, const HostedExperts& hosted,
-                                      const SpareExperts& spare) {
-  std::vector<ExpertKey> missing;
-  for (int l = 0; l < static_cast<int>(weights.layers.size()); ++l) {
-    const std::vector<int32_t>& there = weights.layers[l].logical_experts;
-    const std::span<const int32_t> wanted = hosted(l);
-    if (there.empty() || std::equal(there.begin(), there.end(), wanted.begin(), wanted.end())) {
-      continue;
-    }
-    std::map<int32_t, size_t> had;
-    for (const int32_t e : there) ++had[e];
-    std::map<int32_t, size_t> needed;
-    for (const int32_t e : wanted) {
-      if (e >= 0 && ++needed[e] > had[e] + spare.count({l, e})) missing.push_back({l, e});
-    }
-  }
-  return missing;
-}
-
-void RehostExperts(const HostedExperts& hosted, ModelWeights* weights, SpareExperts* spare) {
-  for (int l = 0; l < static_cast<int>(weights->layers.size()); ++l) {
-    LayerWeights& w = weights->layers[l];
-    const std::span<const int32_t> wanted = hosted(l);
-    const std::vector<int32_t>& there = w.logical_experts;
-    if (there.empty() || std::equal(there.begin(), there.end(), wanted.begin(), wanted.end())) {
-      continue;
-    }
-    for (size_t i = 0; i < w.experts.size(); ++i) {
-      if (there[i] >= 0) spare->emplace(ExpertKey{l, there[i]}, std::move(w.experts[i]));
-    }
-    w.experts.clear();
-    for (const int32_t e : wanted) {
-      PackedExpert& slot = w.experts.emplace_back();
-      if (e < 0) continue;
-      const auto it = spare->find({l, e});
-      SY_CHECK(it != spare->end());
-      slot = std::move(it->second);
-      spare->erase(it);
-    }
-    w.logical_experts.assign(wanted.begin(), wanted.end());
-    MakeTable(w);
-  }
 }
 
 }  // namespace switchyard

@@ -48,6 +48,8 @@ struct LayerWeights {
   std::vector<int32_t> logical_experts;  // MoE: [expert slots] which ones; negative: none
   std::optional<PackedExpert> shared;
   std::vector<const PackedExpert*> expert_table;  // `experts`, as the FFN kernel wants them
+
+  void MakeTable();  // after every change of `experts`
 };
 
 struct ModelWeights {
@@ -76,13 +78,6 @@ struct LoadWeightsOptions {
 absl::StatusOr<PackedExpert> LoadExpert(const WeightSource& source, const ModelConfig& config,
                                         const KernelSet& kernels, const LoadWeightsOptions& options,
                                         const ExpertKey& key);
-
-// The experts that `hosted` names and that neither `weights` nor `spare` have.
-std::vector<ExpertKey> MissingExperts(const ModelWeights& weights, const HostedExperts& hosted,
-                                      const SpareExperts& spare);
-// Makes every MoE layer host what `hosted` says, from the layer's own experts and from `spare`.
-// None may be missing. Experts that no slot wants are left in `spare`.
-void RehostExperts(const HostedExperts& hosted, ModelWeights* weights, SpareExperts* spare);
 
 // Errors name the tensor that is missing or wrong.
 absl::StatusOr<ModelWeights> LoadWeights(const WeightSource& source, const ModelConfig& config,
