@@ -37,7 +37,10 @@ struct Route {
 };
 
 struct AttemptLimits {
-  int attempts_max = 5;   // in a row that ended in a fault without a new token
+  int attempts_max = 5;  // in a row that ended in a fault without a new token
+  // After so many of them decode computes the prompt itself. Where the network comes back piece by
+  // piece, that works as soon as the router reaches one decode worker.
+  int hand_off_faults_max = 2;
   int refusals_max = 32;  // kResourceExhausted: nothing is broken, the worker was full
   absl::Duration backoff_min = absl::Milliseconds(50);
   absl::Duration backoff_max = absl::Seconds(2);
@@ -91,6 +94,8 @@ class RequestAttempts {
   // Workers that failed this request: no prefill worker of them again, a decode worker only if
   // there is no other.
   const std::set<WorkerId>& avoid() const { return avoid_; }
+  // Whether the next attempt may have a prefill worker.
+  bool may_hand_off() const { return faults_ < limits_.hand_off_faults_max; }
   uint64_t kv_bytes_moved() const { return kv_bytes_moved_; }
   const std::string& kv_lane() const { return kv_lane_; }
   // When Start may be called; InfiniteFuture unless kWaiting.

@@ -168,6 +168,19 @@ TEST_F(AttemptTest, BudgetEndsInAClearError) {
   EXPECT_NE(e.end->error.message().find("checksum"), absl::string_view::npos);
 }
 
+TEST_F(AttemptTest, AfterTwoFaultsDecodeIsAloneUntilATokenComes) {
+  RequestAttempts a(99, {}, &rng_);
+  for (int i = 1; i <= 2; ++i) {
+    EXPECT_TRUE(a.may_hand_off());
+    a.Start({kD, kP});
+    a.OnWorkerLost(now(), kP, absl::UnavailableError("gone"));
+  }
+  EXPECT_FALSE(a.may_hand_off());
+  a.Start({kD, std::nullopt});
+  a.OnEvent(now(), kD, Token(3, 0, 5));
+  EXPECT_TRUE(a.may_hand_off());
+}
+
 TEST_F(AttemptTest, NewTokenRenewsTheBudget) {
   RequestAttempts a(99, {}, &rng_);
   for (int i = 1; i <= 20; ++i) {

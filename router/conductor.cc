@@ -174,6 +174,7 @@ void Conductor::Dispatch() {
       const std::optional<Route> route =
           workers_.Choose(options_.disaggregate, {.tokens = r.tokens(),
                                                   .priority = r.client.priority,
+                                                  .may_hand_off = r.attempts.may_hand_off(),
                                                   .avoid = &r.attempts.avoid(),
                                                   .prefix_tokens = &prefix});
       if (!route) return;

@@ -63,10 +63,10 @@ std::optional<Route> ChooseRoute(Disaggregate mode, const RouteRequest& request,
   const DecodeView* d = ChooseDecode(decode, request, prefill.size());
   if (d == nullptr) return std::nullopt;
   Route route{.decode = d->id, .prefill = std::nullopt};
-  const bool hand_off =
-      d->takes_handoffs && (mode == Disaggregate::kAlways ||
-                            (mode == Disaggregate::kAuto &&
-                             request.tokens - request.PrefixOn(d->id) >= kHandOffPaysFromTokens));
+  const bool hand_off = request.may_hand_off && d->takes_handoffs &&
+                        (mode == Disaggregate::kAlways ||
+                         (mode == Disaggregate::kAuto &&
+                          request.tokens - request.PrefixOn(d->id) >= kHandOffPaysFromTokens));
   if (hand_off) route.prefill = ChoosePrefill(prefill, request);
   return route;
 }

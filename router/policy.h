@@ -44,6 +44,7 @@ struct DecodeView {
 struct RouteRequest {
   int64_t tokens = 0;  // prompt and generated
   int priority = 0;    // smaller goes first
+  bool may_hand_off = true;
   // Not taken for prefill: decode can do that too. For decode only if there is no other. Never
   // null.
   const std::set<WorkerId>* avoid = nullptr;

@@ -103,6 +103,9 @@ TEST(PolicyTest, ModesDecideWhoComputesThePrompt) {
   EXPECT_TRUE(by_prefill(Disaggregate::kAlways, 1, prefill));
   EXPECT_FALSE(by_prefill(Disaggregate::kAlways, 1, {}));
   EXPECT_FALSE(by_prefill(Disaggregate::kNever, 1000, prefill));
+  EXPECT_EQ(ChooseRoute(Disaggregate::kAlways,
+                        {.tokens = 64, .may_hand_off = false, .avoid = &kNone}, prefill, decode),
+            (Route{.decode = WorkerId(1), .prefill = std::nullopt}));
   EXPECT_EQ(ChooseRoute(Disaggregate::kAuto, {.tokens = 64, .avoid = &kNone}, prefill, {}),
             std::nullopt);
 }
