@@ -104,6 +104,9 @@ absl::Status Launcher::StartGroup(const std::string& role, int group, int ranks,
   for (int rank = 0; rank < ranks; ++rank) {
     Member member{.child = nullptr, .port = ports[rank], .group_arguments = shared};
     if (ranks > 1) member.group_arguments.push_back(absl::StrCat("--ep-rank=", rank));
+    if (role == "prefill" && options_.prefill_nice > 0) {
+      member.group_arguments.push_back(absl::StrCat("--nice=", options_.prefill_nice));
+    }
     member.child = std::make_unique<Child>(role, group * ranks + rank, WorkerArguments(member));
     members_.push_back(std::move(member));
     RETURN_IF_ERROR(members_.back().child->Start());

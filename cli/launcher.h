@@ -20,6 +20,7 @@ struct LauncherOptions {
   int prefill = 1, decode = 1;        // groups
   int prefill_ep = 1, decode_ep = 1;  // processes of each, which share the experts
   int prefill_tp = 1;                 // of these, so many neighbours compute attention together
+  int prefill_nice = 0;               // how far prefill processes give way
   int port = 8000, grpc_port = 50051;
   std::vector<std::string> worker_arguments, router_arguments;  // after MODEL, without ports
   std::vector<std::string> group_arguments;  // besides, of workers in groups of more than one

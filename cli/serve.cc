@@ -43,6 +43,10 @@ class ServeCommand final : public Command {
                    "--prefill-ep")
         ->check(CLI::Range(1, 64))
         ->capture_default_str();
+    app.add_option("--prefill-nice", options_.prefill_nice,
+                   "prefill processes give way to decode processes: 0 not at all, 19 always")
+        ->check(CLI::Range(0, 19))
+        ->capture_default_str();
     AddRouterFlags(app, &front_);
     AddKvLaneFlag(app, &lane_);
     app.add_option("--ready-file", options_.ready_file,

@@ -1,4 +1,9 @@
 // switchyard prefill, switchyard decode: one rank of a pool.
+#include <sys/resource.h>
+
+#include <cerrno>
+#include <cstring>
+
 #include "cli/api_key.h"
 #include "cli/command.h"
 #include "cli/ep_flags.h"
@@ -33,6 +38,10 @@ class WorkerCommand final : public Command {
     app.add_option("--metrics-port", options_.metrics_port,
                    "HTTP: /metrics, /health, /readyz; 0: any; -1: none")
         ->check(CLI::Range(-1, 65535))
+        ->capture_default_str();
+    app.add_option("--nice", nice_,
+                   "gives way to other processes of the machine: 0 not at all, 19 to all of them")
+        ->check(CLI::Range(0, 19))
         ->capture_default_str();
     app.add_option("--peak-gflops", peak_gflops_,
                    "what the rank's threads can do, as `bench kernels` measures it; for mfu")
@@ -77,6 +86,10 @@ class WorkerCommand final : public Command {
                        " is all addresses of this machine: advertise-host is wanted, the one that "
                        "prefill ranks reach it by"));
     }
+    // Before there is any other thread: those to come inherit it.
+    if (nice_ > 0 && setpriority(PRIO_PROCESS, 0, nice_) != 0) {
+      return absl::InternalError(absl::StrCat("nice ", nice_, ": ", std::strerror(errno)));
+    }
     ASSIGN_OR_RETURN(std::unique_ptr<Starting> starting, PrepareRole(child_));
     options_.name = absl::StrCat(name_, "-", child_.rank);
     const std::unique_ptr<Logger> log = log_.Make(options_.name);
@@ -111,7 +124,7 @@ class WorkerCommand final : public Command {
  private:
   const std::string name_, help_;
   std::string model_, host_ = "127.0.0.1", lane_ = "auto";
-  int port_ = 0;
+  int port_ = 0, nice_ = 0;
   double peak_gflops_ = 0, peak_read_gbps_ = 0;
   const MonotonicClock clock_;
   WorkerOptions options_;
