@@ -11,9 +11,11 @@ namespace switchyard {
 namespace {
 using nlohmann::ordered_json;
 
+AttemptKey MakeKey(int id) { return {.request = absl::StrCat("bench-", id)}; }
+
 EngineRequest MakeRequest(int id, int tokens, int max_tokens, int vocab) {
   EngineRequest r;
-  r.key.request = absl::StrCat("bench-", id);
+  r.key = MakeKey(id);
   r.prompt_ids.resize(tokens);
   // Ids that differ between requests and positions: a fixed, mixed sequence (Knuth's multiplicative
   // hash).
@@ -27,38 +29,54 @@ EngineRequest MakeRequest(int id, int tokens, int max_tokens, int vocab) {
   return r;
 }
 
-struct Sample {
-  double prefill_seconds = 0, decode_seconds = 0;
-  int decode_tokens = 0;
-};
-
-// Prefills `batch` requests of `context` tokens, then decodes `steps` steps of all of them.
-absl::StatusOr<Sample> RunOnce(Engine& engine, int batch, int context, int steps) {
-  MonotonicClock clock;
-  Sample sample;
-  const int vocab = engine.model().config().vocab_size;
-  for (int i = 0; i < batch; ++i) {
-    RETURN_IF_ERROR(engine.Add(MakeRequest(i, context, steps + 1, vocab)));
-  }
-  const absl::Time start = clock.Now();
-  absl::Time prefilled = start;
-  int first_tokens = 0;
-  while (engine.HasWork()) {
-    ASSIGN_OR_RETURN(std::vector<EngineOutput> outputs, engine.Step());
+// Steps until as many more requests as `begun` have a first token each.
+absl::Status StepUntilBegun(Engine& engine, int begun) {
+  while (begun > 0) {
+    ASSIGN_OR_RETURN(const std::vector<EngineOutput> outputs, engine.Step());
     for (const EngineOutput& o : outputs) {
       if (o.finish == FinishReason::kError) return o.error;
-      if (o.index == 0) ++first_tokens;
-    }
-    if (first_tokens == batch && sample.prefill_seconds == 0) {
-      prefilled = clock.Now();
-      sample.prefill_seconds = absl::ToDoubleSeconds(prefilled - start);
-      // Steps that mixed prefill and decode rows have given some requests tokens already.
-      sample.decode_tokens = -static_cast<int>(engine.stats().generated_tokens);
+      if (o.index == 0) --begun;
     }
   }
-  sample.decode_tokens += static_cast<int>(engine.stats().generated_tokens);
-  sample.decode_seconds = absl::ToDoubleSeconds(clock.Now() - prefilled);
-  return sample;
+  return absl::OkStatus();
+}
+
+// Tokens per second of one prompt.
+absl::StatusOr<double> PrefillRate(Engine& engine, int tokens) {
+  const MonotonicClock clock;
+  RETURN_IF_ERROR(engine.Add(MakeRequest(0, tokens, 1, engine.model().config().vocab_size)));
+  const absl::Time start = clock.Now();
+  RETURN_IF_ERROR(StepUntilBegun(engine, 1));
+  return tokens / absl::ToDoubleSeconds(clock.Now() - start);
+}
+
+// Tokens per second of `steps` steps in which all of `batch` requests generate. Those that are
+// prefilled first generate already while the others wait for their turn: their contexts are longer
+// than `context` by some tokens, and none may be at its end before the last has begun.
+absl::StatusOr<double> DecodeRate(Engine& engine, int batch, int context, int steps) {
+  const MonotonicClock clock;
+  const EngineOptions& options = engine.options();
+  const int turns = context / std::min(options.prefill_chunk, options.max_num_batched_tokens) + 2;
+  const int max_tokens = std::min(options.max_model_len - context, steps + 1 + batch * turns);
+  for (int i = 0; i < batch; ++i) {
+    RETURN_IF_ERROR(
+        engine.Add(MakeRequest(i, context, max_tokens, engine.model().config().vocab_size)));
+  }
+  RETURN_IF_ERROR(StepUntilBegun(engine, batch));
+  const uint64_t before = engine.stats().generated_tokens;
+  const absl::Time start = clock.Now();
+  for (int i = 0; i < steps; ++i) RETURN_IF_ERROR(engine.Step().status());
+  const double seconds = absl::ToDoubleSeconds(clock.Now() - start);
+  const uint64_t tokens = engine.stats().generated_tokens - before;
+  for (int i = 0; i < batch; ++i) engine.Abort(MakeKey(i));
+  while (engine.HasWork()) RETURN_IF_ERROR(engine.Step().status());
+  const uint64_t wanted = static_cast<uint64_t>(batch) * static_cast<uint64_t>(steps);
+  if (tokens != wanted) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(batch, " sequences at ", context, " generated ", tokens, " tokens in ", steps,
+                     " steps: --max-model-len or --kv-blocks is too small for all at once"));
+  }
+  return static_cast<double>(tokens) / seconds;
 }
 
 struct Spread {
@@ -113,8 +131,8 @@ absl::StatusOr<ordered_json> RunBenchEngine(const BenchEngineOptions& o) {
   for (int tokens : o.prefill_tokens) {
     std::vector<double> rates;
     for (int i = 0; i < o.repeats + 1; ++i) {  // the first touches the memory and is not counted
-      ASSIGN_OR_RETURN(Sample s, RunOnce(*engine, 1, tokens, 0));
-      if (i > 0) rates.push_back(tokens / s.prefill_seconds);
+      ASSIGN_OR_RETURN(const double rate, PrefillRate(*engine, tokens));
+      if (i > 0) rates.push_back(rate);
     }
     ordered_json row = Row(Summarise(rates));
     row["tokens"] = tokens;
@@ -125,8 +143,9 @@ absl::StatusOr<ordered_json> RunBenchEngine(const BenchEngineOptions& o) {
   for (int batch : o.decode_batches) {
     std::vector<double> rates;
     for (int i = 0; i < o.repeats; ++i) {
-      ASSIGN_OR_RETURN(Sample s, RunOnce(*engine, batch, o.decode_context, o.decode_steps));
-      rates.push_back(s.decode_tokens / s.decode_seconds);
+      ASSIGN_OR_RETURN(const double rate,
+                       DecodeRate(*engine, batch, o.decode_context, o.decode_steps));
+      rates.push_back(rate);
     }
     ordered_json row = Row(Summarise(rates));
     row["batch"] = batch;
