@@ -26,14 +26,18 @@ count() {
   fi
 }
 
-# suite NAME TARGETS FLAGS…: these Bazel tests in one configuration.
+# suite NAME TARGETS FLAGS…: these Bazel tests in one configuration. First everything is built: no test with a clock shall
+# run beside compilers.
 suite() {
   local name=$1 targets=$2 log
   shift 2
   echo "==> tests: $name"
   log=$(mktemp)
-  bazel test --keep_going --noshow_progress --color=no "$@" -- "$targets" 2>&1 | grep -v 'linux-sandbox' | tee "$log"
-  local status=${PIPESTATUS[0]}
+  local command status
+  for command in build test; do
+    bazel "$command" --keep_going --noshow_progress --color=no "$@" -- "$targets" 2>&1 | grep -v 'linux-sandbox' | tee "$log"
+    status=${PIPESTATUS[0]}
+  done
   local ok bad
   ok=$(grep -cE '^//\S+ +(\(cached\) )?PASSED' "$log")
   bad=$(grep -cE '^//\S+ +(\(cached\) )?(FAILED|TIMEOUT|NO STATUS|FLAKY)' "$log")
