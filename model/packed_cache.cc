@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 
 #include "absl/cleanup/cleanup.h"
@@ -69,10 +71,25 @@ bool ReadAndSum(int fd, std::byte* to, size_t bytes, Sum& sum) {
   return true;
 }
 
+// Unfinished files of processes that were killed: nobody takes an hour for one.
+void RemoveAbandoned(const std::string& folder) {
+  namespace fs = std::filesystem;
+  std::error_code error;  // what cannot be removed takes room, and does no other harm
+  const auto old = fs::file_time_type::clock::now() - std::chrono::hours(1);
+  for (fs::directory_iterator file(folder, error), end; !error && file != end;
+       file.increment(error)) {
+    std::error_code of_file;
+    const bool unfinished = file->path().filename().string().find(".packed.") != std::string::npos;
+    if (unfinished && file->last_write_time(of_file) < old) fs::remove(file->path(), of_file);
+  }
+}
+
 }  // namespace
 
 PackedCache::PackedCache(std::string folder, std::string identity)
-    : folder_(std::move(folder)), identity_(std::move(identity)) {}
+    : folder_(std::move(folder)), identity_(std::move(identity)) {
+  RemoveAbandoned(folder_);
+}
 
 void PackedCache::Count::Add(const std::string& name) {
   if (times++ == 0) first = name;

@@ -8,6 +8,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include <chrono>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -65,6 +66,19 @@ bool Same(const std::vector<PackedWeight>& a, const std::vector<PackedWeight>& b
            std::memcmp(x.bytes.data(), y.bytes.data(), x.bytes.size()) == 0;
   };
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), same);
+}
+
+TEST(PackedCacheTest, RemovesWhatAKilledProcessLeftUnfinished) {
+  const std::string folder = FreshFolder("abandoned");
+  const fs::path abandoned = folder + "/w.packed.AbCdEf", under_way = folder + "/w.packed.ghIjKl",
+                 whole = folder + "/w.packed";
+  for (const fs::path& path : {abandoned, under_way, whole}) Put(path, "x");
+  const auto old = fs::file_time_type::clock::now() - std::chrono::hours(2);
+  for (const fs::path& path : {abandoned, whole}) fs::last_write_time(path, old);
+  const PackedCache cache(folder, "identity");
+  EXPECT_FALSE(fs::exists(abandoned));
+  EXPECT_TRUE(fs::exists(under_way));
+  EXPECT_TRUE(fs::exists(whole));
 }
 
 TEST(PackedCacheTest, GivesBackWhatItWasGiven) {

@@ -114,7 +114,7 @@ void Conductor::OnTimer(Request& r, absl::Time now) {
   }
   if (r.attempts.phase() == RequestAttempts::Phase::kRunning) return Settle(r);
   if (now >= r.waiting_since + options_.outage_wait) {
-    if (workers_.DecodeReady() == 0) {
+    if (workers_.Ready(pb::ROLE_DECODE) == 0) {
       return StopRequest(
           r, {End::Reason::kError,
               absl::UnavailableError(absl::StrCat("no decode worker was there for ",

@@ -353,20 +353,21 @@ void Core::PublishStatus() {
   shared_.status.waiting = waiting;
   if (!conductor_->TakeWorkersChanged()) return;
   const WorkerPool& workers = conductor_->workers();
-  const int prefill = workers.PrefillAlive(), decode = workers.DecodeReady();
-  metrics_.SetWorkers(prefill, workers.membership().Alive(pb::ROLE_DECODE));
+  metrics_.SetWorkers(workers.membership().Alive(pb::ROLE_PREFILL),
+                      workers.membership().Alive(pb::ROLE_DECODE));
   metrics_.SetKvUsage(workers.KvUsage());
   shared_.status.workers = workers.Status();
   metrics_.SetKvBlocks(shared_.status.workers);
   std::string why;
   if (shared_.draining) {
     why = "draining";
-  } else if (decode == 0) {
+  } else if (workers.Ready(pb::ROLE_DECODE) == 0) {
     why = absl::StrCat("none of ", workers.Addresses(pb::ROLE_DECODE),
                        " decode workers is registered and takes requests");
-  } else if (options_.disaggregate == Disaggregate::kAlways && prefill == 0) {
+  } else if (options_.disaggregate == Disaggregate::kAlways &&
+             workers.Ready(pb::ROLE_PREFILL) == 0) {
     why = absl::StrCat("none of ", workers.Addresses(pb::ROLE_PREFILL),
-                       " prefill workers is registered");
+                       " prefill workers is registered and takes requests");
   }
   SetReady(std::move(why));
 }

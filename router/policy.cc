@@ -60,7 +60,9 @@ const DecodeView* ChooseDecode(const std::vector<DecodeView>& views, const Route
 std::optional<Route> ChooseRoute(Disaggregate mode, const RouteRequest& request,
                                  const std::vector<PrefillView>& prefill,
                                  const std::vector<DecodeView>& decode) {
-  const DecodeView* d = ChooseDecode(decode, request, prefill.size());
+  const auto takes = [](const PrefillView& v) { return !v.draining && v.trusted; };
+  const DecodeView* d =
+      ChooseDecode(decode, request, std::count_if(prefill.begin(), prefill.end(), takes));
   if (d == nullptr) return std::nullopt;
   Route route{.decode = d->id, .prefill = std::nullopt};
   const bool hand_off = request.may_hand_off && d->takes_handoffs &&

@@ -139,10 +139,10 @@ bool WorkerPool::Send(WorkerId worker, pb::ToWorker message) {
   return links_->Send(load->slot, slots_.at(load->slot).stream, std::move(message));
 }
 
-int WorkerPool::DecodeReady() const {
+int WorkerPool::Ready(pb::Role role) const {
   return static_cast<int>(
-      std::count_if(membership_.members().begin(), membership_.members().end(), [](const auto& m) {
-        return m.second.registration.role() == pb::ROLE_DECODE && !m.second.heartbeat.draining() &&
+      std::count_if(membership_.members().begin(), membership_.members().end(), [=](const auto& m) {
+        return m.second.registration.role() == role && !m.second.heartbeat.draining() &&
                !m.second.suspect;
       }));
 }

@@ -73,9 +73,8 @@ class WorkerPool {
 
   const Member* Find(WorkerId worker) const { return membership_.Find(worker); }
   const Membership& membership() const { return membership_; }
-  // Decode workers that take requests.
-  int DecodeReady() const;
-  int PrefillAlive() const { return membership_.Alive(cluster::v1::ROLE_PREFILL); }
+  // Workers of that role that take requests.
+  int Ready(cluster::v1::Role role) const;
   double KvUsage() const;  // of the decode workers
   std::vector<WorkerStatus> Status() const;
 

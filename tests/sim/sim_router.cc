@@ -50,7 +50,7 @@ Conductor::Outside Router::MakeOutside() {
 
 void Router::Turn() {
   conductor_.Turn();
-  was_ready_ |= conductor_.workers().DecodeReady() > 0;
+  was_ready_ |= conductor_.workers().Ready(cluster::v1::ROLE_DECODE) > 0;
   const absl::Time next =
       std::min(conductor_.next_timer(), node_->clock.Now() + absl::Milliseconds(50));
   thread_.WakeAt(std::max(node_->clock.ToLoop(next), world_.loop.Now() + absl::Microseconds(10)));
