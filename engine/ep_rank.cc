@@ -119,6 +119,7 @@ absl::Status EpRank::FormOnce(absl::Duration timeout) {
   o.ring_bytes = EpDispatcher::RingBytes(
       dispatch_, std::max(kRingBytes, std::bit_ceil(8 * GatherBytes(*whole_))));
   o.wait_max = options_.wait_max;
+  o.alive_after = options_.alive_after;
   o.on_wait = [this] { ++waits_; };
   o.alive = [this](int peer, uint64_t incarnation) {
     ++waits_;

@@ -42,6 +42,7 @@ struct EpOptions {
   int redundant_experts = 0;   // R: replicas beyond one of each expert, per layer
   std::string placement_file;  // what `switchyard balance` printed; empty: an even placement
   absl::Duration wait_max = absl::Seconds(30);               // EpGroupOptions
+  absl::Duration alive_after = absl::Milliseconds(500);      // the same
   int low_latency_tokens = 128;                              // EpDispatcher::Options
   absl::Duration grace = absl::Milliseconds(500);            // RendezvousOptions
   TlsOptions tls = {};                                       // the same

@@ -84,7 +84,7 @@ struct Worker {
     GrpcServerOptions listen;
     listen.port = port;
     server = GrpcServer::Listen(listen, {rank->service()}).value();
-    auto engine = Engine::Create(model.get(), {.max_model_len = 128, .max_num_batched_tokens = 64},
+    auto engine = Engine::Create(model.get(), {.max_model_len = 256, .max_num_batched_tokens = 64},
                                  rank.get())
                       .value();
     thread = std::make_unique<EngineThread>(
@@ -178,6 +178,7 @@ void ExpectBitsOf(const Layout& layout, const std::vector<EngineRequest>& reques
     ep.rebalance = {.threshold = 0};
     ep.overlap = layout.overlap;
     ep.tensor_ranks = layout.tensor_ranks;
+    ep.alive_after = absl::Seconds(10);  // all live, but may be slow to say so
     workers.push_back(std::make_unique<Worker>(ep, PortOf(peers[r]), layout.model));
   }
   for (int r = 0; r < layout.world; ++r) {
@@ -277,7 +278,7 @@ TEST(EpRankTest, WhoLosesARankOfItsTensorGroupGivesItsRequestsBack) {
     workers[r] = std::make_unique<Worker>(options[r], PortOf(peers[r]));
   }
   std::vector<EngineRequest> endless = requests;
-  for (EngineRequest& r : endless) r.max_tokens = 60;
+  for (EngineRequest& r : endless) r.max_tokens = 190;
   Worker& leader = *workers[0];
   leader.expect_errors = true;
   const auto give = [&leader](const std::vector<EngineRequest>& some) {

@@ -484,7 +484,7 @@ class Simulation {
 };
 
 TEST(SchedulerTest, EveryRequestGetsItsTokensInAnyWeather) {
-  const uint32_t base = std::random_device()();
+  const uint32_t base = GTEST_FLAG_GET(random_seed);
   uint64_t preemptions = 0, hits = 0;
   int finished = 0;
   for (uint32_t seed = base; seed != base + 150; ++seed) {

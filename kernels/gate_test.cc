@@ -91,7 +91,7 @@ TEST(GateTest, VanishedSigmoidScoresDoNotDivideByZero) {
 }
 
 TEST(GateTest, RandomChoicesMatchASort) {
-  const uint32_t seed = std::random_device()();
+  const uint32_t seed = GTEST_FLAG_GET(random_seed);
   SCOPED_TRACE(seed);
   std::mt19937 rng(seed);
   const GateConfig c{.experts = 64, .top_k = 8};

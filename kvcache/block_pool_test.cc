@@ -83,7 +83,7 @@ TEST(BlockPoolTest, KeptBlocksStayUntilOthersAreWanted) {
 // Random operations against a plain model: who holds what. No block is ever held twice, and the
 // counts always add up.
 TEST(BlockPoolTest, RandomOperationsKeepTheInvariant) {
-  const uint32_t seed = std::random_device()();
+  const uint32_t seed = GTEST_FLAG_GET(random_seed);
   SCOPED_TRACE(testing::Message() << "seed " << seed);
   std::mt19937 rng(seed);
   BlockPool pool(37);

@@ -233,7 +233,7 @@ TEST_F(ReceiveSessionTest, ShutdownAnswersEverything) {
 // time; time that jumps. Whatever happens: each session ends once, each commit is answered once, a
 // commit succeeds only if every block came and matched, and everything is forgotten in the end.
 TEST(ReceiveSessionRandomTest, EndsEverySessionOnceAndCommitsOnlyWhole) {
-  const uint64_t seed = std::random_device{}();
+  const uint64_t seed = GTEST_FLAG_GET(random_seed);
   SCOPED_TRACE("seed " + std::to_string(seed));
   std::mt19937_64 rng(seed);
   S sessions({.layers = kLayers, .sessions_max = 16, .tombstones_max = 64});

@@ -184,7 +184,7 @@ TEST_F(SendSessionTest, PeerGoneFailsItsTransfersOnly) {
 // Any order of pushes, begins, cancels, stops and completions: each transfer is done exactly once,
 // with success only if every block went once.
 TEST(SendSessionRandomTest, EveryTransferIsDoneOnce) {
-  const uint64_t seed = std::random_device{}();
+  const uint64_t seed = GTEST_FLAG_GET(random_seed);
   SCOPED_TRACE("seed " + std::to_string(seed));
   std::mt19937_64 rng(seed);
   S sessions({.layers = kLayers, .block_bytes = 10, .transfers_max = 8});

@@ -111,7 +111,7 @@ TEST(WireTest, CreditComesBackAndItsFlippedBitsAreRefused) {
 }
 
 TEST(WireTest, ParsersSurviveRandomBytes) {
-  const uint64_t seed = std::random_device{}();
+  const uint64_t seed = GTEST_FLAG_GET(random_seed);
   SCOPED_TRACE("seed " + std::to_string(seed));
   std::mt19937_64 rng(seed);
   Bytes good = Encoded();

@@ -206,7 +206,7 @@ TEST_F(CoreTest, SilentWorkerIsReplacedAfterItsLease) {
   TestWorker& silent = Start({.step = absl::Milliseconds(3)});
   StartCore();
   Client client;
-  ASSERT_TRUE(core_->Submit(Request(10, 100), client.Sink()).ok());
+  ASSERT_TRUE(core_->Submit(Request(10, 4000), client.Sink()).ok());
   client.Wait(10);
   silent.Freeze();
   ASSERT_TRUE(Eventually([&] { return !core_->status().ready; }));
@@ -334,7 +334,8 @@ TEST_F(CoreTest, RefusalsAreCountedByReason) {
   Start({.step = absl::Milliseconds(3)});
   StartCore();
   Client running, drained;
-  ASSERT_TRUE(core_->Submit(Request(10, 100), running.Sink()).ok());
+  const absl::StatusOr<std::string> id = core_->Submit(Request(10, 4000), running.Sink());
+  ASSERT_TRUE(id.ok());
   ASSERT_FALSE(core_->Submit(Request(10, 1), running.Sink()).ok());
   core_->StartDrain();
   ASSERT_FALSE(core_->Submit(Request(10, 1), drained.Sink()).ok());
@@ -343,6 +344,7 @@ TEST_F(CoreTest, RefusalsAreCountedByReason) {
         absl::StrCat("switchyard_requests_refused_total{model_name=\"m\",reason=\"", reason)))
         << reason;
   }
+  EXPECT_TRUE(core_->Abort(*id));
   ASSERT_TRUE(running.Wait().last.has_value());
 }
 
@@ -365,7 +367,7 @@ TEST_F(CoreTest, TokensOfAStreamIntervalGoTogether) {
   Client client;
   std::vector<size_t> sizes;  // the core's, until the last update
   ASSERT_TRUE(core_
-                  ->Submit(Request(10, 100),
+                  ->Submit(Request(10, 400),
                            [&, sink = client.Sink()](ClientUpdate update) {
                              sizes.push_back(update.tokens.size());
                              sink(std::move(update));
@@ -373,7 +375,7 @@ TEST_F(CoreTest, TokensOfAStreamIntervalGoTogether) {
                   .ok());
   const Answer a = client.Wait();
   ASSERT_TRUE(a.last.has_value());
-  EXPECT_EQ(a.tokens, TestTokens(Request(10, 1).prompt_ids, 100));
+  EXPECT_EQ(a.tokens, TestTokens(Request(10, 1).prompt_ids, 400));
   ASSERT_GE(sizes.size(), 3u);
   EXPECT_EQ(sizes.front(), 1u) << "the first token waits for nothing";
   for (size_t i = 1; i + 1 < sizes.size(); ++i) EXPECT_GE(sizes[i], 8u) << i;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every libFuzzer target for some seconds each, from seeds of real files. Fails on the first crash, whose input it keeps.
-# usage: tests/fuzz.sh [SECONDS_EACH [TARGET_NAME…]]
+# usage: [FUZZ_SEED=N] tests/fuzz.sh [SECONDS_EACH [TARGET_NAME…]]     FUZZ_SEED: 1, or 0 for another one each time
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-15}
@@ -54,7 +54,7 @@ for target in "${targets[@]}"; do
   mkdir "$work/$name"
   options=()
   [[ -f tests/data/fuzz/$name.dict ]] && options+=("-dict=tests/data/fuzz/$name.dict")
-  if ! UBSAN_OPTIONS=print_stacktrace=1 "$built/${path%%:*}/$name" -max_total_time="$seconds" -timeout=30 \
+  if ! UBSAN_OPTIONS=print_stacktrace=1 "$built/${path%%:*}/$name" -max_total_time="$seconds" -timeout=30 -seed="${FUZZ_SEED:-1}" \
     -rss_limit_mb=2048 -max_len=16384 -artifact_prefix=fuzz-crashes/ -print_final_stats=1 \
     "${options[@]}" "$work/$name" "$(seeds "$name")" \
     >"$work/$name.log" 2>&1; then

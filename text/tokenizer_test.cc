@@ -79,7 +79,7 @@ TEST_P(GoldenTokenizerTest, EncodesAndDecodesAsTheReference) {
 
 // Random ids make every kind of broken UTF-8.
 TEST_P(GoldenTokenizerTest, StreamedPiecesAreTheDecodedText) {
-  const unsigned seed = std::random_device()();
+  const unsigned seed = GTEST_FLAG_GET(random_seed);
   SCOPED_TRACE(testing::Message() << "seed " << seed);
   std::mt19937 rng(seed);
   for (int round = 0; round < 500; ++round) {

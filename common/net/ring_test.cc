@@ -50,7 +50,7 @@ TEST(RingTest, ReaderRefusesPositionsThatCannotBe) {
 }
 
 TEST(RingTest, WriterAndReaderAgreeWhateverIsCredited) {
-  const uint64_t seed = std::random_device{}();
+  const uint64_t seed = GTEST_FLAG_GET(random_seed);
   SCOPED_TRACE("seed " + std::to_string(seed));
   std::mt19937_64 rng(seed);
   RingWriter w(1000);

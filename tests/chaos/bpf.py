@@ -278,11 +278,11 @@ def wait_stopped(traps, seconds):
     return None
 
 
-def available():
-    """Whether traps can be set here: root, BPF, uprobes."""
+def available(binary):
+    """The symbols of `binary` if traps can be set here, which takes root, BPF and uprobes; None if not."""
     try:
-        counters = _Counters(1)
+        symbols = Symbols(binary)
+        Trap(symbols, os.getpid(), "DecodeAttempts::OnOutput").close()  # never called in this process
     except OSError:
-        return False
-    counters.close()
-    return pathlib.Path("/sys/bus/event_source/devices/uprobe/type").exists()
+        return None
+    return symbols

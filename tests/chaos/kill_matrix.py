@@ -328,7 +328,7 @@ def run_cells(cluster, symbols, cells, want, seed, leased_max, record):
             print(f"{phase}, {fault}, {role}: longest pause {r['pause']:.2f} s, {r['retries']} attempts repeated, leases until "
                   f"{r['leased']:.2f} s, at rest after {r['rest']:.2f} s" + (f", {r['damaged']} packets damaged, {r['crashed']} processes died"
                                           if fault == "bit flip" else ""), flush=True)
-        except (AssertionError, OSError) as e:
+        except (AssertionError, OSError, http.client.HTTPException, subprocess.TimeoutExpired) as e:
             r = {"broken": str(e)}
             print(f"{phase}, {fault}, {role}: BROKEN: {e}", flush=True)
             for p in cluster.all():
@@ -353,9 +353,9 @@ def main():
     parser.add_argument("--leased-seconds", type=float, default=5, help="that a fault may keep blocks leased or in quarantine")
     parser.add_argument("--pauses", action="store_true", help="bound the pauses too: on a quiet machine")
     args = parser.parse_args()
-    symbols = Symbols(args.binary) if available() else None
+    symbols = available(args.binary)
     if symbols is None:
-        print("no traps without root and BPF: phases are hit by time, the network stays whole")
+        print("skipped: exact moments of the kill matrix: no traps without root and BPF, phases are hit by time, the network stays whole")
     cells = PART if args.part else [(p, f, r) for f in args.faults for p in args.phases for r in args.roles
                                     if symbols or f not in NETWORK_FAULTS]
     runs = {}  # cell: what came of each run

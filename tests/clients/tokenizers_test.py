@@ -45,7 +45,7 @@ def run(binary, command, path, lines):
 
 def main():
     binary, count, paths = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
-    seed = random.randrange(1 << 32)
+    seed = 1
     print("seed", seed)
     for path in paths:
         reference = tokenizers.Tokenizer.from_file(path)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Expert parallelism in whole clusters: the bits of one process, own experts only in each rank's memory, no CPU while idle,
-and answers that stay right when a rank dies or hangs. usage: ep_test.py BINARY MODEL_DIR REQUESTS [SLOW]"""
+and answers that stay right when a rank dies or hangs. usage: ep_test.py BINARY MODEL_DIR REQUESTS"""
 import concurrent.futures
 import json
 import os
@@ -11,7 +11,7 @@ import tempfile
 import time
 
 from bits_test import compare, make_requests, one_process, served
-from cluster import Cluster
+from cluster import START_SECONDS, Cluster
 from supervision_test import children_of
 
 ALWAYS = ("--disaggregate", "always")
@@ -94,21 +94,44 @@ def check_memory_and_rest(binary):
     assert saved > owed * 0.8, f"{saved >> 20} MiB less in each rank, {owed >> 20} MiB of experts are elsewhere"
 
 
-def check_lost_ranks(binary, model, count, slow):
+def tokens_out(cluster):
+    return sum(v for k, v in cluster.metrics().items() if k.startswith("switchyard_generation_tokens_total"))
+
+
+def strike_midway(cluster, submit, pid, number, tokens):
+    """The answers that submit() begins. The process is struck once there have been so many tokens, while some wait for more."""
+    for _ in range(5):  # a busy machine may look too late
+        before, answers = tokens_out(cluster), submit()
+        while tokens_out(cluster) < before + tokens and not all(a.done() for a in answers):
+            time.sleep(0.005)
+        if not all(a.done() for a in answers):
+            os.kill(pid, number)
+            return answers
+    raise AssertionError("all had ended before the fault, each time")
+
+
+def decode_ranks(cluster, count):
+    deadline = time.monotonic() + START_SECONDS
+    while True:  # one that was lost is started again
+        ranks = {pid for pid, role in children_of(cluster.process.pid).items() if role == "decode"}
+        if len(ranks) == count:
+            return ranks
+        assert time.monotonic() < deadline, ranks
+        time.sleep(0.05)
+
+
+def check_lost_ranks(binary, model, count):
     """Ranks are killed and stopped under load: every request ends with the tokens of one process."""
-    requests = make_requests(count, length_max=100, output=(60, 120))
+    requests = make_requests(count, length_max=100, output=(100, 160))
     want = [tokens for tokens, _ in one_process(binary, model, requests, "--max-num-seqs", "1")]
     with Cluster(binary, model, *NEVER, "--decode-ep", "2") as cluster:
         def run(request):
             return cluster.complete(**request, return_token_ids=True)["choices"][0]["token_ids"]
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             for number, lost in ((signal.SIGKILL, 1), (signal.SIGSTOP, 0)):
-                answers = [pool.submit(run, r) for r in requests]
-                time.sleep(0.3 * slow)
-                ranks = {pid for pid, role in children_of(cluster.process.pid).items() if role == "decode"}
-                assert len(ranks) == 2, ranks
+                ranks = decode_ranks(cluster, 2)
                 victim = {pid for pid in ranks if b"--ep-rank=%d" % lost in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()}
-                os.kill(*victim, number)
+                answers = strike_midway(cluster, lambda: [pool.submit(run, r) for r in requests], *victim, number, tokens=50)
                 start = time.monotonic()
                 got = [a.result() for a in answers]
                 assert got == want, f"other tokens after {number.name}"
@@ -117,17 +140,16 @@ def check_lost_ranks(binary, model, count, slow):
         cluster.processes = [{"pid": pid, "role": role} for pid, role in children_of(cluster.process.pid).items()]
 
 
-def check_lost_neighbour(binary, model, count, slow):
+def check_lost_neighbour(binary, model, count):
     """A rank that computes attention with another is killed: the other's requests start anew, with the same tokens."""
-    requests = make_requests(count, length_max=800, output=(10, 40))
+    requests = make_requests(count + 6, length_max=800, output=(10, 40))[6:]  # no short ones
     want = [tokens for tokens, _ in one_process(binary, model, requests, "--max-num-seqs", "1")]
     with Cluster(binary, model, *ALWAYS, "--prefill-ep", "2", "--prefill-tp", "2") as cluster:
         def run(request):
             return cluster.complete(**request, return_token_ids=True)["choices"][0]["token_ids"]
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            answers = [pool.submit(run, r) for r in requests]
-            time.sleep(0.1 * slow)
-            os.kill(cluster.pids("prefill")[1], signal.SIGKILL)
+            answers = strike_midway(cluster, lambda: [pool.submit(run, r) for r in requests], cluster.pids("prefill")[1],
+                                    signal.SIGKILL, tokens=1)
             got = [a.result() for a in answers]
         assert got == want, "other tokens after the loss of a neighbour"
         print(f"a neighbour in attention killed: {len(got)} requests whole", flush=True)
@@ -138,6 +160,5 @@ if __name__ == "__main__":
     BINARY, MODEL, COUNT = sys.argv[1], sys.argv[2], int(sys.argv[3])
     check_bits(BINARY, MODEL, COUNT)
     check_memory_and_rest(BINARY)
-    SLOW = float(sys.argv[4]) if len(sys.argv) > 4 else 1
-    check_lost_ranks(BINARY, MODEL, COUNT, SLOW)
-    check_lost_neighbour(BINARY, MODEL, COUNT, SLOW)
+    check_lost_ranks(BINARY, MODEL, COUNT)
+    check_lost_neighbour(BINARY, MODEL, COUNT)

@@ -194,7 +194,7 @@ class StaleWrites {
 };
 
 TEST(StaleWritesTest, NoneChangesABlock) {
-  const uint64_t seed = std::random_device{}();
+  const uint64_t seed = GTEST_FLAG_GET(random_seed);
   SCOPED_TRACE("seed " + std::to_string(seed));
   StaleWrites run(seed);
   run.Run(100'000);
