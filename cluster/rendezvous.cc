@@ -76,6 +76,28 @@ bool Rendezvous::stopped() const {
   return stopped_;
 }
 
+bool Rendezvous::met() const {
+  MutexLock lock(mu_);
+  return met_;
+}
+
+absl::Status Rendezvous::Check(int rank, const std::string& hello) const {
+  if (hello.size() > kHelloBytesMax) {
+    return absl::InvalidArgumentError(absl::StrCat("a hello of rank ", rank, " of ", hello.size(),
+                                                   " bytes, at most ", kHelloBytesMax));
+  }
+  return options_.check ? options_.check(rank, hello) : absl::OkStatus();
+}
+
+absl::Status Rendezvous::Refused(int by, const grpc::Status& answer) const {
+  const bool refused = answer.error_code() == grpc::StatusCode::INVALID_ARGUMENT ||
+                       answer.error_code() == grpc::StatusCode::FAILED_PRECONDITION;
+  if (!refused || met()) return absl::OkStatus();
+  return absl::Status(
+      FromGrpc(answer).code(),
+      absl::StrCat("rank ", by, " refuses rank ", options_.rank, ": ", answer.error_message()));
+}
+
 void Rendezvous::Stop() {
   MutexLock lock(mu_);
   stopped_ = true;
@@ -89,12 +111,15 @@ Rendezvous::Knocks Rendezvous::KnocksOf(int rank) const {
 
 grpc::Status Rendezvous::Knock(grpc::ServerContext*, const ep::v1::KnockRequest* request,
                                ep::v1::KnockResponse*) {
-  MutexLock lock(mu_);
-  if (request->rank() < 0 || request->rank() >= static_cast<int>(world())) {
+  const int rank = request->rank();
+  if (rank < 0 || rank >= static_cast<int>(world()) || rank == options_.rank) {
     return {grpc::StatusCode::INVALID_ARGUMENT,
-            absl::StrCat("rank ", request->rank(), " of ", world(), " knocks")};
+            absl::StrCat("rank ", rank, " knocked at rank ", options_.rank, " of ", world())};
   }
-  Knocks& knocks = knocks_[request->rank()];
+  const absl::Status same = Check(rank, request->hello());
+  MutexLock lock(mu_);
+  if (!same.ok() && met_) return ToGrpc(same);
+  Knocks& knocks = knocks_[rank];
   knocks.incarnation = request->incarnation();
   ++knocks.count;
   return grpc::Status::OK;
@@ -117,15 +142,17 @@ bool Rendezvous::Alive(int rank, uint64_t incarnation) const {
 grpc::Status Rendezvous::Meet(grpc::ServerContext* context, const ep::v1::MeetRequest* request,
                               ep::v1::MeetResponse* response) {
   const int rank = request->rank();
-  bool sizes = static_cast<size_t>(request->hellos_size()) == world();
-  for (const std::string& hello : request->hellos()) {
-    sizes = sizes && hello.size() <= kHelloBytesMax;
-  }
   if (request->world() != static_cast<int>(world()) || rank <= options_.rank ||
-      rank >= static_cast<int>(world()) || !sizes) {
+      rank >= static_cast<int>(world()) || static_cast<size_t>(request->hellos_size()) != world()) {
     return {grpc::StatusCode::INVALID_ARGUMENT,
             absl::StrCat("rank ", rank, " of ", request->world(), " with ", request->hellos_size(),
                          " hellos met rank ", options_.rank, " of ", world())};
+  }
+  for (int r = 0; r < request->hellos_size(); ++r) {
+    const std::string& hello = request->hellos(r);
+    if (r == rank && hello.size() <= kHelloBytesMax) continue;  // nobody looks at its own
+    const absl::Status same = Check(rank, hello);
+    if (!same.ok()) return ToGrpc(same);
   }
   const Visit visit =
       Arrive(rank, {request->hellos().begin(), request->hellos().end()}, request->was_member());
@@ -156,7 +183,7 @@ absl::StatusOr<std::optional<Rendezvous::Hellos>> Rendezvous::Lead(const Hellos&
     if (answer) return answer;
     if (!knocked && clock_.Now() >= begin + options_.grace / 2) {
       knocked = true;
-      for (const int r : Missing(*visit.round)) Knock(r);
+      for (const int r : Missing(*visit.round)) RETURN_IF_ERROR(Knock(r, hellos[r]));
     }
     if (stopped() || clock_.Now() >= end) {
       Leave(visit);
@@ -184,9 +211,16 @@ absl::StatusOr<std::optional<Rendezvous::Hellos>> Rendezvous::Ask(int leader, co
   ep::v1::MeetResponse response;
   const grpc::Status status =
       StubOf(options_.addresses[leader], options_.tls)->Meet(&context, request, &response);
-  if (status.error_code() == grpc::StatusCode::INVALID_ARGUMENT) return FromGrpc(status);
+  RETURN_IF_ERROR(Refused(leader, status));
   const auto size = static_cast<size_t>(response.hellos_size());
   if (!status.ok() || (size != 0 && size != world())) return std::optional<Hellos>();
+  for (int r = 0; r < response.hellos_size(); ++r) {
+    const std::string& hello = response.hellos(r);
+    const absl::Status same = hello.empty() ? absl::OkStatus() : Check(r, hello);
+    if (same.ok()) continue;
+    if (!met()) return same;
+    return std::optional<Hellos>();
+  }
   return std::optional<Hellos>(Hellos(response.hellos().begin(), response.hellos().end()));
 }
 
@@ -199,21 +233,32 @@ std::vector<int> Rendezvous::Missing(const Round& round) const {
   return missing;
 }
 
-void Rendezvous::Knock(int at) const {
+absl::Status Rendezvous::Knock(int at, const std::string& hello) const {
   Turn();
   ep::v1::KnockRequest request;
   request.set_rank(options_.rank);
   request.set_incarnation(options_.incarnation);
+  request.set_hello(hello);
   ep::v1::KnockResponse response;
   grpc::ClientContext context;
   SetDeadline(&context, kKnockMax);
   // Who is not there need not know.
-  (void)StubOf(options_.addresses[at], options_.tls)->Knock(&context, request, &response);
+  return Refused(at,
+                 StubOf(options_.addresses[at], options_.tls)->Knock(&context, request, &response));
 }
 
 absl::StatusOr<Rendezvous::Hellos> Rendezvous::Meet(const Hellos& hellos, bool was_member,
                                                     absl::Duration timeout) {
   const absl::Time deadline = clock_.Now() + timeout;
+  const auto all_met = [this](Hellos answer) {
+    MutexLock lock(mu_);
+    met_ = true;
+    return answer;
+  };
+  {
+    MutexLock lock(mu_);
+    met_ = met_ || was_member;
+  }
   // The others may be at work, and know nothing of a rank that comes back. Those who have just lost
   // one all come by themselves.
   for (bool knock = !was_member; !stopped(); knock = true) {
@@ -222,20 +267,20 @@ absl::StatusOr<Rendezvous::Hellos> Rendezvous::Meet(const Hellos& hellos, bool w
           "the ", world(), " ranks did not meet within ", absl::FormatDuration(timeout)));
     }
     for (int r = 0; knock && r < static_cast<int>(world()) && !stopped(); ++r) {
-      if (r != options_.rank) Knock(r);
+      if (r != options_.rank) RETURN_IF_ERROR(Knock(r, hellos[r]));
     }
     bool led = false;  // by one that asks us to come again
     for (int leader = 0; leader < options_.rank && !led && !stopped(); ++leader) {
       Turn();
       ASSIGN_OR_RETURN(std::optional<Hellos> answer,
                        Ask(leader, hellos, was_member, deadline - clock_.Now()));
-      if (answer && !answer->empty()) return *std::move(answer);
+      if (answer && !answer->empty()) return all_met(*std::move(answer));
       led = answer.has_value();
     }
     if (led) continue;
     ASSIGN_OR_RETURN(std::optional<Hellos> answer,
                      Lead(hellos, was_member, std::min(deadline, clock_.Now() + kLeadMax)));
-    if (answer) return *std::move(answer);
+    if (answer) return all_met(*std::move(answer));
   }
   return absl::CancelledError("stopped");
 }

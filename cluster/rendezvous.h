@@ -5,6 +5,10 @@
 // A new group waits for all its ranks. One that has lost ranks (somebody was a member before) waits
 // for them a while and goes on with those who came, if that is half of all at least. Before it does
 // it knocks at the missing ones: they may live and have gone on without it.
+//
+// A rank that differs is refused, by those who know: who has met the others once is right, whatever
+// another says. It refuses that one's knock and its hellos, and takes no refusal for its own end.
+// Among ranks that have never met, the one that leads is right.
 #pragma once
 
 #include <functional>
@@ -29,6 +33,9 @@ struct RendezvousOptions {
   // How long a group that was one waits for its missing ranks.
   absl::Duration grace = absl::Milliseconds(500);
   TlsOptions tls = {};
+  // Whether this rank can be in one group with who sent this hello as rank `rank`; the error names
+  // what differs. Called on any thread. Empty: with all.
+  std::function<absl::Status(int rank, const std::string& hello)> check = nullptr;
   // Called at each turn of a Meet, every second or so: who waits is not stuck. May be empty.
   std::function<void()> on_wait = nullptr;
 };
@@ -43,11 +50,13 @@ class Rendezvous final : public ep::v1::Rendezvous::Service {
 
   // hellos [N]: from this rank to each. What the others brought for this rank [N]; empty: its own,
   // and of ranks that did not come. One call at a time. kDeadlineExceeded after `timeout`;
-  // kCancelled by Stop; kInvalidArgument if another rank says that groups differ.
+  // kCancelled by Stop; kInvalidArgument or kFailedPrecondition if another rank refuses this one,
+  // which has not met any yet, and says why.
   absl::StatusOr<Hellos> Meet(const Hellos& hellos, bool was_member, absl::Duration timeout);
   // Ends a Meet that waits, and all later ones.
   void Stop();
-  // Who wants to meet: the process that last knocked as a rank, and how often anyone did.
+  // Who wants to meet: the process that last knocked as a rank, and how often anyone did who was
+  // not refused.
   struct Knocks {
     uint64_t incarnation = 0;
     uint64_t count = 0;
@@ -88,19 +97,26 @@ class Rendezvous final : public ep::v1::Rendezvous::Service {
   // One try at the rank `leader`. Nothing: it does not answer. An empty list: come again.
   absl::StatusOr<std::optional<Hellos>> Ask(int leader, const Hellos& hellos, bool was_member,
                                             absl::Duration timeout) const;
-  void Knock(int at) const;
+  // Errors: of Refused.
+  absl::Status Knock(int at, const std::string& hello) const;
+  // Whether this rank can go on after what rank `by` has answered: not if it is the one that
+  // differs.
+  absl::Status Refused(int by, const grpc::Status& answer) const;
+  absl::Status Check(int rank, const std::string& hello) const;
   // The ranks that have not come to a round.
   std::vector<int> Missing(const Round& round) const;
   void Turn() const {
     if (options_.on_wait) options_.on_wait();
   }
   bool stopped() const;
+  bool met() const;
 
   const RendezvousOptions options_;
   const MonotonicClock clock_;
   mutable Mutex mu_;
   CondVar changed_;
   bool stopped_ ABSL_GUARDED_BY(mu_) = false;
+  bool met_ ABSL_GUARDED_BY(mu_) = false;  // the others, once
   uint64_t next_ticket_ ABSL_GUARDED_BY(mu_) = 1;
   std::vector<Knocks> knocks_ ABSL_GUARDED_BY(mu_);  // [N]
   std::shared_ptr<Round> round_ ABSL_GUARDED_BY(mu_);

@@ -160,5 +160,99 @@ TEST(RendezvousTest, AnotherWorldIsRefused) {
   EXPECT_TRUE(absl::IsInvalidArgument(met.status())) << met.status();
 }
 
+// Ranks that go together with hellos of the same first letter.
+struct ChoosyRank {
+  ChoosyRank(int rank, const std::vector<std::string>& addresses, char mine)
+      : meeting({.rank = rank, .addresses = addresses, .check = [mine](int, const std::string& h) {
+                   return h.starts_with(mine) ? absl::OkStatus()
+                                              : absl::FailedPreconditionError("not " + h);
+                 }}) {
+    GrpcServerOptions options;
+    options.port = std::stoi(addresses[rank].substr(addresses[rank].rfind(':') + 1));
+    server = GrpcServer::Listen(options, {&meeting}).value();
+  }
+  ~ChoosyRank() { meeting.Stop(); }
+  Rendezvous meeting;
+  std::unique_ptr<GrpcServer> server;
+};
+
+TEST(RendezvousTest, WhoDiffersIsRefusedByThoseWhoHaveMetAndTheyGoOn) {
+  constexpr int kWorld = 3;
+  for (const int odd : {2, 0}) {  // also the one that all meet at
+    const auto addresses = Addresses(kWorld);
+    std::vector<std::unique_ptr<ChoosyRank>> ranks(kWorld);
+    for (int r = 0; r < kWorld; ++r) {
+      ranks[r] = std::make_unique<ChoosyRank>(r, addresses, r == odd ? 'b' : 'a');
+    }
+    std::vector<absl::StatusOr<std::vector<std::string>>> met(kWorld);
+    std::vector<std::thread> threads;
+    for (int r = 0; r < kWorld; ++r) {
+      if (r == odd) continue;
+      threads.emplace_back([&, r] {
+        met[r] = ranks[r]->meeting.Meet(From(r, kWorld, "a"), true, absl::Seconds(60));
+      });
+    }
+    for (std::thread& t : threads) t.join();
+    for (int r = 0; r < kWorld; ++r) {
+      if (r == odd) continue;
+      ASSERT_TRUE(met[r].ok()) << met[r].status();
+      EXPECT_EQ((*met[r])[odd], "");
+    }
+    const auto other = ranks[odd]->meeting.Meet(From(odd, kWorld, "b"), false, absl::Seconds(60));
+    EXPECT_TRUE(absl::IsFailedPrecondition(other.status())) << other.status();
+    EXPECT_NE(other.status().message().find("not b"), other.status().message().npos);
+    for (int r = 0; r < kWorld; ++r) {
+      if (r == odd) continue;
+      EXPECT_EQ(ranks[r]->meeting.KnocksOf(odd).count, 0u);
+    }
+  }
+}
+
+TEST(RendezvousTest, AmongThoseWhoNeverMetTheLeaderIsRight) {
+  const auto addresses = Addresses(2);
+  ChoosyRank zero(0, addresses, 'a'), one(1, addresses, 'b');
+  absl::StatusOr<std::vector<std::string>> first;
+  std::thread leads([&] { first = zero.meeting.Meet(From(0, 2, "a"), false, absl::Seconds(60)); });
+  const auto second = one.meeting.Meet(From(1, 2, "b"), false, absl::Seconds(60));
+  EXPECT_TRUE(absl::IsFailedPrecondition(second.status())) << second.status();
+  zero.meeting.Stop();
+  leads.join();
+  EXPECT_TRUE(absl::IsCancelled(first.status())) << first.status();
+}
+
+TEST(RendezvousTest, GarbageEndsNobody) {
+  const auto addresses = Addresses(2);
+  ChoosyRank zero(0, addresses, 'a'), one(1, addresses, 'a');
+  const auto stub = ep::v1::Rendezvous::NewStub(
+      grpc::CreateChannel(addresses[0], grpc::InsecureChannelCredentials()));
+  absl::StatusOr<std::vector<std::string>> first;
+  std::thread leads([&] { first = zero.meeting.Meet(From(0, 2, "a"), true, absl::Seconds(60)); });
+  leads.join();  // alone, as one of a group that was
+  ASSERT_TRUE(first.ok()) << first.status();
+  leads = std::thread([&] { first = zero.meeting.Meet(From(0, 2, "a"), true, absl::Seconds(60)); });
+  const std::string huge(20'000, 'a');
+  for (const std::string& hello : {std::string(), std::string("\xff\0\x01", 3), huge}) {
+    for (const int rank : {1, -1, 0, 2}) {
+      grpc::ClientContext knock, meet;
+      ep::v1::KnockRequest knocks;
+      knocks.set_rank(rank);
+      knocks.set_hello(hello);
+      ep::v1::KnockResponse heard;
+      EXPECT_FALSE(stub->Knock(&knock, knocks, &heard).ok());
+      ep::v1::MeetRequest meets;
+      meets.set_rank(rank);
+      meets.set_world(2);
+      meets.add_hellos(hello);
+      meets.add_hellos("");
+      ep::v1::MeetResponse met;
+      EXPECT_FALSE(stub->Meet(&meet, meets, &met).ok());
+    }
+  }
+  EXPECT_EQ(zero.meeting.KnocksOf(1).count, 0u);
+  leads.join();
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ((*first)[1], "");
+}
+
 }  // namespace
 }  // namespace switchyard

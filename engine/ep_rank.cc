@@ -78,28 +78,51 @@ EpRank::EpRank(const EpOptions& options, Model* model, std::shared_ptr<const Pla
                 .low_latency_tokens = options.low_latency_tokens,
                 .overlap = options.overlap,
                 .tensor_ranks = options.tensor_ranks},
+      terms_(MakeTerms()),
       clock_(*clock),
       log_(log),
       incarnation_(RandomWord() | 1),
-      rendezvous_({.rank = options.rank,
-                   .addresses = options.peers,
-                   .incarnation = incarnation_,
-                   .grace = options.grace,
-                   .tls = options.tls,
-                   .on_wait = [this] { ++waits_; }}),
+      rendezvous_(
+          {.rank = options.rank,
+           .addresses = options.peers,
+           .incarnation = incarnation_,
+           .grace = options.grace,
+           .tls = options.tls,
+           .check = [this](int peer, const std::string& hello) { return CheckTerms(peer, hello); },
+           .on_wait = [this] { ++waits_; }}),
       knocks_(options.peers.size()),
       loads_(std::move(loads)),
       rebalancer_(options.rebalance_interval, whole_->layers(), whole_->experts()),
       fetcher_(model, RankId(options.rank), options.rebalance_bytes_per_second, clock) {}
 
-// Whatever makes two ranks call, compute or plan differently.
-std::string EpRank::Config() const {
-  return absl::StrCat(model_.numerics_id(), " tokens:", dispatch_.max_tokens,
-                      " low-latency:", dispatch_.low_latency_tokens,
-                      " overlap:", static_cast<int>(dispatch_.overlap),
-                      " tensor:", options_.tensor_ranks, " placement:", first_digest_,
-                      " rebalance:", options_.rebalance.threshold, ",",
-                      options_.rebalance.fetched_experts_max);
+EpHello EpRank::MakeTerms() const {
+  EpHello terms;
+  terms.rank = options_.rank;
+  terms.world = options_.world();
+  terms.host_id = HostId();
+  terms.lanes = options_.lanes;
+  terms.ring_bytes = EpDispatcher::RingBytes(
+      dispatch_, std::max(kRingBytes, std::bit_ceil(8 * GatherBytes(*whole_))));
+  // Whatever makes two ranks call, compute or plan differently.
+  terms.config = absl::StrCat(model_.numerics_id(), " tokens:", dispatch_.max_tokens,
+                              " low-latency:", dispatch_.low_latency_tokens,
+                              " overlap:", static_cast<int>(dispatch_.overlap),
+                              " tensor:", options_.tensor_ranks, " placement:", first_digest_,
+                              " rebalance:", options_.rebalance.threshold, ",",
+                              options_.rebalance.fetched_experts_max);
+  return terms;
+}
+
+void EpRank::UseEngine(const EngineOptions& options) {
+  if (options_.tensor_ranks == 1) return;
+  absl::StrAppend(&terms_.config, " max-model-len:", options.max_model_len,
+                  " block-size:", options.block_size, " kv-blocks:", options.kv_blocks,
+                  " max-num-seqs:", options.max_num_seqs);
+}
+
+absl::Status EpRank::CheckTerms(int peer, const std::string& hello) const {
+  ASSIGN_OR_RETURN(const EpHello theirs, DecodeEpHello(hello));
+  return CheckEpHello(terms_, peer, theirs);
 }
 
 absl::Status EpRank::FormOnce(absl::Duration timeout) {
@@ -113,11 +136,10 @@ absl::Status EpRank::FormOnce(absl::Duration timeout) {
   o.world = options_.world();
   o.incarnation = incarnation_;
   o.last_epoch = epoch_;
-  o.config = Config();
+  o.config = terms_.config;
   o.lanes = options_.lanes;
   o.net_devices = options_.net_devices;
-  o.ring_bytes = EpDispatcher::RingBytes(
-      dispatch_, std::max(kRingBytes, std::bit_ceil(8 * GatherBytes(*whole_))));
+  o.ring_bytes = terms_.ring_bytes;
   o.wait_max = options_.wait_max;
   o.alive_after = options_.alive_after;
   o.on_wait = [this] { ++waits_; };

@@ -23,6 +23,7 @@
 #include "common/clock.h"
 #include "common/mutex.h"
 #include "common/telemetry/log.h"
+#include "engine/engine.h"
 #include "engine/expert_fetcher.h"
 #include "engine/step_group.h"
 #include "model/model.h"
@@ -89,6 +90,9 @@ class EpRank final : public StepGroup {
                                                         std::shared_ptr<const Placement> placement,
                                                         const Clock* clock, Logger* log);
 
+  // The engine that steps with this rank: mates of a tensor group must have the same. Before
+  // service() is served.
+  void UseEngine(const EngineOptions& options);
   // To be served beside the worker's own services.
   grpc::Service* service() { return &rendezvous_; }
   // Ends a Form that waits. Thread-safe.
@@ -117,7 +121,8 @@ class EpRank final : public StepGroup {
  private:
   EpRank(const EpOptions& options, Model* model, std::shared_ptr<const Placement> placement,
          const Clock* clock, Logger* log, LoadStatistics loads);
-  std::string Config() const;
+  EpHello MakeTerms() const;
+  absl::Status CheckTerms(int peer, const std::string& hello) const;
   absl::Status FormOnce(absl::Duration timeout);
   // Agrees with all ranks of `group`, which are those, on a placement; makes the model host it.
   absl::Status Place(EpGroup& group, const std::vector<bool>& present);
@@ -145,6 +150,7 @@ class EpRank final : public StepGroup {
   std::shared_ptr<const Placement> placement_;  // in this step
   const uint64_t first_digest_;                 // of what the rank began with
   const EpDispatcher::Options dispatch_;
+  EpHello terms_;  // what others must agree to; constant once service() is served
   const Clock& clock_;
   Logger* const log_;
   const uint64_t incarnation_;

@@ -437,5 +437,111 @@ TEST(EpRankTest, PlacementsThatCannotBeAreRefusedWithTheNumbers) {
   }
 }
 
+// A rank without an engine: it forms, or says why not.
+struct BareRank {
+  BareRank(const EpOptions& ep, const EngineOptions& engine) {
+    auto placement =
+        std::make_shared<const Placement>(MakePlacement(*LoadModelConfig(kModel), ep).value());
+    ModelOptions options;
+    options.max_batch_tokens = 64;
+    options.placement = placement;
+    options.rank = RankId(ep.rank);
+    options.tensor_rank = ep.tensor_rank();
+    options.tensor_ranks = ep.tensor_ranks;
+    model = Model::Load(kModel, options).value();
+    rank = EpRank::Create(ep, model.get(), placement, &clock, nullptr).value();
+    rank->UseEngine(engine);
+    GrpcServerOptions listen;
+    listen.port = PortOf(ep.peers[ep.rank]);
+    server = GrpcServer::Listen(listen, {rank->service()}).value();
+  }
+  ~BareRank() { rank->Stop(); }
+  MonotonicClock clock;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<EpRank> rank;
+  std::unique_ptr<GrpcServer> server;
+};
+
+void ExpectRefusal(const absl::Status& status, const std::string& theirs, const std::string& mine) {
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_NE(status.message().find(theirs), status.message().npos) << status;
+  EXPECT_NE(status.message().find(mine), status.message().npos) << status;
+}
+
+TEST(EpRankTest, ARankThatComesBackComputingOtherwiseEndsAloneAndTheOthersGoOn) {
+  std::vector<EngineRequest> requests = Requests(4);
+  for (EngineRequest& r : requests) r.max_tokens = 60;
+  const Answers wanted = Alone(requests);
+  for (const int other : {2, 0}) {  // also the one that all meet at
+    EpOptions ep;
+    ep.peers = Addresses(3);
+    ep.redundant_experts = 2;
+    std::vector<std::unique_ptr<Worker>> workers(3);
+    for (int r = 0; r < 3; ++r) {
+      ep.rank = r;
+      workers[r] = std::make_unique<Worker>(ep, PortOf(ep.peers[r]));
+    }
+    // An answer shows that all three have formed.
+    Give(*workers[1], requests);
+    ASSERT_EQ(workers[1]->done.get_future().wait_for(std::chrono::seconds(60)),
+              std::future_status::ready);
+    workers[other]->rank->Stop();
+    workers[other].reset();
+
+    ep.rank = other;
+    ep.low_latency_tokens = 77;
+    BareRank odd(ep, {});
+    ExpectRefusal(odd.rank->Form(), "low-latency:77", "low-latency:128");
+    ep.low_latency_tokens = 128;
+    ep.peers.push_back("127.0.0.1:1");
+    ep.redundant_experts = 0;
+    // Another number of ranks is refused too, whatever they compute. Its server is that of `odd`.
+    odd.server.reset();
+    const absl::Status larger = BareRank(ep, {}).rank->Form();
+    EXPECT_TRUE(absl::IsInvalidArgument(larger)) << larger;
+
+    for (int r = 0; r < 3; ++r) {
+      if (r == other) continue;
+      Worker& w = *workers[r];
+      if (r == 1) {
+        w.answers.clear();
+        w.finished = 0;
+        w.done = std::promise<void>();
+      }
+      std::vector<EngineRequest> again = requests;
+      for (EngineRequest& request : again) request.key.attempt = 2;
+      Give(w, again);
+    }
+    for (int r = 0; r < 3; ++r) {
+      if (r == other) continue;
+      ASSERT_EQ(workers[r]->done.get_future().wait_for(std::chrono::seconds(60)),
+                std::future_status::ready);
+      EXPECT_EQ(workers[r]->answers, wanted);
+      ASSERT_TRUE(
+          workers[r]->thread->Post([rank = workers[r]->rank.get()](Engine&) { rank->Leave(); }));
+    }
+    for (int r = 0; r < 3; ++r) {
+      if (r == other) continue;
+      for (int i = 0; i < 1000 && !workers[r]->rank->left(); ++i) {
+        absl::SleepFor(absl::Milliseconds(10));
+      }
+      EXPECT_TRUE(workers[r]->rank->left());
+    }
+  }
+}
+
+TEST(EpRankTest, MatesOfATensorGroupHaveTheSameKv) {
+  EpOptions ep;
+  ep.peers = Addresses(2);
+  ep.tensor_ranks = 2;
+  BareRank zero(ep, {.kv_blocks = 100});
+  ep.rank = 1;
+  BareRank one(ep, {.kv_blocks = 90});
+  auto first = std::async(std::launch::async, [&] { return zero.rank->Form(); });
+  ExpectRefusal(one.rank->Form(), "kv-blocks:90", "kv-blocks:100");
+  zero.rank->Stop();
+  EXPECT_TRUE(absl::IsCancelled(first.get()));
+}
+
 }  // namespace
 }  // namespace switchyard

@@ -11,11 +11,16 @@
 namespace switchyard {
 namespace {
 constexpr int64_t kLoadMax = int64_t{1} << 53;  // exact as a double
+// For the experts that a rank loads, and it lives all the while.
+constexpr absl::Duration kPlaceMax = absl::Minutes(30);
 }  // namespace
 
 // Ranks may differ: one that comes back begins with the first placement, and of those that lost a
 // rank while all switched, some have. The highest version counts; where halves of a group went on
 // without each other, that of the lowest rank.
+//
+// Experts may have to be loaded, by each rank as fast as it can: all wait for all, or the first
+// step would take those who load for lost.
 absl::Status EpRank::Place(EpGroup& group, const std::vector<bool>& present) {
   ASSIGN_OR_RETURN(const std::vector<std::string> all, group.Gather(EncodePlacement(*whole_)));
   std::shared_ptr<const Placement> best;
@@ -46,7 +51,7 @@ absl::Status EpRank::Place(EpGroup& group, const std::vector<bool>& present) {
   if (placement != placement_) RETURN_IF_ERROR(model_.Rehost(placement, &spare));
   placement_ = std::move(placement);
   EndRound(std::move(spare));
-  return absl::OkStatus();
+  return group.Barrier(kPlaceMax);
 }
 
 void EpRank::EndRound(SpareExperts unused) {

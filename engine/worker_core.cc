@@ -39,6 +39,7 @@ absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(const WorkerOptio
   engine.prefix_seed = RandomWord();  // a secret, unlike the incarnation
   ASSIGN_OR_RETURN(core->engine_, Engine::Create(core->model_.get(), engine, core->ep_.get()));
   core->engine_options_ = core->engine_->options();
+  if (core->ep_ != nullptr) core->ep_->UseEngine(core->engine_options_);
   core->kv_ = &core->engine_->kv();
   core->metrics_port_ = options.metrics_port;
   const std::filesystem::path dir = std::filesystem::path(options.model_dir).lexically_normal();

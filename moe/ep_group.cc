@@ -19,10 +19,6 @@ constexpr int kLooksPerProgress = 32;
 // A sleeper looks after its deadline so often at least.
 constexpr absl::Duration kSleepMax = absl::Milliseconds(250);
 
-bool Allows(const std::vector<std::string>& lanes, const char* lane) {
-  return std::find(lanes.begin(), lanes.end(), lane) != lanes.end();
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<EpGroup>> EpGroup::Create(const EpGroupOptions& options,
@@ -106,24 +102,9 @@ EpHello EpGroup::HelloFor(int peer) const {
   return hello;
 }
 
-absl::Status EpGroup::CheckHello(int peer, const EpHello& hello) const {
-  if (hello.rank != peer || hello.world != world()) {
-    return absl::InvalidArgumentError(absl::StrCat("EP hello of rank ", peer, " of ", world(),
-                                                   ": it says rank ", hello.rank, " of ",
-                                                   hello.world));
-  }
-  if (hello.config != options_.config) {
-    return absl::FailedPreconditionError(absl::StrCat("EP rank ", peer, " computes \"",
-                                                      hello.config, "\", this rank (", rank(),
-                                                      ") \"", options_.config, "\""));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status EpGroup::Connect(std::span<const std::optional<EpHello>> hellos) {
   SY_CHECK(hellos.size() == static_cast<size_t>(world()) && epoch_ == 0);
   epoch_ = options_.last_epoch;
-  const std::string host = HostId();
   for (int peer = 0; peer < world(); ++peer) {
     if (peer == rank()) continue;
     if (!hellos[peer]) {
@@ -131,16 +112,11 @@ absl::Status EpGroup::Connect(std::span<const std::optional<EpHello>> hellos) {
       continue;
     }
     const EpHello& hello = *hellos[peer];
-    RETURN_IF_ERROR(CheckHello(peer, hello));
+    const EpHello mine = HelloFor(peer);
+    RETURN_IF_ERROR(CheckEpHello(mine, peer, hello));
     epoch_ = std::max(epoch_, hello.last_epoch);
     incarnations_[peer] = hello.incarnation;
-    // Both ends decide by the same facts.
-    const bool shm = Allows(options_.lanes, "shm") && Allows(hello.lanes, "shm") && !host.empty() &&
-                     host == hello.host_id;
-    if (!shm && (!Allows(options_.lanes, "tcp") || !Allows(hello.lanes, "tcp"))) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("EP rank ", peer, ": no lane that both ends allow"));
-    }
+    const bool shm = SharesMemory(mine, hello);
     all_shm_ = all_shm_ && shm;
     EpLink* const link = links_[peer].get();
     const absl::Status connected = link->Connect(
@@ -213,7 +189,8 @@ bool EpGroup::StepOpened() {
 }
 
 absl::Status EpGroup::AllGather(EpFrameKind kind, std::span<const std::byte> mine,
-                                FunctionRef<bool(int, std::span<const std::byte>)> take) {
+                                FunctionRef<bool(int, std::span<const std::byte>)> take,
+                                absl::Duration wait_max) {
   std::vector<bool> sent(world()), got(world());
   for (int p = 0; p < world(); ++p) sent[p] = got[p] = link(p) == nullptr;
   const auto turn = [&] {
@@ -249,8 +226,8 @@ absl::Status EpGroup::AllGather(EpFrameKind kind, std::span<const std::byte> min
     const auto it = std::find(got.begin(), got.end(), false);
     return absl::StrCat("step ", step_, ": rank ", it - got.begin(), " did not open it");
   };
-  return Wait(
-      turn, [&](int peer) { return !sent[peer]; }, missing);
+  return WaitFor(
+      turn, [&](int peer) { return !sent[peer]; }, missing, wait_max);
 }
 
 absl::StatusOr<std::span<const StepHeader>> EpGroup::OpenStep(StepHeader mine) {
@@ -258,13 +235,15 @@ absl::StatusOr<std::span<const StepHeader>> EpGroup::OpenStep(StepHeader mine) {
   mine.step = ++step_;
   headers_.assign(world(), {});
   headers_[rank()] = mine;
-  RETURN_IF_ERROR(AllGather(EpFrameKind::kStep, std::as_bytes(std::span(&mine, 1)),
-                            [&](int peer, std::span<const std::byte> payload) {
-                              StepHeader& header = headers_[peer];
-                              if (payload.size() != sizeof header) return false;
-                              std::memcpy(&header, payload.data(), sizeof header);
-                              return header.epoch == epoch_ && header.step == step_;
-                            }));
+  RETURN_IF_ERROR(AllGather(
+      EpFrameKind::kStep, std::as_bytes(std::span(&mine, 1)),
+      [&](int peer, std::span<const std::byte> payload) {
+        StepHeader& header = headers_[peer];
+        if (payload.size() != sizeof header) return false;
+        std::memcpy(&header, payload.data(), sizeof header);
+        return header.epoch == epoch_ && header.step == step_;
+      },
+      options_.wait_max));
   return headers_;
 }
 
@@ -272,13 +251,21 @@ absl::StatusOr<std::vector<std::string>> EpGroup::Gather(const std::string& mine
   SY_CHECK(!mine.empty() && mine.size() <= gather_bytes_max());
   std::vector<std::string> all(world());
   all[rank()] = mine;
-  RETURN_IF_ERROR(AllGather(EpFrameKind::kGather, std::as_bytes(std::span(mine)),
-                            [&](int peer, std::span<const std::byte> payload) {
-                              all[peer].assign(reinterpret_cast<const char*>(payload.data()),
-                                               payload.size());
-                              return payload.size() == mine.size();
-                            }));
+  RETURN_IF_ERROR(AllGather(
+      EpFrameKind::kGather, std::as_bytes(std::span(mine)),
+      [&](int peer, std::span<const std::byte> payload) {
+        all[peer].assign(reinterpret_cast<const char*>(payload.data()), payload.size());
+        return payload.size() == mine.size();
+      },
+      options_.wait_max));
   return all;
+}
+
+absl::Status EpGroup::Barrier(absl::Duration wait_max) {
+  const std::byte here{};
+  return AllGather(
+      EpFrameKind::kGather, {&here, 1}, [](int, auto payload) { return payload.size() == 1; },
+      wait_max);
 }
 
 void EpGroup::Sleep(int wake_fd, absl::Duration timeout) {
@@ -287,6 +274,11 @@ void EpGroup::Sleep(int wake_fd, absl::Duration timeout) {
 
 absl::Status EpGroup::Wait(FunctionRef<bool()> done, FunctionRef<bool(int peer)> wants_room,
                            FunctionRef<std::string()> missing) {
+  return WaitFor(done, wants_room, missing, options_.wait_max);
+}
+
+absl::Status EpGroup::WaitFor(FunctionRef<bool()> done, FunctionRef<bool(int peer)> wants_room,
+                              FunctionRef<std::string()> missing, absl::Duration wait_max) {
   const absl::Time begin = clock_.Now();
   absl::Duration ask_at = options_.alive ? options_.alive_after : absl::InfiniteDuration();
   for (int turn = 0;; ++turn) {
@@ -304,20 +296,20 @@ absl::Status EpGroup::Wait(FunctionRef<bool()> done, FunctionRef<bool(int peer)>
       ask_at = clock_.Now() - begin + options_.alive_after;
       continue;
     }
-    if (waited > options_.wait_max) {
-      Fail(absl::UnavailableError(absl::StrCat("expert-parallel ", missing(), " within ",
-                                               absl::FormatDuration(options_.wait_max))));
+    if (waited > wait_max) {
+      Fail(absl::UnavailableError(
+          absl::StrCat("expert-parallel ", missing(), " within ", absl::FormatDuration(wait_max))));
       continue;
     }
     if (options_.on_wait) options_.on_wait();
-    SleepOnce(done, wants_room, -1, std::min(ask_at, options_.wait_max) - waited);
+    SleepOnce(done, wants_room, -1, std::min(ask_at, wait_max) - waited);
   }
 }
 
 void EpGroup::AskWhoLives() {
   for (const auto& link : links_) {
     if (link == nullptr || options_.alive(link->peer(), incarnations_[link->peer()])) continue;
-    link->Fail(absl::UnavailableError("does not answer"));
+    return link->Fail(absl::UnavailableError("does not answer"));  // one ends the epoch
   }
 }
 

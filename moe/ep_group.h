@@ -30,7 +30,7 @@ struct EpGroupOptions {
   int rank = 0, world = 1;   // N, at most kEpRanksMax
   uint64_t incarnation = 0;  // of this process
   uint64_t last_epoch = 0;   // that this rank was in; 0: none
-  // What must be equal on all ranks: model, numbers, sizes. Differences are refused by Connect.
+  // What must be equal on all ranks, as words: model, numbers, sizes. Connect refuses others.
   std::string config = "";
   std::vector<std::string> lanes = {"shm", "tcp"};  // allowed ones, best first, for each pair
   std::string net_devices = "lo";                   // of the tcp lane
@@ -62,9 +62,8 @@ class EpGroup {
   EpHello HelloFor(int peer) const;
   // hellos [N]: from each rank to this one; none from ranks that are absent in this epoch, and this
   // rank's own is not looked at. Ends with the first
-  // all-gather, so that all ranks have connected when it returns. kFailedPrecondition names a
-  // config that differs; kInvalidArgument a hello that makes no sense; kUnavailable a rank that is
-  // lost or does not answer.
+  // all-gather, so that all ranks have connected when it returns. Errors: of CheckEpHello;
+  // kUnavailable names a rank that is lost or does not answer.
   absl::Status Connect(std::span<const std::optional<EpHello>> hellos);
 
   int rank() const { return options_.rank; }
@@ -86,6 +85,9 @@ class EpGroup {
   // Right after OpenStep, on all ranks: sends `mine` to all and waits for all others' [N]; an
   // absent rank's is empty. All are of one size, from 1 to gather_bytes_max().
   absl::StatusOr<std::vector<std::string>> Gather(const std::string& mine);
+  // Returns when all ranks have called it. As long as they live they may take up to `wait_max` to
+  // do so, instead of the options'.
+  absl::Status Barrier(absl::Duration wait_max);
   size_t gather_bytes_max() const { return options_.ring_bytes / 4 - sizeof(EpFrameHeader); }
   // Sleeps until a peer opens a step, the epoch is over, `wake_fd` is readable or `timeout` is
   // over.
@@ -112,7 +114,6 @@ class EpGroup {
 
  private:
   EpGroup(const EpGroupOptions& options, const Clock* clock) : options_(options), clock_(*clock) {}
-  absl::Status CheckHello(int peer, const EpHello& hello) const;
   void SetHandlers();
   EpLink* LinkOf(uint64_t token);
   // Runs UCX's callbacks. True if anything happened.
@@ -120,7 +121,10 @@ class EpGroup {
   bool CheckLinks();  // false if the epoch is over
   // Sends `mine` to all and hands each peer's payload to take(), which says whether it can be.
   absl::Status AllGather(EpFrameKind kind, std::span<const std::byte> mine,
-                         FunctionRef<bool(int peer, std::span<const std::byte> payload)> take);
+                         FunctionRef<bool(int peer, std::span<const std::byte> payload)> take,
+                         absl::Duration wait_max);
+  absl::Status WaitFor(FunctionRef<bool()> done, FunctionRef<bool(int peer)> wants_room,
+                       FunctionRef<std::string()> missing, absl::Duration wait_max);
   void AskWhoLives();
   void SleepOnce(FunctionRef<bool()> done, FunctionRef<bool(int)> wants_room, int wake_fd,
                  absl::Duration timeout);

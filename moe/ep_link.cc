@@ -58,8 +58,7 @@ void EpLink::FillHello(const TransportWorkers& workers, EpHello* hello) const {
 
 absl::Status EpLink::Connect(const TransportWorkers& workers, const EpHello& hello, bool shm,
                              UcxEndpoint::OnError on_error) {
-  SY_CHECK(endpoint_ == nullptr);
-  RETURN_IF_ERROR(CheckRingBytes(hello.ring_bytes));
+  SY_CHECK(endpoint_ == nullptr && hello.ring_bytes == in_bytes_);
   shm_ = shm;
   peer_token_ = hello.ring_token;
   out_bytes_ = hello.ring_bytes;

@@ -44,8 +44,8 @@ class EpLink {
                                                         size_t ring_bytes, uint64_t token);
   // What the peer must know of the ring.
   void FillHello(const TransportWorkers& workers, EpHello* hello) const;
-  // Opens the way to the peer. kInvalidArgument: the hello makes no sense; kUnavailable: its ring
-  // cannot be mapped. `on_error` once, if the peer dies.
+  // Opens the way to the peer, whose hello CheckEpHello has taken. kInvalidArgument: an address
+  // makes no sense; kUnavailable: its ring cannot be mapped. `on_error` once, if the peer dies.
   absl::Status Connect(const TransportWorkers& workers, const EpHello& hello, bool shm,
                        UcxEndpoint::OnError on_error);
 

@@ -128,6 +128,35 @@ TEST(EpPlanTest, HellosSurviveTheWireAndDamageIsRefused) {
   }
 }
 
+TEST(EpPlanTest, HellosThatDifferAreRefusedWithBothValues) {
+  EpHello mine;
+  mine.world = 3;
+  mine.config = "model tokens:64 tensor:1";
+  mine.host_id = "host";
+  mine.lanes = {"shm", "tcp"};
+  mine.ring_bytes = 1 << 20;
+  EpHello same = mine;
+  same.rank = 2;
+  EXPECT_TRUE(CheckEpHello(mine, 2, same).ok());
+  EXPECT_TRUE(SharesMemory(mine, same));
+  EXPECT_TRUE(absl::IsInvalidArgument(CheckEpHello(mine, 1, same)));
+  const auto expect = [&](void (*change)(EpHello*), const char* theirs, const char* wanted) {
+    EpHello other = same;
+    change(&other);
+    const absl::Status s = CheckEpHello(mine, 2, other);
+    EXPECT_FALSE(s.ok());
+    EXPECT_NE(s.message().find(theirs), s.message().npos) << s;
+    EXPECT_NE(s.message().find(wanted), s.message().npos) << s;
+    EXPECT_EQ(s.message().find("tensor:1"), s.message().npos) << "the same on both: " << s;
+  };
+  expect([](EpHello* h) { h->world = 4; }, "of 4", "of 3");
+  expect([](EpHello* h) { h->config = "model tokens:32 tensor:1"; }, "\"tokens:32\"",
+         "\"tokens:64\"");
+  expect([](EpHello* h) { h->ring_bytes = 1 << 16; }, "65536", "1048576");
+  mine.lanes = {"shm"};
+  expect([](EpHello* h) { h->host_id = "another"; }, "\"shm,tcp\"", "\"shm\"");
+}
+
 TEST(RowCodecTest, RoundsAsToBf16DoesAndSumsInTwoRoundings) {
   std::mt19937 rng(9);
   std::vector<float> x(1003);

@@ -1,9 +1,12 @@
 #include "moe/ep_wire.h"
 
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "common/status_macros.h"
 
 namespace switchyard {
@@ -58,7 +61,52 @@ class Reader {
   std::string_view rest_;
 };
 
+bool Allows(const EpHello& hello, std::string_view lane) {
+  return std::find(hello.lanes.begin(), hello.lanes.end(), lane) != hello.lanes.end();
+}
+
+// The words of `config` that are not the same in `other`; all of it if they cannot be compared.
+std::string WordsNotIn(const std::string& config, const std::string& other) {
+  const std::vector<std::string> words = absl::StrSplit(config, ' ');
+  const std::vector<std::string> others = absl::StrSplit(other, ' ');
+  if (words.size() != others.size()) return config;
+  std::vector<std::string> differ;
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (words[i] != others[i]) differ.push_back(words[i]);
+  }
+  return absl::StrJoin(differ, " ");
+}
+
 }  // namespace
+
+bool SharesMemory(const EpHello& mine, const EpHello& theirs) {
+  return Allows(mine, "shm") && Allows(theirs, "shm") && !mine.host_id.empty() &&
+         mine.host_id == theirs.host_id;
+}
+
+absl::Status CheckEpHello(const EpHello& mine, int peer, const EpHello& theirs) {
+  if (theirs.rank != peer || theirs.world != mine.world) {
+    return absl::InvalidArgumentError(absl::StrCat("EP hello of rank ", peer, " of ", mine.world,
+                                                   ": it says rank ", theirs.rank, " of ",
+                                                   theirs.world));
+  }
+  if (theirs.config != mine.config) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("EP rank ", peer, " computes \"", WordsNotIn(theirs.config, mine.config),
+                     "\", rank ", mine.rank, " \"", WordsNotIn(mine.config, theirs.config), "\""));
+  }
+  if (theirs.ring_bytes != mine.ring_bytes) {
+    return absl::FailedPreconditionError(absl::StrCat("EP rank ", peer, ": ring_bytes is ",
+                                                      theirs.ring_bytes, ", of rank ", mine.rank,
+                                                      " ", mine.ring_bytes));
+  }
+  if (!SharesMemory(mine, theirs) && (!Allows(mine, "tcp") || !Allows(theirs, "tcp"))) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "EP rank ", peer, " allows lanes \"", absl::StrJoin(theirs.lanes, ","), "\", rank ",
+        mine.rank, " \"", absl::StrJoin(mine.lanes, ","), "\": none that both can use"));
+  }
+  return absl::OkStatus();
+}
 
 std::string EncodeEpHello(const EpHello& h) {
   Writer w;

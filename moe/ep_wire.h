@@ -13,7 +13,7 @@
 
 namespace switchyard {
 
-inline constexpr uint32_t kEpWireVersion = 3;
+inline constexpr uint32_t kEpWireVersion = 4;
 inline constexpr int kEpRanksMax = 256;
 inline constexpr size_t kEpHelloBytesMax = 16 << 10;
 
@@ -37,6 +37,13 @@ struct EpHello {
 std::string EncodeEpHello(const EpHello& hello);
 // kInvalidArgument names what is wrong: size, version, lengths.
 absl::StatusOr<EpHello> DecodeEpHello(std::string_view bytes);
+
+// Whether the rings between the two are in shared memory: both ends decide by the same facts.
+bool SharesMemory(const EpHello& mine, const EpHello& theirs);
+// Whether `theirs`, which rank `peer` sent, can be in a group with `mine`. Else names what differs,
+// with both values: kInvalidArgument for rank and world, kFailedPrecondition for config, ring_bytes
+// and lanes.
+absl::Status CheckEpHello(const EpHello& mine, int peer, const EpHello& theirs);
 
 // Every step opens with an all-gather of these. Whatever changes which calls are made is a pure
 // function of them, so that ranks cannot disagree.

@@ -215,6 +215,12 @@ absl::StatusOr<Placement> DecodePlacement(std::string_view bytes, const Placemen
   }
   std::memcpy(&version, bytes.data(), sizeof version);
   std::memcpy(table.data(), bytes.data() + sizeof version, bytes.size() - sizeof version);
+  // What ranks tell each other is the placement of all of them: only Without() makes empty slots.
+  if (const auto it = std::find_if(table.begin(), table.end(), [](int32_t e) { return e < 0; });
+      it != table.end()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a placement whose slot ", it - table.begin(), " has expert ", *it));
+  }
   return FromTable(version, like, table);
 }
 

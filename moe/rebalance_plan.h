@@ -49,7 +49,7 @@ uint64_t TableDigest(const Placement& placement);
 
 // Version and table, for other ranks; of one size for placements of one shape.
 std::string EncodePlacement(const Placement& placement);
-// kInvalidArgument unless it is a placement of the shape of `like`.
+// kInvalidArgument unless it is a placement of the shape of `like`, without empty slots.
 absl::StatusOr<Placement> DecodePlacement(std::string_view bytes, const Placement& like);
 
 }  // namespace switchyard

@@ -126,6 +126,9 @@ TEST(RebalancePlanTest, PlacementsSurviveTheWireAndOthersAreRefused) {
   std::string foreign = bytes;
   foreign[9] = 1;  // expert 256 and more
   EXPECT_FALSE(DecodePlacement(foreign, p).ok());
+  const std::vector<bool> present = {true, false};
+  const Placement holes = p.Without(7, present).value();
+  EXPECT_FALSE(DecodePlacement(EncodePlacement(holes), holes).ok());
 }
 
 // ---- rounds: N machines and their headers, step after step
