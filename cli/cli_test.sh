@@ -41,7 +41,11 @@ says err 'did you mean "serve"'
 expect 2 serve "$model" --prot 9
 says err 'did you mean --port?'
 expect 1 decode "$model" --host 0.0.0.0
-says err 'advertise-host is wanted'
+says err "advertise-host is wanted"
+expect 1 decode "$model" --host 0.0.0.0 --json-logs
+[[ $(wc -l <"$work/err") == 1 && $(<"$work/err") == {\"time\"*advertise-host*} ]] || fail "no JSON: $(<"$work/err")"
+expect 2 serve "$model" --metrics-port-base 65500
+says err 65600
 expect 2 generate "$model" --prompt x --no-such-flag
 says err no-such-flag
 expect 2 generate "$work/nowhere" --prompt x

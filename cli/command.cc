@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "cli/config_file.h"
+#include "common/telemetry/log.h"
 
 namespace switchyard {
 namespace {
@@ -85,11 +86,16 @@ int RunCommand(CommandFactory make, std::vector<std::string> arguments) {
     arguments.insert(arguments.end(), more->begin(), more->end());
     if (!Parse(app, *command, arguments, &code)) return code;
   }
-  if (const absl::Status s = command->CheckFlags(); !s.ok()) {
-    return Complain(*command, s.message(), kUsage);
-  }
+  const CLI::Option* json_logs = app.get_option_no_throw("--json-logs");
+  const bool as_json = json_logs != nullptr && json_logs->count() > 0 && json_logs->as<bool>();
+  const auto complain = [&](const absl::Status& why, int with) {
+    if (!as_json) return Complain(*command, why.message(), with);
+    Logger(command->name(), LogLevel::kError, LogFormat::kJson).Error(std::string(why.message()));
+    return with;
+  };
+  if (const absl::Status s = command->CheckFlags(); !s.ok()) return complain(s, kUsage);
   const absl::StatusOr<int> done = command->Run(app);
-  return done.ok() ? *done : Complain(*command, done.status().message(), kFailed);
+  return done.ok() ? *done : complain(done.status(), kFailed);
 }
 
 }  // namespace switchyard

@@ -247,14 +247,14 @@ void SamplingFlags::AddTo(CLI::App& app) {
   app.add_flag("--ignore-eos", ignore_eos, "go on past the end of the text");
 }
 
-std::function<void(size_t, size_t)> LoadProgress(const std::string& what) {
+std::function<void(size_t, size_t)> LoadProgress(const std::string& what, Logger* json) {
   struct State {
     MonotonicClock clock;
     absl::Time next = clock.Now() + absl::Milliseconds(200);  // a small model needs no bar
     bool shown = false;
   };
   auto state = std::make_shared<State>();
-  const bool terminal = isatty(STDERR_FILENO) != 0;
+  const bool terminal = json == nullptr && isatty(STDERR_FILENO) != 0;
   return [=](size_t done, size_t total) {
     const absl::Time now = state->clock.Now();
     if (total == 0 || (now < state->next && !(state->shown && done == total))) return;
@@ -263,6 +263,9 @@ std::function<void(size_t, size_t)> LoadProgress(const std::string& what) {
     const int percent =
         static_cast<int>(100.0 * static_cast<double>(done) / static_cast<double>(total));
     const double mib = static_cast<double>(total) / (1 << 20);
+    if (json != nullptr) {
+      return json->Info("loading weights", {{"percent", percent}, {"of_mib", mib}});
+    }
     if (!terminal) {
       std::fprintf(stderr, "%s: weights %d%% of %.0f MiB\n", what.c_str(), percent, mib);
       return;

@@ -52,6 +52,8 @@ struct LogFlags {
 
   void AddTo(CLI::App& app);
   std::unique_ptr<Logger> Make(const std::string& name) const;
+  // `log`, if its lines are JSON; else null.
+  Logger* IfJson(const std::unique_ptr<Logger>& log) const { return json ? log.get() : nullptr; }
   static std::vector<std::string> Names();
 };
 
@@ -73,6 +75,8 @@ struct SamplingFlags {
 };
 
 // Reports how far weights have loaded: a bar on a terminal, else a line every 2 s.
-std::function<void(size_t done, size_t total)> LoadProgress(const std::string& what);
+// `json`: a logger of JSON lines, which the progress goes to; null: text, and a bar on a terminal.
+std::function<void(size_t done, size_t total)> LoadProgress(const std::string& what,
+                                                            Logger* json = nullptr);
 
 }  // namespace switchyard

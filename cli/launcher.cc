@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "cli/api_key.h"
 #include "cli/ports.h"
 #include "cluster/grpc_server.h"
 #include "common/file.h"
@@ -25,9 +26,12 @@ constexpr absl::Duration kBackoffMin = absl::Milliseconds(100), kBackoffMax = ab
 // A child that has drained still has to end: then it is killed.
 constexpr absl::Duration kEndGrace = absl::Seconds(10);
 
-void Say(const std::string& line) { std::fprintf(stderr, "serve: %s\n", line.c_str()); }
-
 }  // namespace
+
+void Launcher::Say(const std::string& line) const {
+  if (options_.json_log != nullptr) return options_.json_log->Warning(line);
+  std::fprintf(stderr, "serve: %s\n", line.c_str());
+}
 
 absl::StatusOr<int> Launcher::Run() {
   sigemptyset(&signals_);
@@ -107,7 +111,12 @@ absl::Status Launcher::StartGroup(const std::string& role, int group, int ranks,
     if (role == "prefill" && options_.prefill_nice > 0) {
       member.group_arguments.push_back(absl::StrCat("--nice=", options_.prefill_nice));
     }
-    member.child = std::make_unique<Child>(role, group * ranks + rank, WorkerArguments(member));
+    const int number = group * ranks + rank;
+    if (options_.metrics_port_base != 0) {
+      member.metrics_port =
+          options_.metrics_port_base + (role == "decode" ? kDecodeMetrics : 0) + number;
+    }
+    member.child = std::make_unique<Child>(role, number, WorkerArguments(member));
     members_.push_back(std::move(member));
     RETURN_IF_ERROR(members_.back().child->Start());
   }
@@ -174,6 +183,8 @@ std::string Launcher::HttpUrl() const {
 
 absl::Status Launcher::WriteReadyFile() const {
   if (options_.ready_file.empty()) return absl::OkStatus();
+  const bool local = options_.metrics_host.empty() || IsWildcard(options_.metrics_host);
+  const std::string metrics_host = local ? "127.0.0.1" : options_.metrics_host;
   nlohmann::ordered_json file;
   file["http_url"] = HttpUrl();
   file["grpc_address"] = HostPort(options_.host, grpc_port_);
@@ -185,8 +196,8 @@ absl::Status Launcher::WriteReadyFile() const {
       process["url"] = file["http_url"];
     } else if (m.child->ready().has_value()) {
       process["address"] = absl::StrCat("127.0.0.1:", m.child->ready()->port);
-      process["metrics_url"] =
-          absl::StrCat("http://127.0.0.1:", m.child->ready()->metrics_port, "/metrics");
+      process["metrics_url"] = absl::StrCat(
+          "http://", HostPort(metrics_host, m.child->ready()->metrics_port), "/metrics");
     }
     file["processes"].push_back(std::move(process));
   }

@@ -12,8 +12,11 @@
 #include "absl/time/time.h"
 #include "cli/child.h"
 #include "common/clock.h"
+#include "common/telemetry/log.h"
 
 namespace switchyard {
+
+inline constexpr int kDecodeMetrics = 100;  // as deploy/systemd has them: 9300 and 9400
 
 struct LauncherOptions {
   std::string host = "127.0.0.1", model;
@@ -22,6 +25,9 @@ struct LauncherOptions {
   int prefill_tp = 1;                 // of these, so many neighbours compute attention together
   int prefill_nice = 0;               // how far prefill processes give way
   int port = 8000, grpc_port = 50051;
+  // Prefill rank n has its metrics at this + n, decode rank n at this + kDecodeMetrics + n; 0: any.
+  int metrics_port_base = 0;
+  std::string metrics_host;                                     // "": 127.0.0.1
   std::vector<std::string> worker_arguments, router_arguments;  // after MODEL, without ports
   std::vector<std::string> group_arguments;  // besides, of workers in groups of more than one
   bool threads_given = false;                // else the ranks of a group share the cores
@@ -29,6 +35,7 @@ struct LauncherOptions {
   std::string kv_lane, ready_file;           // "" : none
   absl::Duration hang = absl::Seconds(3);    // zero: not watched
   absl::Duration drain = absl::Seconds(30);
+  Logger* json_log = nullptr;  // what is said goes there; null: stderr, as text
 };
 
 // One thread. Blocks SIGINT, SIGTERM and SIGHUP in it.
@@ -60,6 +67,7 @@ class Launcher {
   absl::Status Watch();  // one turn
   void OnEnded(Member& member, const std::string& how, absl::Time now);
   int Stop();
+  void Say(const std::string& line) const;
   // The next signal within `timeout`, or 0.
   int NextSignal(absl::Duration timeout) const;
   // Hears a child, and kills it if it says nonsense or nothing. True if it has just become ready.

@@ -48,6 +48,14 @@ class ServeCommand final : public Command {
         ->check(CLI::Range(0, 19))
         ->capture_default_str();
     AddRouterFlags(app, &front_);
+    app.add_option("--metrics-port-base", options_.metrics_port_base,
+                   absl::StrCat("/metrics of prefill rank n at this port + n, of decode rank n at "
+                                "it + ",
+                                kDecodeMetrics, " + n; 0: any free port"))
+        ->check(CLI::Range(0, 65535))
+        ->capture_default_str();
+    app.add_option("--metrics-host", options_.metrics_host,
+                   "where the ranks show their metrics, if not at 127.0.0.1");
     AddKvLaneFlag(app, &lane_);
     app.add_option("--ready-file", options_.ready_file,
                    "written when the cluster is ready: addresses and processes as JSON")
@@ -75,7 +83,7 @@ class ServeCommand final : public Command {
                                                      "; it must divide prefill-ep, which is ",
                                                      options_.prefill_ep));
     }
-    return absl::OkStatus();
+    return CheckMetricsPorts();
   }
 
   absl::StatusOr<int> Run(const CLI::App& app) override {
@@ -91,7 +99,7 @@ class ServeCommand final : public Command {
     options_.hang = absl::Seconds(hang_seconds_);
     options_.drain = absl::Seconds(drain_seconds_);
     HandOn(app, EngineFlags::Names(), &options_.worker_arguments);
-    HandOn(app, {"kv-lane"}, &options_.worker_arguments);
+    HandOn(app, {"kv-lane", "metrics-host"}, &options_.worker_arguments);
     HandOn(app, EpFlags::Names(), &options_.group_arguments);
     options_.threads_given = engine_.threads > 0;
     RETURN_IF_ERROR(CheckPlacements());
@@ -102,10 +110,26 @@ class ServeCommand final : public Command {
       HandOn(app, TraceFlags::Names(), arguments);
       HandOn(app, LogFlags::Names(), arguments);
     }
+    const std::unique_ptr<Logger> log = log_.Make(name());
+    options_.json_log = log_.IfJson(log);
     return Launcher(options_).Run();
   }
 
  private:
+  absl::Status CheckMetricsPorts() const {
+    if (options_.metrics_port_base == 0) return absl::OkStatus();
+    const int prefill = options_.prefill * options_.prefill_ep;
+    if (prefill > kDecodeMetrics) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "metrics-port-base has room for ", kDecodeMetrics, " prefill ranks, not for ", prefill));
+    }
+    const int last =
+        options_.metrics_port_base + kDecodeMetrics + options_.decode * options_.decode_ep - 1;
+    if (last <= 65535) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("metrics-port-base is ", options_.metrics_port_base,
+                     ": the last decode rank's port would be ", last));
+  }
   // A group that cannot be is refused here, once, and not by each of its ranks in turn.
   absl::Status CheckPlacements() const {
     ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options_.model));

@@ -43,6 +43,7 @@ class WorkerCommand final : public Command {
                    "gives way to other processes of the machine: 0 not at all, 19 to all of them")
         ->check(CLI::Range(0, 19))
         ->capture_default_str();
+    app.add_option("--metrics-host", options_.metrics_host, "its address, if it is not --host");
     app.add_option("--peak-gflops", peak_gflops_,
                    "what the rank's threads can do, as `bench kernels` measures it; for mfu")
         ->check(CLI::NonNegativeNumber);
@@ -95,7 +96,7 @@ class WorkerCommand final : public Command {
     const std::unique_ptr<Logger> log = log_.Make(options_.name);
     options_.model_dir = model_;
     options_.model = engine_.Model();
-    options_.model.progress = LoadProgress(options_.name);
+    options_.model.progress = LoadProgress(options_.name, log_.IfJson(log));
     options_.engine = engine_.engine;
     options_.ep = ep_.Options();
     options_.peak = {.flops = peak_gflops_ * 1e9, .read_bytes = peak_read_gbps_ * 1e9};

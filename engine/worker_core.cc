@@ -42,6 +42,7 @@ absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(const WorkerOptio
   if (core->ep_ != nullptr) core->ep_->UseEngine(core->engine_options_);
   core->kv_ = &core->engine_->kv();
   core->metrics_port_ = options.metrics_port;
+  core->metrics_host_ = options.metrics_host.empty() ? core->host_ : options.metrics_host;
   const std::filesystem::path dir = std::filesystem::path(options.model_dir).lexically_normal();
   core->metrics_ = std::make_unique<WorkerMetrics>(
       (dir.has_filename() ? dir : dir.parent_path()).filename().string(), role);
@@ -104,7 +105,7 @@ absl::Status WorkerCore::Start(Hooks hooks) {
     listening_.NotifyAll();
   }
   if (metrics_port_ >= 0) {
-    RETURN_IF_ERROR(metrics_->Serve(host_, metrics_port_, [this] { return Snapshot(); }));
+    RETURN_IF_ERROR(metrics_->Serve(metrics_host_, metrics_port_, [this] { return Snapshot(); }));
   }
   // The first task runs when the ranks of the group have met.
   if (ep_ != nullptr) RunOnEngine([](Engine&) {});

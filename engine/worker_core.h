@@ -98,7 +98,7 @@ class WorkerCore final : public WorkerEnv {
   EngineStats Stats();  // of a moment ago
 
   const MonotonicClock clock_;
-  std::string host_;
+  std::string host_, metrics_host_;
   int wanted_port_ = 0, metrics_port_ = -1;
   uint64_t incarnation_ = 0;
   Hooks hooks_;

@@ -20,7 +20,8 @@ struct WorkerOptions {
   ModelOptions model;
   EngineOptions engine;
   std::string listen = "127.0.0.1:0";  // gRPC: Worker, health, and Handoff on a decode rank
-  int metrics_port = -1;  // HTTP at the same host: /metrics, /health, /readyz; 0: any, -1: none
+  int metrics_port = -1;               // HTTP: /metrics, /health, /readyz; 0: any, -1: none
+  std::string metrics_host;            // where; empty: the host that it listens on
   // Where others reach this rank, if not at the host that it listens on (0.0.0.0, [::]).
   std::string advertise_host;
   std::vector<std::string> kv_lanes = {"shm", "tcp"};  // allowed lanes, best first

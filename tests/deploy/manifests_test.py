@@ -19,6 +19,7 @@ from asking import get
 from overlays import LWS_GROUP, OVERLAYS, can_kustomize, config_text, pod_template, pods, render, service_of
 
 GRACE_MARGIN_S = 3
+DECODE_METRICS = 100  # from metrics-port-base
 EXPOSURE_MAX = "20"  # of systemd-analyze security, of 100: "OK"
 METRIC = re.compile(r"\bswitchyard_[a-z0-9_]+\b")
 
@@ -228,8 +229,12 @@ class Overlay:
         want = ({"grpc": "port", "metrics": "metrics-port"} if args[0] in ("prefill", "decode")
                 else {"http": "port", "grpc": "grpc-port",
                       **({"metrics": "metrics-port"} if "metrics-port" in keys else {})})
+        wanted = {n: int(keys[k]) for n, k in want.items()}
+        if args[0] == "serve":  # a rank of each role
+            base = int(keys["metrics-port-base"])
+            wanted |= {"metrics-prefill": base, "metrics-decode": base + DECODE_METRICS}
         ports = {p["name"]: p["containerPort"] for p in container["ports"]}
-        self.expect(ports == {n: int(keys[k]) for n, k in want.items()}, f"{name}: ports {ports}, {keys}")
+        self.expect(ports == wanted, f"{name}: ports {ports}, {keys}")
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             [handler] = [v for k, v in container[probe].items() if k in ("httpGet", "tcpSocket", "grpc")]
             self.expect(handler["port"] in ports or handler["port"] in ports.values(), f"{name}: {probe} {handler}")

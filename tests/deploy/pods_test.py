@@ -132,6 +132,14 @@ def ask(objects, running, context):
     return answer["choices"][0]["text"]
 
 
+def scrape(running):
+    """Every rank shows its metrics outside its pod, at each port that is called so."""
+    for r in running:
+        for port in (p for p in r.container["ports"] if p["name"].startswith("metrics")):
+            url = f"http://{r.pod.ip}:{port['containerPort']}/metrics"
+            assert "switchyard_" in get(url)[1], f"{r.pod.name}: no metrics at {url}"
+
+
 def run(root, overlay, binary, work):
     objects = render(root, overlay)
     workloads = [o for o in objects if o["kind"] in ("Deployment", "StatefulSet", "LeaderWorkerSet")]
@@ -146,6 +154,7 @@ def run(root, overlay, binary, work):
         for i, r in enumerate(running):
             r.start(binary, root / "models/fables-7m", objects, network.command(i), work, log)
         await_ready(running)
+        scrape(running)
         text = ask(objects, running, contexts.get("switchyard-router-tls"))
         print(f"{overlay}: {', '.join(r.pod.name for r in running)}: {text!r}")
         for r in running:

@@ -4,6 +4,7 @@ leaves a report. usage: bench_test.py SWITCHYARD MODEL
 """
 import http.server
 import json
+import os
 import pathlib
 import re
 import signal
@@ -194,6 +195,9 @@ def main():
                                 ("prefill-0", "attempt ended"), ("decode-0", "attempt"), ("decode-0", "attempt ended")):
             await_line(cluster, lambda li: li["logger"] == logger and li["message"] == message and
                        li.get("request") == running["request_id"])
+        # And so does the launcher, of its processes.
+        os.kill(cluster.pids("decode")[0], signal.SIGKILL)
+        await_line(cluster, lambda li: li["logger"] == "serve" and "starting it again" in li["message"])
 
 
 if __name__ == "__main__":
