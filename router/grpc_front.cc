@@ -122,7 +122,8 @@ absl::StatusOr<std::unique_ptr<GrpcFront>> GrpcFront::Create(RouterCore* core,
       .check = [service = &impl->service](
                    const grpc::ServerContextBase& context) { return service->CheckKey(context); },
       .queued_updates_max = options.queued_updates_max,
-      .unread_grace = options.unread_grace});
+      .unread_grace = options.unread_grace,
+      .ended_grace = options.ended_grace});
   std::unique_ptr<GrpcFront> front(new GrpcFront(std::move(impl)));
   front->SetServing(false);
   return front;

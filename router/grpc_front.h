@@ -25,6 +25,7 @@ struct GrpcFrontOptions {
   // read within `unread_grace`.
   size_t queued_updates_max = 4096;
   absl::Duration unread_grace = absl::Seconds(5);
+  absl::Duration ended_grace = absl::Minutes(1);  // in which a client takes what is left at the end
 };
 
 // Thread-safe.

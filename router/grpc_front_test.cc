@@ -267,6 +267,24 @@ TEST_F(GrpcFrontTest, StreamThatNobodyReadsIsCut) {
   EXPECT_FALSE(stream->Finish().ok());
 }
 
+TEST_F(GrpcFrontTest, AnEndedAnswerThatNobodyReadsIsCut) {
+  SilentCore core;
+  auto front = *GrpcFront::Create(&core, {.port = 0, .ended_grace = absl::Milliseconds(100)});
+  auto stub = v1::Router::NewStub(DialChannel(HostPort("127.0.0.1", front->port())));
+  grpc::ClientContext context;
+  v1::GenerateRequest request = Request(2);
+  request.set_request_id("unread");
+  auto stream = stub->Generate(&context, request);
+  std::vector<RouterCore::Sink> sinks;
+  ASSERT_TRUE(Eventually([&] { return !(sinks = core.TakeSinks(1)).empty(); }));
+  sinks[0](Text(kLarge));
+  sinks[0](End());
+  EXPECT_TRUE(Eventually([&] { return front->streams() == 0; }));
+  EXPECT_EQ(core.aborts(), 0) << "the core is done with it";
+  context.TryCancel();
+  EXPECT_FALSE(stream->Finish().ok());
+}
+
 // Its id may be another request's by then.
 TEST_F(GrpcFrontTest, CancelAfterTheCoresLastUpdateAbortsNothing) {
   for (const bool ended : {true, false}) {

@@ -208,6 +208,7 @@ class GrpcStreams::Stream final : public std::enable_shared_from_this<Stream> {
   bool Queue(size_t answer, ClientUpdate update) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     const bool last = update.finish != ClientUpdate::Finish::kNone;
     Answer& a = answers_[answer];
+    ended_ += last && !a.ended;
     a.ended |= last;
     if (finished_ || cancelled_) return false;
     if (a.updates == streams_.options_.queued_updates_max && !last) {
@@ -219,7 +220,7 @@ class GrpcStreams::Stream final : public std::enable_shared_from_this<Stream> {
       queue_.push_back(answer);
     }
     // What is being written calls for the next when it is done.
-    return !scheduled_ && (!writing_ || cancelled_);
+    return !scheduled_ && (!writing_ || cancelled_ || last);
   }
 
   void End(const grpc::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
@@ -244,10 +245,14 @@ class GrpcStreams::Stream final : public std::enable_shared_from_this<Stream> {
       answers_[answer].updates = 0;
       Write(answer, std::exchange(answers_[answer].pending, {}));
     }
-    if (too_slow_ && !finished_ && !over_came_ && !std::exchange(cut_set_, true)) {
+    // The core has forgotten an ended request: nothing else bounds how long a client that does not
+    // read keeps its answer here.
+    const bool over = finished_ || ended_ == answers_.size();
+    if (begun_ && (too_slow_ || over) && !over_came_ && !std::exchange(cut_set_, true)) {
       ++awaited_;
-      cut_alarm_.Set(&streams_.writes_,
-                     absl::ToChronoTime(absl::Now() + streams_.options_.unread_grace), &cut_);
+      const absl::Duration grace =
+          too_slow_ ? streams_.options_.unread_grace : streams_.options_.ended_grace;
+      cut_alarm_.Set(&streams_.writes_, absl::ToChronoTime(absl::Now() + grace), &cut_);
     }
     std::vector<std::string> aborts;
     if (!finished_ && !cancelled_) return aborts;
@@ -290,6 +295,7 @@ class GrpcStreams::Stream final : public std::enable_shared_from_this<Stream> {
   std::shared_ptr<Stream> self_ ABSL_GUARDED_BY(mu_);
   std::vector<Answer> answers_ ABSL_GUARDED_BY(mu_);
   size_t open_ ABSL_GUARDED_BY(mu_) = 0;           // answers whose end is not written
+  size_t ended_ ABSL_GUARDED_BY(mu_) = 0;          // answers whose end has come
   std::deque<size_t> queue_ ABSL_GUARDED_BY(mu_);  // answers that have something pending
   bool begun_ ABSL_GUARDED_BY(mu_) = false;        // every answer was submitted
   bool scheduled_ ABSL_GUARDED_BY(mu_) = false;    // the writing thread will look at it

@@ -35,6 +35,7 @@ class GrpcStreams {
     std::function<absl::Status(const grpc::ServerContextBase&)> check;  // may this client ask?
     size_t queued_updates_max = 4096;                // of one answer; then the stream is aborted
     absl::Duration unread_grace = absl::Seconds(5);  // then cut, if its end is not read
+    absl::Duration ended_grace = absl::Minutes(1);   // a whole answer is cut, if not read by then
   };
 
   // Takes calls at once. What `options` names must outlive it.

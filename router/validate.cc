@@ -158,7 +158,7 @@ absl::Status CheckListed(const ModelDescription& model, const std::vector<Client
     of_prompts += prompt * ListedPerToken(r.prompt_logprobs);
     if (!streamed) of_answers += answer * ListedPerToken(r.sampling.logprobs);
   }
-  const int64_t limit = streamed && choices.size() > 1 ? kListedOfStreamMax : kListedMax;
+  const int64_t limit = streamed ? kListedOfStreamMax : kListedMax;
   if (of_prompts + of_answers <= limit) return absl::OkStatus();
   return Bad(of_prompts > of_answers ? "prompt_logprobs" : "logprobs", ": ", choices.size(),
              " answers may list ", of_prompts, " logprobs of prompts and ", of_answers,

@@ -23,9 +23,9 @@ absl::Status ValidateRequest(const ModelDescription& model, const RouterLimits& 
 
 // Of one client's request, all of its answers: an entry of a list costs some hundred bytes while
 // the JSON is made. In a stream each prompt's lists are one event, and events wait for slow
-// clients.
+// clients: HttpServerOptions::pending_bytes_max has room for one of that size.
 inline constexpr int64_t kListedMax = 1 << 19;
-inline constexpr int64_t kListedOfStreamMax = 1 << 16;  // of more than one answer
+inline constexpr int64_t kListedOfStreamMax = 1 << 16;
 
 // How many logprobs are listed with a token: its own and the `best` ones; −1: none.
 constexpr int64_t ListedPerToken(int best) { return int64_t{best} + 1; }

@@ -88,7 +88,7 @@ TEST_F(ValidateTest, ListedLogprobsAreBounded) {
             "prompt_logprobs: 13 answers may list 546000 logprobs of prompts and 0 of answers, "
             "must be at most 524288");
   EXPECT_EQ(many.GetPayload(kFieldPayload), absl::Cord("prompt_logprobs"));
-  EXPECT_TRUE(check(1, true).ok());
+  EXPECT_TRUE(check(1, true).ok());  // 65,536 at most
   EXPECT_EQ(check(2, true).code(), absl::StatusCode::kInvalidArgument);
   request_.prompt_logprobs = -1;
   request_.sampling.logprobs = 20;  // 1,008 in each
