@@ -43,7 +43,7 @@ says err 'did you mean --port?'
 expect 1 decode "$model" --host 0.0.0.0
 says err "advertise-host is wanted"
 expect 1 decode "$model" --host 0.0.0.0 --json-logs
-[[ $(wc -l <"$work/err") == 1 && $(<"$work/err") == {\"time\"*advertise-host*} ]] || fail "no JSON: $(<"$work/err")"
+[[ $(wc -l <"$work/err") == 1 && $(<"$work/err") == '{"time"'*advertise-host*'}' ]] || fail "no JSON: $(<"$work/err")"
 expect 2 serve "$model" --metrics-port-base 65500
 says err 65600
 expect 2 generate "$model" --prompt x --no-such-flag
