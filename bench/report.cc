@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -119,6 +120,9 @@ void RunStatistics::Add(RequestRecord r) {
   if (!r.error.empty()) {
     ++failed_;
     ++At(r.intended + r.e2e).failed;
+    // A server's words: nothing in them shall move a terminal's cursor.
+    std::replace_if(
+        r.error.begin(), r.error.end(), [](char c) { return absl::ascii_iscntrl(c); }, ' ');
     const auto known = std::find_if(errors_.begin(), errors_.end(),
                                     [&](const auto& e) { return e.first == r.error; });
     if (known != errors_.end()) {

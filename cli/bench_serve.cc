@@ -33,12 +33,13 @@ std::string JsonText(const nlohmann::ordered_json& json) {
   return json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
-// Set by SIGINT: the test ends early and reports what it has; a second one ends the process. A
-// signal handler can reach nothing else.
-std::atomic<bool> interrupted{false};
+// Set by SIGINT: the test ends early and reports what it has. A second one ends the process, and so
+// does the first if nothing has been sent yet. A signal handler can reach nothing else.
+std::atomic<bool> interrupted{false}, sending{false};
 void OnInterrupt(int) {
   interrupted = true;
   std::signal(SIGINT, SIG_DFL);
+  if (!sending) std::raise(SIGINT);
 }
 
 struct Flags {
@@ -143,16 +144,29 @@ class BenchServe final : public Command {
     AddSweepFlags(app);
   }
 
-  absl::StatusOr<int> Run(const CLI::App&) override {
+  absl::StatusOr<int> Run(const CLI::App& app) override {
     if (!f_.compare.empty()) return Compare();
+    if (app.count("--base-url") > 0 && f_.backend != "openai") {
+      return absl::InvalidArgumentError(absl::StrCat("--base-url ", f_.base_url,
+                                                     " is for --backend openai; --grpc names the "
+                                                     "server of ",
+                                                     f_.backend));
+    }
     RETURN_IF_ERROR(Apply(f_));
+    if (f_.bench.report.detailed && !f_.json && ResultPath("result.json").empty()) {
+      return absl::InvalidArgumentError(
+          "--save-detailed adds to a result: --save-result, --result-filename or --json is wanted");
+    }
     if (std::string path = ResultPath("result.json"); !path.empty()) {
       const std::string complaint = IsWritableFile()(path);
       if (!complaint.empty()) return absl::InvalidArgumentError("--result-filename: " + complaint);
     }
     f_.bench.backend.api_key = ApiKeyOfEnvironment();
     std::signal(SIGINT, OnInterrupt);
-    f_.bench.stop = [] { return interrupted.load(); };
+    f_.bench.stop = [] {
+      sending = true;  // who asks has begun
+      return interrupted.load();
+    };
     if (isatty(STDERR_FILENO)) f_.bench.progress = ShowProgress;
     return f_.mode == "sweep" ? Sweep() : Once();
   }
@@ -225,10 +239,11 @@ class BenchServe final : public Command {
         ->capture_default_str();
     app.add_option("--burstiness", w.burstiness, "1: Poisson arrivals; below: burstier")
         ->capture_default_str();
-    app.add_option("--ramp-up-strategy", f_.ramp_up, "The rate rises over the requests")
-        ->check(CLI::IsMember({"linear", "exponential"}));
-    app.add_option("--ramp-up-start-rps", w.ramp_start_rps, "First rate of the ramp");
-    app.add_option("--ramp-up-end-rps", w.ramp_end_rps, "Last rate of the ramp");
+    CLI::Option* const ramp =
+        app.add_option("--ramp-up-strategy", f_.ramp_up, "The rate rises over the requests")
+            ->check(CLI::IsMember({"linear", "exponential"}));
+    app.add_option("--ramp-up-start-rps", w.ramp_start_rps, "First rate of the ramp")->needs(ramp);
+    app.add_option("--ramp-up-end-rps", w.ramp_end_rps, "Last rate of the ramp")->needs(ramp);
     app.add_option("--max-concurrency", f_.bench.max_concurrency, "Streams at once; 0: 16384")
         ->capture_default_str();
   }
@@ -248,11 +263,13 @@ class BenchServe final : public Command {
     app.add_flag("--save-detailed", r.detailed, "Each request's figures too");
     app.add_option("--result-dir", f_.result_dir, "Where to")->check(CLI::ExistingDirectory);
     app.add_option("--result-filename", f_.result_file, "Write the JSON to this file");
-    app.add_option("--html", f_.html_file, "Write a report with plots to this file")
-        ->check(IsWritableFile());
+    CLI::Option* const html =
+        app.add_option("--html", f_.html_file, "Write a report with plots to this file")
+            ->check(IsWritableFile());
     app.add_option("--compare", f_.compare, "Compares two results, A and B; sends nothing")
         ->expected(2)
-        ->check(CLI::ExistingFile);
+        ->check(CLI::ExistingFile)
+        ->excludes(html);
   }
   void AddSweepFlags(CLI::App& app) {
     SweepOptions& s = f_.sweep;

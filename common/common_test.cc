@@ -1,4 +1,6 @@
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cmath>
@@ -90,6 +92,18 @@ TEST(FileTest, NamesTheMissingPath) {
   const auto file = MappedFile::Open("/does/not/exist");
   EXPECT_EQ(file.status().code(), absl::StatusCode::kNotFound);
   EXPECT_NE(file.status().message().find("/does/not/exist"), std::string::npos);
+}
+
+TEST(FileTest, WritesThroughLinksAndToDevices) {
+  const std::string target = testing::TempDir() + "/target", link = testing::TempDir() + "/link";
+  unlink(link.c_str());
+  ASSERT_EQ(symlink(target.c_str(), link.c_str()), 0);
+  ASSERT_TRUE(WriteFileAtomically(link, "through").ok());
+  EXPECT_EQ(ReadFile(target, 100).value_or(""), "through");
+  EXPECT_EQ(WriteFileAtomically("/dev/full", "x").code(), absl::StatusCode::kInternal);
+  struct stat st;
+  ASSERT_EQ(lstat("/dev/full", &st), 0);
+  EXPECT_TRUE(S_ISCHR(st.st_mode));
 }
 
 TEST(FileTest, ReleasedPagesAreNotThisProcesss) {

@@ -63,23 +63,28 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, size_t bytes_max) 
 }
 
 absl::Status WriteFileAtomically(const std::string& path, std::string_view content) {
-  const std::string tmp = absl::StrCat(path, ".tmp");
-  const int fd = open(tmp.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd < 0) return ErrnoStatus(tmp, "cannot create");
+  // A device, a pipe, or what a link names is written to: a rename would take its place.
+  struct stat st;
+  const bool replaces = lstat(path.c_str(), &st) != 0 || S_ISREG(st.st_mode);
+  const std::string to = replaces ? absl::StrCat(path, ".tmp") : path;
+  const int fd = open(to.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd < 0) return ErrnoStatus(to, "cannot create");
   size_t done = 0;
   while (done < content.size()) {
     const ssize_t n = write(fd, content.data() + done, content.size() - done);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) {
-      auto status = ErrnoStatus(tmp, "cannot write");
+      auto status = ErrnoStatus(to, "cannot write");
       close(fd);
-      unlink(tmp.c_str());
+      if (replaces) unlink(to.c_str());
       return status;
     }
     done += static_cast<size_t>(n);
   }
-  if (close(fd) != 0) return ErrnoStatus(tmp, "cannot close");
-  if (rename(tmp.c_str(), path.c_str()) != 0) return ErrnoStatus(path, "cannot rename to");
+  if (close(fd) != 0) return ErrnoStatus(to, "cannot close");
+  if (replaces && rename(to.c_str(), path.c_str()) != 0) {
+    return ErrnoStatus(path, "cannot rename to");
+  }
   return absl::OkStatus();
 }
 

@@ -31,7 +31,8 @@ class MappedFile {
 
 // The file's content. kResourceExhausted if it is larger than `bytes_max`.
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t bytes_max);
-// Writes to `path`.tmp and renames: readers see the old content or the new, never a part.
+// Writes to `path`.tmp and renames: readers see the old content or the new, never a part. What is
+// no regular file, a link included, is opened and written to.
 absl::Status WriteFileAtomically(const std::string& path, std::string_view content);
 
 }  // namespace switchyard
