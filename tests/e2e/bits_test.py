@@ -135,7 +135,7 @@ def main():
         if path != "reference":  # the model's own test has the slow one
             numbers += [("--quantization", "int8"), ("--quantization", "int4")]
         for flag, name in numbers:
-            path_flags = ("--kernels", path, flag, name)
+            path_flags = ("--kernels", path, flag, name, *flags)
             want = one_process(binary, model, few, *alone, *path_flags)
             compare(f"{path} {name}, P1D1", want, served(binary, model, few, 10, True, *P1D1, *path_flags))
 
