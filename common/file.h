@@ -31,8 +31,7 @@ class MappedFile {
 
 // The file's content. kResourceExhausted if it is larger than `bytes_max`.
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t bytes_max);
-// Writes to `path`.tmp and renames: readers see the old content or the new, never a part. What is
-// no regular file, a link included, is opened and written to.
+// Writes to `path`.tmp and renames: readers see the old content or the new, never a part.
 absl::Status WriteFileAtomically(const std::string& path, std::string_view content);
 
 }  // namespace switchyard
