@@ -271,6 +271,7 @@ TEST_F(CoreTest, OverloadAndRepeatedIdsAreRefusedAtOnce) {
   EXPECT_TRUE(Eventually([&] { return core_->Submit(Request(10, 1), c.Sink()).ok(); }));
   core_->GiveUpAll();
   const Answer given_up = b.Wait();
+  c.Wait();  // its sink is called until then
   EXPECT_EQ(given_up.last->finish, Finish::kError);
   EXPECT_EQ(given_up.last->error.code(), absl::StatusCode::kUnavailable);
 }
