@@ -121,14 +121,16 @@ grpc::Status WorkerClient::Converse(StreamId id, grpc::ClientContext* context, b
       WriteNext(ok);
       continue;
     }
-    reading =
-        ok && (tag == &opened_ ? Open(id, stream.get()) : Take(id, arena, *message, registered));
+    reading = ok && (tag == &opened_ || Take(id, arena, *message, registered));
+    if (ok && tag == &opened_) Open(id, stream.get());
     if (reading) {
       arena = std::make_shared<google::protobuf::Arena>();
       message = google::protobuf::Arena::CreateMessage<pb::FromWorker>(arena.get());
       stream->Read(message, &read_);
     } else {
       Close();
+      // One that has ended by itself says why in Finish, unless a write still waits.
+      if (ok || Writing()) context->TryCancel();
     }
   }
   grpc::Status status;
@@ -140,7 +142,7 @@ grpc::Status WorkerClient::Converse(StreamId id, grpc::ClientContext* context, b
   return status;
 }
 
-bool WorkerClient::Open(StreamId id, Stream* stream) {
+void WorkerClient::Open(StreamId id, Stream* stream) {
   pb::ToWorker hello;
   hello.mutable_hello()->set_wire_version(kClusterWireVersion);
   hello.mutable_hello()->set_router_id(router_id_);
@@ -149,7 +151,6 @@ bool WorkerClient::Open(StreamId id, Stream* stream) {
   stream_ = stream;
   writing_ = true;
   stream->Write(hello, &written_);
-  return true;
 }
 
 bool WorkerClient::Take(StreamId id, const std::shared_ptr<google::protobuf::Arena>& arena,
@@ -180,13 +181,12 @@ void WorkerClient::WriteNext(bool ok) {
   queue_.pop_front();
 }
 
-// Nothing is sent any more; a write that waits ends.
+// Nothing is sent any more.
 void WorkerClient::Close() {
   MutexLock lock(mu_);
   current_ = StreamId(0);
   stream_ = nullptr;
   queue_.clear();
-  context_->TryCancel();
 }
 
 }  // namespace switchyard

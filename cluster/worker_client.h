@@ -52,7 +52,7 @@ class WorkerClient {
   absl::Status OneStream(StreamId id);
   grpc::Status Converse(StreamId id, grpc::ClientContext* context, bool* registered);
   // False: the stream is to end.
-  bool Open(StreamId id, Stream* stream);
+  void Open(StreamId id, Stream* stream);
   bool Take(StreamId id, const std::shared_ptr<google::protobuf::Arena>& arena,
             const cluster::v1::FromWorker& message, bool* registered);
   bool Writing();

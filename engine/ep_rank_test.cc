@@ -69,8 +69,11 @@ Answers Alone(const std::vector<EngineRequest>& requests, Model& model = TestMod
   return answers;
 }
 
-struct Worker {
-  Worker(EpOptions ep, int port, const std::string& dir = kModel) {
+int PortOf(const std::string& address) { return std::stoi(address.substr(address.rfind(':') + 1)); }
+
+// A rank without an engine: it forms, or says why not.
+struct BareRank {
+  explicit BareRank(const EpOptions& ep, const std::string& dir = kModel) {
     auto placement =
         std::make_shared<const Placement>(MakePlacement(*LoadModelConfig(dir), ep).value());
     ModelOptions options;
@@ -82,8 +85,18 @@ struct Worker {
     model = Model::Load(dir, options).value();
     rank = EpRank::Create(ep, model.get(), placement, &clock, nullptr).value();
     GrpcServerOptions listen;
-    listen.port = port;
+    listen.port = PortOf(ep.peers[ep.rank]);
     server = GrpcServer::Listen(listen, {rank->service()}).value();
+  }
+  ~BareRank() { rank->Stop(); }
+  MonotonicClock clock;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<EpRank> rank;
+  std::unique_ptr<GrpcServer> server;
+};
+
+struct Worker : BareRank {
+  Worker(const EpOptions& ep, const std::string& dir = kModel) : BareRank(ep, dir) {
     auto engine = Engine::Create(model.get(), {.max_model_len = 256, .max_num_batched_tokens = 64},
                                  rank.get())
                       .value();
@@ -100,10 +113,6 @@ struct Worker {
         rank.get());
   }
   ~Worker() { rank->Stop(); }
-  MonotonicClock clock;
-  std::unique_ptr<Model> model;
-  std::unique_ptr<EpRank> rank;
-  std::unique_ptr<GrpcServer> server;
   Answers answers;  // these three: the engine thread's, until `done`
   int finished = 0;
   int wanted = -1;
@@ -121,8 +130,6 @@ std::vector<std::string> Addresses(int world) {
   }
   return addresses;
 }
-
-int PortOf(const std::string& address) { return std::stoi(address.substr(address.rfind(':') + 1)); }
 
 struct Layout {
   int world, redundant = 0;
@@ -179,7 +186,7 @@ void ExpectBitsOf(const Layout& layout, const std::vector<EngineRequest>& reques
     ep.overlap = layout.overlap;
     ep.tensor_ranks = layout.tensor_ranks;
     ep.alive_after = absl::Seconds(10);  // all live, but may be slow to say so
-    workers.push_back(std::make_unique<Worker>(ep, PortOf(peers[r]), layout.model));
+    workers.push_back(std::make_unique<Worker>(ep, layout.model));
   }
   for (int r = 0; r < layout.world; ++r) {
     std::vector<EngineRequest> mine;
@@ -275,7 +282,7 @@ TEST(EpRankTest, WhoLosesARankOfItsTensorGroupGivesItsRequestsBack) {
     options[r].peers = peers;
     options[r].wait_max = absl::Seconds(5);
     options[r].tensor_ranks = 2;
-    workers[r] = std::make_unique<Worker>(options[r], PortOf(peers[r]));
+    workers[r] = std::make_unique<Worker>(options[r]);
   }
   std::vector<EngineRequest> endless = requests;
   for (EngineRequest& r : endless) r.max_tokens = 190;
@@ -305,7 +312,7 @@ TEST(EpRankTest, WhoLosesARankOfItsTensorGroupGivesItsRequestsBack) {
   leader.answers.clear();
   leader.finished = leader.errors = 0;
   leader.done = std::promise<void>();
-  workers[1] = std::make_unique<Worker>(options[1], PortOf(peers[1]));
+  workers[1] = std::make_unique<Worker>(options[1]);
   while (leader.rank->tensor_epoch() == 0) absl::SleepFor(absl::Milliseconds(1));
   give(requests);
   ASSERT_EQ(leader.done.get_future().wait_for(std::chrono::seconds(60)), std::future_status::ready);
@@ -359,7 +366,7 @@ TEST(EpRankTest, ThoseWhoAreLeftFinishTheStepAndTheLostRankComesBack) {
   for (const int lost : {1, 0}) {
     std::vector<std::unique_ptr<Worker>> workers(2);
     for (int r = 0; r < 2; ++r) {
-      workers[r] = std::make_unique<Worker>(options[r], PortOf(options[r].peers[r]));
+      workers[r] = std::make_unique<Worker>(options[r]);
     }
     Worker& survivor = *workers[1 - lost];
     Give(survivor, requests);
@@ -376,7 +383,7 @@ TEST(EpRankTest, ThoseWhoAreLeftFinishTheStepAndTheLostRankComesBack) {
     std::vector<EngineRequest> again = requests;
     for (EngineRequest& r : again) r.key.attempt = 2;
     Give(survivor, again);
-    workers[lost] = std::make_unique<Worker>(options[lost], PortOf(options[lost].peers[lost]));
+    workers[lost] = std::make_unique<Worker>(options[lost]);
     Give(*workers[lost], requests);
     for (auto& w : workers) {
       ASSERT_EQ(w->done.get_future().wait_for(std::chrono::seconds(60)), std::future_status::ready);
@@ -437,31 +444,6 @@ TEST(EpRankTest, PlacementsThatCannotBeAreRefusedWithTheNumbers) {
   }
 }
 
-// A rank without an engine: it forms, or says why not.
-struct BareRank {
-  BareRank(const EpOptions& ep, const EngineOptions& engine) {
-    auto placement =
-        std::make_shared<const Placement>(MakePlacement(*LoadModelConfig(kModel), ep).value());
-    ModelOptions options;
-    options.max_batch_tokens = 64;
-    options.placement = placement;
-    options.rank = RankId(ep.rank);
-    options.tensor_rank = ep.tensor_rank();
-    options.tensor_ranks = ep.tensor_ranks;
-    model = Model::Load(kModel, options).value();
-    rank = EpRank::Create(ep, model.get(), placement, &clock, nullptr).value();
-    rank->UseEngine(engine);
-    GrpcServerOptions listen;
-    listen.port = PortOf(ep.peers[ep.rank]);
-    server = GrpcServer::Listen(listen, {rank->service()}).value();
-  }
-  ~BareRank() { rank->Stop(); }
-  MonotonicClock clock;
-  std::unique_ptr<Model> model;
-  std::unique_ptr<EpRank> rank;
-  std::unique_ptr<GrpcServer> server;
-};
-
 void ExpectRefusal(const absl::Status& status, const std::string& theirs, const std::string& mine) {
   EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
   EXPECT_NE(status.message().find(theirs), status.message().npos) << status;
@@ -479,7 +461,7 @@ TEST(EpRankTest, ARankThatComesBackComputingOtherwiseEndsAloneAndTheOthersGoOn) 
     std::vector<std::unique_ptr<Worker>> workers(3);
     for (int r = 0; r < 3; ++r) {
       ep.rank = r;
-      workers[r] = std::make_unique<Worker>(ep, PortOf(ep.peers[r]));
+      workers[r] = std::make_unique<Worker>(ep);
     }
     // An answer shows that all three have formed.
     Give(*workers[1], requests);
@@ -490,14 +472,14 @@ TEST(EpRankTest, ARankThatComesBackComputingOtherwiseEndsAloneAndTheOthersGoOn) 
 
     ep.rank = other;
     ep.low_latency_tokens = 77;
-    BareRank odd(ep, {});
+    BareRank odd(ep);
     ExpectRefusal(odd.rank->Form(), "low-latency:77", "low-latency:128");
     ep.low_latency_tokens = 128;
     ep.peers.push_back("127.0.0.1:1");
     ep.redundant_experts = 0;
     // Another number of ranks is refused too, whatever they compute. Its server is that of `odd`.
     odd.server.reset();
-    const absl::Status larger = BareRank(ep, {}).rank->Form();
+    const absl::Status larger = BareRank(ep).rank->Form();
     EXPECT_TRUE(absl::IsInvalidArgument(larger)) << larger;
 
     for (int r = 0; r < 3; ++r) {
@@ -534,9 +516,11 @@ TEST(EpRankTest, MatesOfATensorGroupHaveTheSameKv) {
   EpOptions ep;
   ep.peers = Addresses(2);
   ep.tensor_ranks = 2;
-  BareRank zero(ep, {.kv_blocks = 100});
+  BareRank zero(ep);
+  zero.rank->UseEngine({.kv_blocks = 100});
   ep.rank = 1;
-  BareRank one(ep, {.kv_blocks = 90});
+  BareRank one(ep);
+  one.rank->UseEngine({.kv_blocks = 90});
   auto first = std::async(std::launch::async, [&] { return zero.rank->Form(); });
   ExpectRefusal(one.rank->Form(), "kv-blocks:90", "kv-blocks:100");
   zero.rank->Stop();

@@ -79,7 +79,9 @@ void RemoveAbandoned(const std::string& folder) {
   for (fs::directory_iterator file(folder, error), end; !error && file != end;
        file.increment(error)) {
     std::error_code of_file;
-    const bool unfinished = file->path().filename().string().find(".packed.") != std::string::npos;
+    const std::string name = file->path().filename().string();
+    const size_t suffix = name.rfind(".packed.");  // and six characters of mkstemp's
+    const bool unfinished = suffix != name.npos && name.size() == suffix + strlen(".packed.XXXXXX");
     if (unfinished && file->last_write_time(of_file) < old) fs::remove(file->path(), of_file);
   }
 }

@@ -190,18 +190,15 @@ class GrpcStreams::Stream final : public std::enable_shared_from_this<Stream> {
 
   // On the core's thread.
   void Push(size_t answer, ClientUpdate update) {
-    const bool first = update.first;
-    {
+    // The first token does not wait for another thread; a long prompt's scores do.
+    const bool now = update.first && update.prompt_logprobs.empty();
+    Abort([&]() -> std::vector<std::string> {
       MutexLock lock(mu_);
-      if (!Queue(answer, std::move(update))) return;
-      if (!first || !begun_) {
-        scheduled_ = true;
-        return streams_.Schedule(shared_from_this());  // under mu_: not after the last Finish
-      }
-    }
-    Abort([this] {  // the first token does not wait for another thread
-      MutexLock lock(mu_);
-      return Pump();
+      if (!Queue(answer, std::move(update))) return {};
+      if (now && begun_) return Pump();
+      scheduled_ = true;
+      streams_.Schedule(shared_from_this());  // under mu_: not after the last Finish
+      return {};
     }());
   }
   // Whether the stream is to be looked at.
