@@ -65,13 +65,12 @@ absl::StatusOr<Json> MeasureExchange(const BenchEpOptions& o, EpGroup& group, in
   const Matrix<const float> weights(t.weights.data(), experts.extents());
   const auto exchange = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const DispatchHandle handle,
-                     dispatcher->Send(0, hidden, experts, t.positions));
+                     dispatcher->Send(0, hidden, experts, weights, t.positions));
     ASSIGN_OR_RETURN(const DispatchedRows in, dispatcher->Receive(handle));
     const size_t row_bytes = in.tokens.cols * SizeOf(in.tokens.dtype);
     bytes.resize(std::max(bytes.size(), in.index.size() * row_bytes));
     const Rows outputs(bytes.data(), in.tokens.dtype, in.index.size(), in.tokens.cols, row_bytes);
-    RETURN_IF_ERROR(
-        dispatcher->CombineSend(handle, outputs, weights, {out.data(), hidden.extents()}));
+    RETURN_IF_ERROR(dispatcher->CombineSend(handle, outputs, {out.data(), hidden.extents()}));
     return dispatcher->CombineReceive(handle);
   };
   // All ranks stop after the same round: rank 0 says when, in the step's header.

@@ -34,9 +34,10 @@ absl::Status DispatchSend(StepContext& step, int layer, const LayerWeights& w, M
   const Matrix<float> logits = b.gate_logits.Get(b.rows(), gate.experts);
   step.kernels.gemm->Gemm(step.kernel_context, b.ffn_input, w.gate, logits);
   const Matrix<int32_t> ids = b.expert_ids.Get(b.rows(), gate.top_k);
-  ChooseExperts(step.kernel_context, gate, logits, w.gate_bias, ids,
-                b.gate_weights.Get(b.rows(), gate.top_k));
-  ASSIGN_OR_RETURN(b.dispatch, step.dispatcher.Send(layer, b.ffn_input, ids, b.own_positions()));
+  const Matrix<float> weights = b.gate_weights.Get(b.rows(), gate.top_k);
+  ChooseExperts(step.kernel_context, gate, logits, w.gate_bias, ids, weights);
+  ASSIGN_OR_RETURN(b.dispatch,
+                   step.dispatcher.Send(layer, b.ffn_input, ids, weights, b.own_positions()));
   // Needs no wire: computed while the rows travel.
   if (w.shared) SingleFfn(step, *w.shared, b, b.shared_out);
   return absl::OkStatus();
@@ -54,7 +55,6 @@ absl::Status Experts(StepContext& step, const LayerWeights& w, MicroBatch& b) {
 
 absl::Status CombineSend(StepContext& step, MicroBatch& b) {
   return step.dispatcher.CombineSend(b.dispatch, b.expert_rows,
-                                     b.gate_weights.Get(b.rows(), step.config.gate.top_k),
                                      b.moe_sum.Get(b.rows(), step.config.hidden_size));
 }
 

@@ -42,20 +42,22 @@ class Dispatcher {
   // The logical expert behind local slot i of a layer; negative if the slot is empty.
   virtual int LogicalExpert(int layer, int local) const = 0;
 
-  // Starts sending; `hidden` must stay unchanged until the matching Receive returns. experts [T,
-  // K]: logical ids. positions [T]: of the tokens in their sequences, by which replicas are chosen.
-  // In BF16 mode hidden is rounded to BF16 here, whether or not a row leaves the rank. Errors:
+  // Starts sending; `hidden` must stay unchanged until the matching Receive returns, `weights`
+  // until CombineReceive does. experts [T, K]: logical ids. weights [T, K]: of their outputs in the
+  // sum. positions [T]: of the tokens in their sequences, by which replicas are chosen. In BF16
+  // mode hidden is rounded to BF16 here, whether or not a row leaves the rank. Errors:
   // kInvalidArgument if T > max_tokens; kUnavailable if a peer is lost.
   virtual absl::StatusOr<DispatchHandle> Send(int layer, Matrix<const float> hidden,
                                               Matrix<const int32_t> experts,
+                                              Matrix<const float> weights,
                                               std::span<const int32_t> positions) = 0;
   virtual absl::StatusOr<DispatchedRows> Receive(DispatchHandle handle) = 0;
   // Starts returning expert_rows [R, H], in the order of Receive's index and the type of its
   // tokens. What comes back unreduced is summed in FP32 in slot order: out[t] = Σ_k weights[t][k] ·
-  // row(t, k), a chain of product-then-sum from slot 0. weights [T, K]; out [T, H]. All three are
-  // the dispatcher's until CombineReceive returns.
+  // row(t, k), a chain of product-then-sum from slot 0. out [T, H]. Both are the dispatcher's until
+  // CombineReceive returns.
   virtual absl::Status CombineSend(DispatchHandle handle, ConstRows expert_rows,
-                                   Matrix<const float> weights, Matrix<float> out) = 0;
+                                   Matrix<float> out) = 0;
   // `out` is whole when it returns.
   virtual absl::Status CombineReceive(DispatchHandle handle) = 0;
 };
@@ -66,10 +68,10 @@ struct DispatchShape {
 };
 // What every Send checks before anything else: shapes, T and expert ids. kInvalidArgument.
 absl::Status CheckDispatch(const DispatchShape& shape, Matrix<const float> hidden,
-                           Matrix<const int32_t> experts, std::span<const int32_t> positions);
+                           Matrix<const int32_t> experts, Matrix<const float> weights,
+                           std::span<const int32_t> positions);
 // The same for CombineSend, whose dispatch has brought `rows` rows and sent `tokens` tokens.
 absl::Status CheckCombine(const DispatchShape& shape, size_t tokens, size_t rows,
-                          const ConstRows& expert_rows, Matrix<const float> weights,
-                          Matrix<float> out);
+                          const ConstRows& expert_rows, Matrix<float> out);
 
 }  // namespace switchyard

@@ -144,12 +144,13 @@ void EpDispatcher::UsePlacement(std::shared_ptr<const Placement> placement) {
 
 absl::StatusOr<DispatchHandle> EpDispatcher::Send(int layer, Matrix<const float> hidden,
                                                   Matrix<const int32_t> experts,
+                                                  Matrix<const float> weights,
                                                   std::span<const int32_t> positions) {
   if (layer < 0 || layer >= placement_->layers()) {
     return absl::InvalidArgumentError(
         absl::StrCat("dispatch: layer ", layer, " of ", placement_->layers()));
   }
-  RETURN_IF_ERROR(CheckDispatch(Shape(), hidden, experts, positions));
+  RETURN_IF_ERROR(CheckDispatch(Shape(), hidden, experts, weights, positions));
   const EpProgress::Hold hold(*progress_);
   Op& op = at(next_id_);
   if (op.state != State::kIdle) {
@@ -162,6 +163,7 @@ absl::StatusOr<DispatchHandle> EpDispatcher::Send(int layer, Matrix<const float>
   op.grouped = false;
   op.tokens = hidden.rows();
   op.hidden = hidden;
+  op.weights = weights;
   op.summed = 0;
   op.peers.assign(group_.world(), {});
   MakePlans(*placement_, layer, experts, positions, op.out, &op.rank_of);
@@ -234,13 +236,12 @@ absl::StatusOr<DispatchedRows> EpDispatcher::Receive(DispatchHandle handle) {
 }
 
 absl::Status EpDispatcher::CombineSend(DispatchHandle handle, ConstRows expert_rows,
-                                       Matrix<const float> weights, Matrix<float> out) {
+                                       Matrix<float> out) {
   const EpProgress::Hold hold(*progress_);
   ASSIGN_OR_RETURN(Op* const op, Expect(handle, State::kReceived));
   const auto rows = static_cast<size_t>(op->grouping.offsets.back());
-  RETURN_IF_ERROR(CheckCombine(Shape(), op->tokens, rows, expert_rows, weights, out));
+  RETURN_IF_ERROR(CheckCombine(Shape(), op->tokens, rows, expert_rows, out));
   op->expert_rows = expert_rows;
-  op->weights = weights;
   op->sums = out;
   op->state = State::kReturned;
   for (int p = 0; p < group_.world(); ++p) {

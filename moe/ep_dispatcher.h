@@ -71,11 +71,11 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
     return placement_->Hosted(layer, RankId(group_.rank()))[local];
   }
   absl::StatusOr<DispatchHandle> Send(int layer, Matrix<const float> hidden,
-                                      Matrix<const int32_t> experts,
+                                      Matrix<const int32_t> experts, Matrix<const float> weights,
                                       std::span<const int32_t> positions) override;
   absl::StatusOr<DispatchedRows> Receive(DispatchHandle handle) override;
   absl::Status CombineSend(DispatchHandle handle, ConstRows expert_rows,
-                           Matrix<const float> weights, Matrix<float> out) override;
+                           Matrix<float> out) override;
   absl::Status CombineReceive(DispatchHandle handle) override;
 
   int rank() const override { return group_.rank() % options_.tensor_ranks; }

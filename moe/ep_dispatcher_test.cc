@@ -36,41 +36,41 @@ void ExpectLoopbackBits(const Case& c, unsigned seed) {
                                          .dtype = c.dtype,
                                          .low_latency_tokens = c.low_latency_tokens,
                                          .overlap = c.overlap};
-  RunRanks(
-      c.world, {.lanes = {c.lane}, .ring_bytes = EpDispatcher::RingBytes(options, c.ring_bytes)},
-      [&](EpGroup& group, int rank) {
-        auto dispatcher = EpDispatcher::Create(&group, placement, options);
-        ASSERT_TRUE(dispatcher.ok()) << dispatcher.status();
-        EpDispatcher& d = **dispatcher;
-        std::mt19937 mine(seed * 100 + rank);
-        for (int step = 0; step < 6; ++step) {
-          // Every third time this rank has nothing.
-          const size_t count = (step + rank) % 3 == 0 ? 0 : mine() % (c.max_tokens + 1);
-          const Tokens a = RandomTokens(mine, count, kExperts, kTopK, c.hidden);
-          const Tokens b = RandomTokens(mine, count / 2, kExperts, kTopK, c.hidden);
-          auto headers = group.OpenStep({.rows = static_cast<uint32_t>(count)});
-          ASSERT_TRUE(headers.ok()) << headers.status();
-          d.BeginStep(*headers);
-          const int layer = step % kLayers;
-          auto ha = d.Send(layer, a.h(), a.e(), a.positions);
-          ASSERT_TRUE(ha.ok()) << ha.status();
-          auto hb = d.Send(layer, b.h(), b.e(), b.positions);
-          ASSERT_TRUE(hb.ok()) << hb.status();
-          auto ra = d.Receive(*ha);
-          ASSERT_TRUE(ra.ok()) << ra.status();
-          const Computed ya = Compute(d, layer, *ra);
-          std::vector<float> out_a(a.rows.size(), NAN), out_b(b.rows.size(), NAN);
-          ASSERT_TRUE(d.CombineSend(*ha, ya.rows, a.w(), {out_a.data(), a.h().extents()}).ok());
-          auto rb = d.Receive(*hb);
-          ASSERT_TRUE(rb.ok()) << rb.status();
-          const Computed yb = Compute(d, layer, *rb);
-          ASSERT_TRUE(d.CombineReceive(*ha).ok());
-          ASSERT_TRUE(d.CombineSend(*hb, yb.rows, b.w(), {out_b.data(), b.h().extents()}).ok());
-          ASSERT_TRUE(d.CombineReceive(*hb).ok());
-          ASSERT_EQ(out_a, Wanted(a, kExperts, c.dtype)) << "seed " << seed;
-          ASSERT_EQ(out_b, Wanted(b, kExperts, c.dtype)) << "seed " << seed;
-        }
-      });
+  RunRanks(c.world,
+           {.lanes = {c.lane}, .ring_bytes = EpDispatcher::RingBytes(options, c.ring_bytes)},
+           [&](EpGroup& group, int rank) {
+             auto dispatcher = EpDispatcher::Create(&group, placement, options);
+             ASSERT_TRUE(dispatcher.ok()) << dispatcher.status();
+             EpDispatcher& d = **dispatcher;
+             std::mt19937 mine(seed * 100 + rank);
+             for (int step = 0; step < 6; ++step) {
+               // Every third time this rank has nothing.
+               const size_t count = (step + rank) % 3 == 0 ? 0 : mine() % (c.max_tokens + 1);
+               const Tokens a = RandomTokens(mine, count, kExperts, kTopK, c.hidden);
+               const Tokens b = RandomTokens(mine, count / 2, kExperts, kTopK, c.hidden);
+               auto headers = group.OpenStep({.rows = static_cast<uint32_t>(count)});
+               ASSERT_TRUE(headers.ok()) << headers.status();
+               d.BeginStep(*headers);
+               const int layer = step % kLayers;
+               auto ha = d.Send(layer, a.h(), a.e(), a.w(), a.positions);
+               ASSERT_TRUE(ha.ok()) << ha.status();
+               auto hb = d.Send(layer, b.h(), b.e(), b.w(), b.positions);
+               ASSERT_TRUE(hb.ok()) << hb.status();
+               auto ra = d.Receive(*ha);
+               ASSERT_TRUE(ra.ok()) << ra.status();
+               const Computed ya = Compute(d, layer, *ra);
+               std::vector<float> out_a(a.rows.size(), NAN), out_b(b.rows.size(), NAN);
+               ASSERT_TRUE(d.CombineSend(*ha, ya.rows, {out_a.data(), a.h().extents()}).ok());
+               auto rb = d.Receive(*hb);
+               ASSERT_TRUE(rb.ok()) << rb.status();
+               const Computed yb = Compute(d, layer, *rb);
+               ASSERT_TRUE(d.CombineReceive(*ha).ok());
+               ASSERT_TRUE(d.CombineSend(*hb, yb.rows, {out_b.data(), b.h().extents()}).ok());
+               ASSERT_TRUE(d.CombineReceive(*hb).ok());
+               ASSERT_EQ(out_a, Wanted(a, kExperts, c.dtype)) << "seed " << seed;
+               ASSERT_EQ(out_b, Wanted(b, kExperts, c.dtype)) << "seed " << seed;
+             }
+           });
 }
 
 class EpDispatcherTest : public ::testing::TestWithParam<std::string> {};
@@ -135,11 +135,11 @@ bool AllMovesWithin(absl::Duration computing, const std::string& lane) {
              d->BeginStep(*group.OpenStep({.rows = static_cast<uint32_t>(a.count() + b.count())}));
              EXPECT_EQ(d->micro_batches(), 2);
              std::vector<float> out_a(a.rows.size(), NAN), out_b(b.rows.size(), NAN);
-             const auto ha = d->Send(0, a.h(), a.e(), a.positions).value();
-             const auto hb = d->Send(0, b.h(), b.e(), b.positions).value();
+             const auto ha = d->Send(0, a.h(), a.e(), a.w(), a.positions).value();
+             const auto hb = d->Send(0, b.h(), b.e(), b.w(), b.positions).value();
              const DispatchedRows ra = d->Receive(ha).value();
              const Computed ya = Compute(*d, 0, ra);
-             ASSERT_TRUE(d->CombineSend(ha, ya.rows, a.w(), {out_a.data(), a.h().extents()}).ok());
+             ASSERT_TRUE(d->CombineSend(ha, ya.rows, {out_a.data(), a.h().extents()}).ok());
              // Both ranks "compute" at the same time.
              ++begun;
              while (begun < 2) absl::SleepFor(absl::Milliseconds(1));
@@ -149,7 +149,7 @@ bool AllMovesWithin(absl::Duration computing, const std::string& lane) {
              const DispatchedRows rb = d->Receive(hb).value();
              waited += d->waited() - before >= absl::Milliseconds(5);
              const Computed yb = Compute(*d, 0, rb);
-             ASSERT_TRUE(d->CombineSend(hb, yb.rows, b.w(), {out_b.data(), b.h().extents()}).ok());
+             ASSERT_TRUE(d->CombineSend(hb, yb.rows, {out_b.data(), b.h().extents()}).ok());
              ASSERT_TRUE(d->CombineReceive(hb).ok());
              EXPECT_EQ(out_a, Wanted(a, kExperts, DType::kBfloat16));
              EXPECT_EQ(out_b, Wanted(b, kExperts, DType::kBfloat16));

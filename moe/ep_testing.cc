@@ -98,7 +98,8 @@ absl::StatusOr<std::vector<std::vector<float>>> ExchangeAll(Dispatcher& dispatch
                                                             const std::function<void()>& between) {
   std::vector<DispatchHandle> handles;
   for (const Tokens& t : batches) {
-    ASSIGN_OR_RETURN(handles.emplace_back(), dispatcher.Send(layer, t.h(), t.e(), t.positions));
+    ASSIGN_OR_RETURN(handles.emplace_back(),
+                     dispatcher.Send(layer, t.h(), t.e(), t.w(), t.positions));
     between();
   }
   std::vector<Computed> outputs(batches.size());
@@ -108,8 +109,8 @@ absl::StatusOr<std::vector<std::vector<float>>> ExchangeAll(Dispatcher& dispatch
     const Tokens& t = batches[i];
     ASSIGN_OR_RETURN(const DispatchedRows in, dispatcher.Receive(handles[i]));
     outputs[i] = Compute(dispatcher, layer, in);
-    RETURN_IF_ERROR(dispatcher.CombineSend(handles[i], outputs[i].rows, t.w(),
-                                           {sums[i].data(), t.h().extents()}));
+    RETURN_IF_ERROR(
+        dispatcher.CombineSend(handles[i], outputs[i].rows, {sums[i].data(), t.h().extents()}));
   }
   for (const DispatchHandle handle : handles) RETURN_IF_ERROR(dispatcher.CombineReceive(handle));
   return sums;

@@ -15,8 +15,8 @@ struct LoopbackDispatcher::InFlight {
   std::vector<int32_t> index;    // [T·K] grouped by expert: of which token
   std::vector<int32_t> offsets;  // [E + 1]
   std::vector<int32_t> row_of;   // [T·K]: where slot k of token t lies in `index`
-  ConstRows expert_rows;         // [T·K, H]; this and the next two are the caller's
-  Matrix<const float> weights;   // [T, K]
+  Matrix<const float> weights;   // [T, K]; this and the next two are the caller's
+  ConstRows expert_rows;         // [T·K, H]
   Matrix<float> out;             // [T, H]
 };
 
@@ -69,9 +69,10 @@ void LoopbackDispatcher::ForTokens(size_t tokens, size_t cost,
 
 absl::StatusOr<DispatchHandle> LoopbackDispatcher::Send(int, Matrix<const float> hidden,
                                                         Matrix<const int32_t> experts,
+                                                        Matrix<const float> weights,
                                                         std::span<const int32_t> positions) {
   const size_t tokens = hidden.rows(), top_k = options_.top_k, width = options_.hidden;
-  RETURN_IF_ERROR(CheckDispatch(Shape(), hidden, experts, positions));
+  RETURN_IF_ERROR(CheckDispatch(Shape(), hidden, experts, weights, positions));
   InFlight& d = at(next_id_);
   if (d.state != State::kIdle) {
     return absl::FailedPreconditionError("a third dispatch: two are in flight");
@@ -104,6 +105,7 @@ absl::StatusOr<DispatchHandle> LoopbackDispatcher::Send(int, Matrix<const float>
 
   d.state = State::kSent;
   d.tokens = tokens;
+  d.weights = weights;
   d.id = next_id_;
   return DispatchHandle{next_id_++};
 }
@@ -131,11 +133,10 @@ absl::StatusOr<DispatchedRows> LoopbackDispatcher::Receive(DispatchHandle handle
 }
 
 absl::Status LoopbackDispatcher::CombineSend(DispatchHandle handle, ConstRows expert_rows,
-                                             Matrix<const float> weights, Matrix<float> out) {
+                                             Matrix<float> out) {
   ASSIGN_OR_RETURN(InFlight* const in, Expect(handle, State::kReceived));
-  RETURN_IF_ERROR(CheckCombine(Shape(), in->tokens, in->row_of.size(), expert_rows, weights, out));
+  RETURN_IF_ERROR(CheckCombine(Shape(), in->tokens, in->row_of.size(), expert_rows, out));
   in->expert_rows = expert_rows;
-  in->weights = weights;
   in->out = out;
   in->state = State::kReturned;
   return absl::OkStatus();

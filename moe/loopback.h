@@ -33,11 +33,11 @@ class LoopbackDispatcher final : public Dispatcher {
   // shape or an expert id out of range; kFailedPrecondition for a call out of order or a third
   // dispatch in flight. A refused call changes nothing.
   absl::StatusOr<DispatchHandle> Send(int layer, Matrix<const float> hidden,
-                                      Matrix<const int32_t> experts,
+                                      Matrix<const int32_t> experts, Matrix<const float> weights,
                                       std::span<const int32_t> positions) override;
   absl::StatusOr<DispatchedRows> Receive(DispatchHandle handle) override;
   absl::Status CombineSend(DispatchHandle handle, ConstRows expert_rows,
-                           Matrix<const float> weights, Matrix<float> out) override;
+                           Matrix<float> out) override;
   absl::Status CombineReceive(DispatchHandle handle) override;
 
  private:

@@ -57,7 +57,7 @@ float Wanted(const Batch& b, size_t t, int i, DType dtype) {
 TEST(LoopbackTest, GroupsByExpertThenToken) {
   auto d = Make(DType::kFloat32);
   const Batch b{{1, 1, 1, 2, 2, 2, 3, 3, 3}, {1, 1, 1, 1, 1, 1}, {4, 0, 0, 2, 4, 2}, 3};
-  auto handle = d->Send(0, b.h(), b.e(), b.positions);
+  auto handle = d->Send(0, b.h(), b.e(), b.w(), b.positions);
   ASSERT_TRUE(handle.ok()) << handle.status();
   auto in = d->Receive(*handle);
   ASSERT_TRUE(in.ok());
@@ -74,19 +74,19 @@ TEST(LoopbackTest, CombinesInSlotOrderWithTwoInFlight) {
     auto d = Make(dtype);
     for (int round = 0; round < 20; ++round) {
       const Batch a = RandomBatch(rng, rng() % 8), b = RandomBatch(rng, rng() % 8);
-      auto ha = d->Send(1, a.h(), a.e(), a.positions);
-      auto hb = d->Send(1, b.h(), b.e(), b.positions);
+      auto ha = d->Send(1, a.h(), a.e(), a.w(), a.positions);
+      auto hb = d->Send(1, b.h(), b.e(), b.w(), b.positions);
       ASSERT_TRUE(ha.ok() && hb.ok());
       auto ra = d->Receive(*ha);
       ASSERT_TRUE(ra.ok());
       const testing::Computed ya = testing::Compute(*d, 1, *ra);
       std::vector<float> out_a(a.tokens * kHidden, NAN), out_b(b.tokens * kHidden, NAN);
-      ASSERT_TRUE(d->CombineSend(*ha, ya.rows, a.w(), {out_a.data(), {a.tokens, kHidden}}).ok());
+      ASSERT_TRUE(d->CombineSend(*ha, ya.rows, {out_a.data(), {a.tokens, kHidden}}).ok());
       auto rb = d->Receive(*hb);
       ASSERT_TRUE(rb.ok());
       const testing::Computed yb = testing::Compute(*d, 1, *rb);
       ASSERT_TRUE(d->CombineReceive(*ha).ok());
-      ASSERT_TRUE(d->CombineSend(*hb, yb.rows, b.w(), {out_b.data(), {b.tokens, kHidden}}).ok());
+      ASSERT_TRUE(d->CombineSend(*hb, yb.rows, {out_b.data(), {b.tokens, kHidden}}).ok());
       ASSERT_TRUE(d->CombineReceive(*hb).ok());
       for (size_t i = 0; i < out_a.size(); ++i) {
         EXPECT_EQ(out_a[i], Wanted(a, i / kHidden, static_cast<int>(i % kHidden), dtype));
@@ -101,13 +101,13 @@ TEST(LoopbackTest, CombinesInSlotOrderWithTwoInFlight) {
 TEST(LoopbackTest, NoTokensIsAnOrdinaryStep) {
   auto d = Make(DType::kBfloat16);
   const Batch b{{}, {}, {}, 0};
-  auto handle = d->Send(0, b.h(), b.e(), b.positions);
+  auto handle = d->Send(0, b.h(), b.e(), b.w(), b.positions);
   ASSERT_TRUE(handle.ok());
   auto in = d->Receive(*handle);
   ASSERT_TRUE(in.ok());
   EXPECT_EQ(in->tokens.rows, 0u);
   EXPECT_EQ(in->offsets.back(), 0);
-  EXPECT_TRUE(d->CombineSend(*handle, in->tokens, b.w(), {nullptr, {0, kHidden}}).ok());
+  EXPECT_TRUE(d->CombineSend(*handle, in->tokens, {nullptr, {0, kHidden}}).ok());
   EXPECT_TRUE(d->CombineReceive(*handle).ok());
 }
 
@@ -115,14 +115,16 @@ TEST(LoopbackTest, RefusesBadShapesAndIds) {
   auto d = Make(DType::kFloat32, 2);
   std::mt19937 rng(1);
   const Batch three = RandomBatch(rng, 3);
-  EXPECT_EQ(d->Send(0, three.h(), three.e(), three.positions).status().code(),
+  EXPECT_EQ(d->Send(0, three.h(), three.e(), three.w(), three.positions).status().code(),
             absl::StatusCode::kInvalidArgument);
   Batch b = RandomBatch(rng, 1);
-  EXPECT_EQ(d->Send(0, three.h().Slice(0, 2), b.e(), b.positions).status().code(),
+  EXPECT_EQ(d->Send(0, three.h().Slice(0, 2), b.e(), b.w(), b.positions).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(d->Send(0, b.h(), b.e(), b.w().Slice(0, 0), b.positions).status().code(),
             absl::StatusCode::kInvalidArgument);
   for (int32_t bad : {-1, kExperts}) {
     b.experts[1] = bad;
-    EXPECT_EQ(d->Send(0, b.h(), b.e(), b.positions).status().code(),
+    EXPECT_EQ(d->Send(0, b.h(), b.e(), b.w(), b.positions).status().code(),
               absl::StatusCode::kInvalidArgument);
   }
   EXPECT_FALSE(
@@ -140,9 +142,9 @@ TEST(LoopbackTest, RefusesCallsOutOfOrder) {
   const Matrix<float> y(out.data(), {2, kHidden});
   constexpr auto kWrong = absl::StatusCode::kFailedPrecondition;
   EXPECT_EQ(d->Receive({0}).status().code(), kWrong);
-  const DispatchHandle first = *d->Send(0, b.h(), b.e(), b.positions),
-                       second = *d->Send(0, b.h(), b.e(), b.positions);
-  EXPECT_EQ(d->Send(0, b.h(), b.e(), b.positions).status().code(), kWrong);
+  const DispatchHandle first = *d->Send(0, b.h(), b.e(), b.w(), b.positions),
+                       second = *d->Send(0, b.h(), b.e(), b.w(), b.positions);
+  EXPECT_EQ(d->Send(0, b.h(), b.e(), b.w(), b.positions).status().code(), kWrong);
   EXPECT_EQ(d->Receive(second).status().code(), kWrong);  // overtakes the first
   auto in = d->Receive(first);
   ASSERT_TRUE(in.ok());
@@ -153,10 +155,10 @@ TEST(LoopbackTest, RefusesCallsOutOfOrder) {
   Rows few = z.rows, other = z.rows;
   few.rows -= 1;
   other.dtype = DType::kBfloat16;
-  EXPECT_EQ(d->CombineSend(first, few, b.w(), y).code(), kBad);
-  EXPECT_EQ(d->CombineSend(first, other, b.w(), y).code(), kBad);
-  EXPECT_EQ(d->CombineSend(first, z.rows, b.w().Slice(0, 1), y).code(), kBad);
-  ASSERT_TRUE(d->CombineSend(first, z.rows, b.w(), y).ok());
+  EXPECT_EQ(d->CombineSend(first, few, y).code(), kBad);
+  EXPECT_EQ(d->CombineSend(first, other, y).code(), kBad);
+  EXPECT_EQ(d->CombineSend(first, z.rows, y.Slice(0, 1)).code(), kBad);
+  ASSERT_TRUE(d->CombineSend(first, z.rows, y).ok());
   ASSERT_TRUE(d->CombineReceive(first).ok());
   EXPECT_EQ(d->CombineReceive(first).code(), kWrong);
   EXPECT_TRUE(d->Receive(second).ok());

@@ -97,14 +97,13 @@ absl::Status StagedExperts::Run(int layer, const LayerStep& step, Dispatcher& di
   ASSIGN_OR_RETURN(const DispatchHandle handle,
                    dispatcher.Send(layer, Matrix<float>(hidden_.as<float>(), {tokens, hidden}),
                                    Matrix<int32_t>(experts_.as<int32_t>(), {tokens, top_k}),
-                                   {positions, tokens}));
+                                   weights, {positions, tokens}));
   // Needs no wire: computed while the rows travel.
   ASSIGN_OR_RETURN(const bool shared, layers_->Shared(layer, step));
   ASSIGN_OR_RETURN(const DispatchedRows received, dispatcher.Receive(handle));
   RETURN_IF_ERROR(Compute(layer, received));
   const Rows outputs(outputs_.data(), wire_, received.index.size(), hidden, hidden * SizeOf(wire_));
-  RETURN_IF_ERROR(
-      dispatcher.CombineSend(handle, outputs, weights, {sum_.as<float>(), {tokens, hidden}}));
+  RETURN_IF_ERROR(dispatcher.CombineSend(handle, outputs, {sum_.as<float>(), {tokens, hidden}}));
   RETURN_IF_ERROR(dispatcher.CombineReceive(handle));
   return AddToResidual(step, shared);
 }
