@@ -50,13 +50,14 @@ suite() {
   grep -rhiE '^skipped:' --include=test.log "$(bazel info "$@" bazel-testlogs 2>/dev/null)" >>"$skipped"
 }
 
-# cuda: compiles and links the CUDA backend. What runs without a GPU is among all tests: the kernels' sources on the host.
+# cuda: compiles and links the CUDA backend, and looks at its machine code; its device tests start, and say that they are
+# skipped (tests/cuda/run_all.sh is for who has a GPU). The kernels' sources on the host are among all tests.
 cuda() {
   if ! command -v "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" nvcc >/dev/null; then
     echo "skipped: there is no nvcc: the CUDA backend is neither compiled nor linked" | tee -a "$skipped"
     return
   fi
-  count "CUDA build" bazel build --noshow_progress --color=no --config=cuda //...
+  suite "CUDA backend" //... --config=cuda --test_tag_filters=cuda
 }
 
 shell_scripts() { git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck; }

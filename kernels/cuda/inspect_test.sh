@@ -1,21 +1,16 @@
 #!/usr/bin/env bash
-# What nvcc made: the instructions that the kernels are written for, and no spilled registers.
+# What nvcc made: the instructions that the kernels are written for, products of wgmma that follow each other without a
+# wait, and no spilled registers.
 # usage: inspect_test.sh FILE…     objects (with PTX, not compressed) and reports of ptxas
+# The machine code is shown by cuobjdump, with nvdisasm, of the toolkit or on $PATH; without it PTX is all that is looked at.
 set -uo pipefail
 
+PATH=${CUDA_HOME:-/usr/local/cuda}/bin:$PATH
 failed=0
+sass=$TEST_TMPDIR/sass
 
-# has OBJECT INSTRUCTION: in the PTX of a kernel.
-has() {
-  local object
-  for object in "${objects[@]}"; do
-    [[ $object == *"/$1.pic.o" ]] || continue
-    grep -aqF "$2" "$object" && return
-    echo "FAILED: $1 has no $2"
-    failed=1
-    return
-  done
-  echo "FAILED: there is no object of $1"
+fail() {
+  echo "FAILED: $1"
   failed=1
 }
 
@@ -28,26 +23,60 @@ for file in "$@"; do
   esac
 done
 echo "${#objects[@]} objects, ${#reports[@]} reports"
-[[ ${#objects[@]} -gt 0 && ${#objects[@]} -eq ${#reports[@]} ]] || failed=1
+[[ ${#objects[@]} -gt 0 && ${#objects[@]} -eq ${#reports[@]} ]] || fail "a report for each object is wanted"
 
-for kernel in gemm_bf16 gemm_scaled attention; do
-  has $kernel mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32
-  has $kernel ldmatrix.sync.aligned.m8n8.x4.shared.b16
+# object KERNELS: prints the object of kernels/cuda/KERNELS.cu.cc.
+object() { printf '%s\n' "${objects[@]}" | grep -m1 "/$1\.pic\.o$"; }
+
+# ptx KERNELS INSTRUCTION
+ptx() { grep -aqF "$2" "$(object "$1")" || fail "the PTX of $1 has no $2"; }
+
+# machine KERNELS ARCH INSTRUCTION…: in the machine code for ARCH; and nothing that reads or writes local memory.
+machine() {
+  local kernels=$1 arch=$2 instruction
+  shift 2
+  if ! cuobjdump -sass -arch "$arch" "$(object "$kernels")" >"$sass" || [[ ! -s $sass ]]; then
+    fail "$kernels has no machine code for $arch"
+    return
+  fi
+  for instruction in "$@"; do
+    grep -qF " $instruction" "$sass" || fail "$kernels for $arch has no $instruction"
+  done
+  ! grep -E ' (STL|LDL)\b' "$sass" || fail "$kernels for $arch uses local memory"
+}
+
+for kernels in gemm_bf16 gemm_scaled attention; do
+  ptx $kernels mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32
+  ptx $kernels ldmatrix.sync.aligned.m8n8.x4.shared.b16
 done
-has attention ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16
-has gemm_bf16 cp.async.cg.shared.global
-has gemm_wgmma wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16
-has gemm_wgmma cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes
-has gemm_wgmma mbarrier.try_wait.parity
+ptx attention ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16
+ptx gemm_bf16 cp.async.cg.shared.global
+ptx gemm_wgmma wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16
+ptx gemm_wgmma cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes
+ptx gemm_wgmma mbarrier.try_wait.parity
+
+if command -v cuobjdump >/dev/null && command -v nvdisasm >/dev/null; then
+  for arch in sm_80 sm_90a; do
+    machine gemm_bf16 $arch HMMA.16816.F32.BF16 LDSM.16.M88.4 LDGSTS.E.BYPASS.128
+    machine gemm_scaled $arch HMMA.16816.F32.BF16 LDSM.16.M88.4
+    machine attention $arch HMMA.16816.F32.BF16 LDSM.16.M88.4 LDSM.16.MT88.4
+    for kernels in attention_float gate gemm permute quant rows sample; do machine $kernels $arch; done
+  done
+  machine gemm_wgmma sm_90a HGMMA.64x128x16.F32.BF16 UTMALDG.2D SYNCS.PHASECHK.TRANS64.TRYWAIT
+  # A product that ptxas cannot overlap gets a fence and a wait of its own.
+  products=$(grep -c HGMMA "$sass")
+  fences=$(grep -c WARPGROUP.ARRIVE "$sass")
+  ((products == 4 * fences)) || fail "$products wgmma in $fences groups: 4 in each are wanted"
+else
+  echo "skipped: there is no cuobjdump with nvdisasm: of the kernels' machine code ptxas' reports and PTX were looked at"
+fi
 
 for report in "${reports[@]}"; do
   for arch in sm_80 sm_90a; do
-    grep -q "for '$arch'" "$report" || { echo "FAILED: $report: nothing for $arch"; failed=1; }
+    grep -q "for '$arch'" "$report" || fail "$report: nothing for $arch"
   done
-  if grep -E '[1-9][0-9]* bytes spill' "$report"; then
-    echo "FAILED: $report: registers are spilled"
-    failed=1
-  fi
+  ! grep -E '[1-9][0-9]* bytes spill' "$report" || fail "$report: registers are spilled"
+  ! grep -i 'serialized' "$report" || fail "$report: products wait for each other"
 done
 [[ $failed -eq 0 ]] && echo "all instructions are there, nothing is spilled"
 exit $failed

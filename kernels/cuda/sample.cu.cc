@@ -163,7 +163,7 @@ __device__ int BestOf(const float* logits, int n, uint64_t* scratch) {
   return static_cast<int>(IdOf(BlockMax<kThreads>(best, scratch)));
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     SampleKernel(DeviceMatrix<const float> logits, const RowSampling* params, int32_t* tokens) {
   Shared& s = *SharedMemory<Shared>();
   const RowSampling p = params[blockIdx.x];
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) tokens[blockIdx.x] = token;
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     ScoreKernel(DeviceMatrix<const float> logits, const int32_t* tokens, float* logprobs,
                 int32_t* ranks) {
   Shared& s = *SharedMemory<Shared>();

@@ -64,7 +64,7 @@ def _cuda_objects_impl(ctx):
         objects.append(out)
         reports.append(report)
     return [
-        DefaultInfo(files = depset(objects)),
+        DefaultInfo(files = depset(objects), runfiles = ctx.runfiles(files = objects)),
         OutputGroupInfo(reports = depset(reports)),
     ]
 

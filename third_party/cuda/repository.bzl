@@ -12,11 +12,19 @@ cc_library(
     includes = ["include"],
 )
 
-# The static runtime: a binary starts where no toolkit is. The driver is found at run time (cudaGetDriverEntryPoint).
+# A binary takes the static runtime, and starts where no toolkit is. Tests take the shared one: the symbols of the other
+# are hidden, so that a test's shared libraries of kernels could not have them of it. The driver is found at run time
+# (cudaGetDriverEntryPoint).
+cc_import(
+    name = "cudart",
+    shared_library = "lib/{cudart}",
+    static_library = "lib/libcudart_static.a",
+)
+
 cc_library(
     name = "runtime",
-    linkopts = ["-L{home}/lib64", "-lcudart_static", "-ldl", "-lrt", "-lpthread"],
-    deps = [":headers"],
+    linkopts = ["-ldl", "-lrt", "-lpthread"],
+    deps = [":cudart", ":headers"],
 )
 
 cc_library(
@@ -49,11 +57,22 @@ def _home(ctx):
             return home
     return None
 
+# libcudart.so.13, as what links it will look for it.
+def _cudart(ctx, home):
+    names = [f.basename for f in ctx.path(home + "/lib64").readdir()]
+    names = [n for n in names if n.startswith("libcudart.so.") and n[len("libcudart.so."):].isdigit()]
+    if not names:
+        fail("%s/lib64 has no libcudart.so.NUMBER" % home)
+    return names[0]
+
 def _cuda_repository_impl(ctx):
     home = _home(ctx)
     if home:
         ctx.symlink(home + "/include", "include")
-    ctx.file("BUILD", _PRESENT.format(home = home) if home else _ABSENT)
+        cudart = _cudart(ctx, home)
+        for name in [cudart, "libcudart_static.a"]:
+            ctx.symlink(home + "/lib64/" + name, "lib/" + name)
+    ctx.file("BUILD", _PRESENT.format(home = home, cudart = cudart) if home else _ABSENT)
     ctx.file("toolkit.bzl", "NVCC = %s\n" % (repr(home + "/bin/nvcc") if home else "None"))
 
 cuda_repository = repository_rule(
