@@ -146,12 +146,34 @@ absl::StatusOr<DispatchHandle> EpDispatcher::Send(int layer, Matrix<const float>
                                                   Matrix<const int32_t> experts,
                                                   Matrix<const float> weights,
                                                   std::span<const int32_t> positions) {
+  const EpProgress::Hold hold(*progress_);
+  ASSIGN_OR_RETURN(const Op* const op, Start(layer, hidden, experts, weights, positions, false));
+  return DispatchHandle{op->id};
+}
+
+absl::StatusOr<EpDispatcher::Plans> EpDispatcher::ExchangePlans(
+    int layer, Matrix<const int32_t> experts, std::span<const int32_t> positions) {
+  const EpProgress::Hold hold(*progress_);
+  const auto elsewhere = [&](size_t cols) {
+    return Matrix<const float>(nullptr, {experts.rows(), cols});
+  };
+  ASSIGN_OR_RETURN(Op* const op, Start(layer, elsewhere(options_.hidden), experts,
+                                       elsewhere(options_.top_k), positions, /*plans_only=*/true));
+  RETURN_IF_ERROR(WaitFor([&] { return Received(*op); }, *op, "plans"));
+  op->state = State::kIdle;
+  return Plans{op->out, op->in, op->rank_of, &op->grouping};
+}
+
+absl::StatusOr<EpDispatcher::Op*> EpDispatcher::Start(int layer, Matrix<const float> hidden,
+                                                      Matrix<const int32_t> experts,
+                                                      Matrix<const float> weights,
+                                                      std::span<const int32_t> positions,
+                                                      bool plans_only) {
   if (layer < 0 || layer >= placement_->layers()) {
     return absl::InvalidArgumentError(
         absl::StrCat("dispatch: layer ", layer, " of ", placement_->layers()));
   }
   RETURN_IF_ERROR(CheckDispatch(Shape(), hidden, experts, weights, positions));
-  const EpProgress::Hold hold(*progress_);
   Op& op = at(next_id_);
   if (op.state != State::kIdle) {
     return absl::FailedPreconditionError("a third dispatch: two are in flight");
@@ -159,7 +181,8 @@ absl::StatusOr<DispatchHandle> EpDispatcher::Send(int layer, Matrix<const float>
   op.state = State::kSent;
   op.id = next_id_++;
   op.layer = layer;
-  op.low_latency = low_latency_;
+  op.low_latency = low_latency_ && !plans_only;
+  op.plans_only = plans_only;
   op.grouped = false;
   op.tokens = hidden.rows();
   op.hidden = hidden;
@@ -184,7 +207,7 @@ absl::StatusOr<DispatchHandle> EpDispatcher::Send(int layer, Matrix<const float>
   Pump();
   progress_->Enable(split_);
   RETURN_IF_ERROR(group_.status());
-  return DispatchHandle{op.id};
+  return &op;
 }
 
 absl::StatusOr<EpDispatcher::Op*> EpDispatcher::Expect(DispatchHandle handle, State state) {
@@ -211,9 +234,8 @@ absl::Status EpDispatcher::WaitFor(FunctionRef<bool()> done, const Op& op, const
     for (int p = 0; p < group_.world(); ++p) {
       if (group_.link(p) == nullptr) continue;
       const bool combine = op.state == State::kReturned;
-      const bool here = combine
-                            ? op.peers[p].returned == op.out[p].slots.size()
-                            : op.peers[p].plan_in && op.peers[p].rows_in == op.in[p].counts.size();
+      const bool here = combine ? op.peers[p].returned == op.out[p].slots.size()
+                                : op.peers[p].plan_in && op.peers[p].rows_in == op.RowsOf(p);
       if (!here || !queues_[p].empty()) absl::StrAppend(&late, " ", p);
     }
     return absl::StrCat(phase, " of layer ", op.layer, ": not finished with rank(s)", late);
@@ -230,8 +252,8 @@ absl::StatusOr<DispatchedRows> EpDispatcher::Receive(DispatchHandle handle) {
   RETURN_IF_ERROR(WaitFor([&] { return Received(*op); }, *op, "dispatch"));
   op->state = State::kReceived;
   const size_t width = options_.hidden;
-  return DispatchedRows{{op->rows.data(), options_.dtype, op->received, width, row_bytes_},
-                        op->index,
+  return DispatchedRows{{op->rows.data(), options_.dtype, op->grouping.tokens, width, row_bytes_},
+                        op->grouping.index,
                         op->grouping.offsets};
 }
 

@@ -37,6 +37,10 @@
 
 namespace switchyard {
 
+// By what rows travel between ranks whose models compute on devices: from device to device, through
+// the host by frames, or the first where it can be. Equal on all ranks.
+enum class DeviceLane { kAuto, kDirect, kStaged };
+
 class EpDispatcher final : public Dispatcher, public RowExchange {
  public:
   struct Options {
@@ -47,6 +51,7 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
     int low_latency_tokens = 128;    // T of every rank at most; 0: always the throughput path
     EpOverlap overlap = EpOverlap::kOff;
     int tensor_ranks = 1;  // so many neighbours exchange rows; divides N
+    DeviceLane device_lane = DeviceLane::kAuto;
   };
   // The size of ring that these options need: a power of two, `wanted` if that is enough.
   static size_t RingBytes(const Options& options, size_t wanted);
@@ -77,6 +82,24 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
   absl::Status CombineSend(DispatchHandle handle, ConstRows expert_rows,
                            Matrix<float> out) override;
   absl::Status CombineReceive(DispatchHandle handle) override;
+
+  // The control half alone, for who moves rows between devices himself (model/cuda): all ranks tell
+  // each other their plans, in the place of a dispatch. Valid until the next call but one. Errors:
+  // Send's and Receive's.
+  struct Plans {
+    std::span<const RankPlan> out, in;  // [N] to and from each rank; this rank's own in both
+    std::span<const int32_t> rank_of;   // [T, K]
+    const Grouping* grouping = nullptr;
+  };
+  absl::StatusOr<Plans> ExchangePlans(int layer, Matrix<const int32_t> experts,
+                                      std::span<const int32_t> positions);
+  // What bytes_sent() counts too.
+  void CountSent(uint64_t bytes) { bytes_sent_ += bytes; }
+  EpGroup& group() { return group_; }
+  DeviceLane device_lane() const { return options_.device_lane; }
+  // How rows travel between devices, in words, from who decides it (model/cuda); empty: not yet.
+  const std::string& rows_travel() const { return rows_travel_; }
+  void SetRowsTravel(std::string how) { rows_travel_ = std::move(how); }
 
   int rank() const override { return group_.rank() % options_.tensor_ranks; }
   int ranks() const override { return options_.tensor_ranks; }
@@ -112,6 +135,10 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
   Op& at(uint64_t id) { return *in_flight_[id % 2]; }
   absl::StatusOr<Op*> Expect(DispatchHandle handle, State state);
 
+  // Plans what is to be sent, and begins to send it.
+  absl::StatusOr<Op*> Start(int layer, Matrix<const float> hidden, Matrix<const int32_t> experts,
+                            Matrix<const float> weights, std::span<const int32_t> positions,
+                            bool plans_only);
   DispatchShape Shape() const;
   bool InFlight() const;
   // Moves what can be moved in both directions, without blocking. True if anything was.
@@ -156,6 +183,7 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
   uint64_t bytes_sent_ = 0, overlapped_steps_ = 0;
   absl::Duration waited_;
   uint32_t step_micros_ = 0;
+  std::string rows_travel_;
   std::unique_ptr<EpProgress> progress_;  // goes first: its thread uses all the rest
 };
 

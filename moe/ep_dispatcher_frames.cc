@@ -76,7 +76,7 @@ bool EpDispatcher::SendDispatch(int peer, Piece& piece) {
            plan.slots.size(), bytes);
     piece.plan_sent = true;
   }
-  while (piece.next < tokens) {
+  while (!op.plans_only && piece.next < tokens) {
     const size_t count = std::min(frame_rows_, tokens - piece.next);
     std::byte* const to = Begin(peer, count * row_bytes_);
     if (to == nullptr) return false;
@@ -121,7 +121,7 @@ bool EpDispatcher::TakeFrame(int peer) {
     return true;
   }
   if (!op.grouped) return false;
-  const size_t tokens = op.in[peer].counts.size(), rows_bytes = frame->count * row_bytes_;
+  const size_t tokens = op.RowsOf(peer), rows_bytes = frame->count * row_bytes_;
   if (frame->kind == EpFrameKind::kPlanRows && op.low_latency && from.rows_in == 0 &&
       frame->count == tokens && frame->bytes >= rows_bytes) {
     Place(op, peer, link.payload() + (frame->bytes - rows_bytes), frame->count);
@@ -169,19 +169,15 @@ void EpDispatcher::Group(Op& op) {
   }
   const absl::Status grouped = GroupByExpert(op.in, local_experts(), &op.grouping);
   if (!grouped.ok()) return group_.Fail(absl::UnavailableError(grouped.message()));
-  op.received = 0;
-  op.index.resize(op.grouping.offsets.back());
-  for (size_t p = 0; p < op.peers.size(); ++p) {
-    op.peers[p].first = op.received;
-    const int32_t* row = op.grouping.rows[p].data();
-    for (const int entries : op.in[p].counts) {
-      for (int n = 0; n < entries; ++n) op.index[*row++] = static_cast<int32_t>(op.received);
-      ++op.received;
-    }
-  }
-  const size_t bytes = op.received * row_bytes_;
-  if (op.rows.size() < std::max<size_t>(bytes, 1)) op.rows = AlignedBuffer(bytes + bytes / 4 + 1);
   op.grouped = true;
+  if (op.plans_only) return;
+  size_t first = 0;
+  for (size_t p = 0; p < op.peers.size(); ++p) {
+    op.peers[p].first = first;
+    first += op.in[p].counts.size();
+  }
+  const size_t bytes = op.grouping.tokens * row_bytes_;
+  if (op.rows.size() < std::max<size_t>(bytes, 1)) op.rows = AlignedBuffer(bytes + bytes / 4 + 1);
   // This rank's own rows, as those that travel.
   Op::Peer& self = op.peers[group_.rank()];
   std::byte* to = op.rows.data() + self.first * row_bytes_;
@@ -200,7 +196,7 @@ void EpDispatcher::Place(Op& op, int peer, const std::byte* rows, size_t count) 
 
 bool EpDispatcher::Received(const Op& op) const {
   for (size_t p = 0; p < op.peers.size(); ++p) {
-    if (!op.peers[p].plan_in || op.peers[p].rows_in < op.in[p].counts.size()) return false;
+    if (!op.peers[p].plan_in || op.peers[p].rows_in < op.RowsOf(static_cast<int>(p))) return false;
   }
   return op.grouped;
 }

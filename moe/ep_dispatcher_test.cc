@@ -92,6 +92,46 @@ TEST_P(EpDispatcherTest, BitsAreTheLoopbacksWhateverTheGroup) {
   }
 }
 
+// Plans without rows, between dispatches of both paths: what comes is what the peer has planned.
+TEST_P(EpDispatcherTest, PlansGoAlone) {
+  constexpr int kWorld = 3, kWidth = 40;
+  std::mt19937 rng(4);
+  const auto placement =
+      std::make_shared<const Placement>(RandomPlacement(rng, kLayers, kExperts, 3, kWorld));
+  const EpDispatcher::Options options = {
+      .top_k = kTopK, .hidden = kWidth, .max_tokens = 64, .low_latency_tokens = 20};
+  // Of rank `rank` in step `step`; every third time none.
+  const auto tokens_of = [](int rank, int step) {
+    std::mt19937 mine(rank * 100 + step);
+    return RandomTokens(mine, (step + rank) % 3 * 16, kExperts, kTopK, kWidth);
+  };
+  RunRanks(kWorld,
+           {.lanes = {GetParam()}, .ring_bytes = EpDispatcher::RingBytes(options, kEpRingBytesMin)},
+           [&](EpGroup& group, int rank) {
+             const auto d = EpDispatcher::Create(&group, placement, options).value();
+             for (int step = 0; step < 4; ++step) {
+               const Tokens t = tokens_of(rank, step);
+               d->BeginStep(*group.OpenStep({.rows = static_cast<uint32_t>(t.count())}));
+               for (int layer = 0; layer < kLayers; ++layer) {
+                 const auto plans = d->ExchangePlans(layer, t.e(), t.positions);
+                 ASSERT_TRUE(plans.ok()) << plans.status();
+                 size_t tokens = 0;
+                 for (int peer = 0; peer < kWorld; ++peer) {
+                   const Tokens theirs = tokens_of(peer, step);
+                   std::vector<RankPlan> wanted(kWorld);
+                   std::vector<int32_t> rank_of;
+                   MakePlans(*placement, layer, theirs.e(), theirs.positions, wanted, &rank_of);
+                   EXPECT_EQ(plans->in[peer].counts, wanted[rank].counts);
+                   EXPECT_EQ(plans->in[peer].slots, wanted[rank].slots);
+                   tokens += wanted[rank].counts.size();
+                 }
+                 EXPECT_EQ(plans->grouping->tokens, tokens);
+               }
+               EXPECT_EQ(Exchange(*d, 0, t).value(), Wanted(t, kExperts, options.dtype));
+             }
+           });
+}
+
 TEST_P(EpDispatcherTest, ADispatchMayBeManyTimesTheRing) {
   // 300 tokens of 4 KiB and four times as many outputs, through rings of 128 KiB.
   ExpectLoopbackBits({.lane = GetParam(), .hidden = 2048, .max_tokens = 300}, 50);

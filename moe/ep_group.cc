@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
@@ -18,6 +19,7 @@ namespace {
 constexpr int kLooksPerProgress = 32;
 // A sleeper looks after its deadline so often at least.
 constexpr absl::Duration kSleepMax = absl::Milliseconds(250);
+constexpr absl::Duration kNap = absl::Microseconds(50);
 
 }  // namespace
 
@@ -277,8 +279,23 @@ absl::Status EpGroup::Wait(FunctionRef<bool()> done, FunctionRef<bool(int peer)>
   return WaitFor(done, wants_room, missing, options_.wait_max);
 }
 
+absl::Status EpGroup::Poll(FunctionRef<bool()> done, FunctionRef<std::string()> missing,
+                           absl::Duration wait_max) {
+  const auto nap = [this](absl::Duration longest) {
+    std::this_thread::sleep_for(absl::ToChronoMicroseconds(std::min(kNap, longest)));
+    Progress();
+  };
+  return LookUntil(done, nap, missing, wait_max);
+}
+
 absl::Status EpGroup::WaitFor(FunctionRef<bool()> done, FunctionRef<bool(int peer)> wants_room,
                               FunctionRef<std::string()> missing, absl::Duration wait_max) {
+  const auto sleep = [&](absl::Duration longest) { SleepOnce(done, wants_room, -1, longest); };
+  return LookUntil(done, sleep, missing, wait_max);
+}
+
+absl::Status EpGroup::LookUntil(FunctionRef<bool()> done, FunctionRef<void(absl::Duration)> idle,
+                                FunctionRef<std::string()> missing, absl::Duration wait_max) {
   const absl::Time begin = clock_.Now();
   absl::Duration ask_at = options_.alive ? options_.alive_after : absl::InfiniteDuration();
   for (int turn = 0;; ++turn) {
@@ -302,7 +319,7 @@ absl::Status EpGroup::WaitFor(FunctionRef<bool()> done, FunctionRef<bool(int pee
       continue;
     }
     if (options_.on_wait) options_.on_wait();
-    SleepOnce(done, wants_room, -1, std::min(ask_at, wait_max) - waited);
+    idle(std::min(ask_at, wait_max) - waited);
   }
 }
 

@@ -102,6 +102,10 @@ class EpGroup {
   // which rank.
   absl::Status Wait(FunctionRef<bool()> done, FunctionRef<bool(int peer)> wants_room,
                     FunctionRef<std::string()> missing);
+  // The same for what no frame tells of, such as the end of a device's work: it looks again after
+  // naps of 50 µs. A peer that is lost meanwhile ends it too.
+  absl::Status Poll(FunctionRef<bool()> done, FunctionRef<std::string()> missing,
+                    absl::Duration wait_max);
   // A sleep in two parts, for who polls event_fd() itself: true if nothing is to be done until it
   // is readable. Awake() follows, whatever the answer.
   bool FallAsleep(FunctionRef<bool()> done, FunctionRef<bool(int peer)> wants_room);
@@ -123,6 +127,9 @@ class EpGroup {
   absl::Status AllGather(EpFrameKind kind, std::span<const std::byte> mine,
                          FunctionRef<bool(int peer, std::span<const std::byte> payload)> take,
                          absl::Duration wait_max);
+  // idle(longest): sleeps until it is time to look again.
+  absl::Status LookUntil(FunctionRef<bool()> done, FunctionRef<void(absl::Duration longest)> idle,
+                         FunctionRef<std::string()> missing, absl::Duration wait_max);
   absl::Status WaitFor(FunctionRef<bool()> done, FunctionRef<bool(int peer)> wants_room,
                        FunctionRef<std::string()> missing, absl::Duration wait_max);
   void AskWhoLives();

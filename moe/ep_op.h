@@ -18,6 +18,7 @@ struct EpDispatcher::Op {
   uint64_t id = 0;
   int layer = 0;
   bool low_latency = false, grouped = false;
+  bool plans_only = false;              // rows go another way
   size_t tokens = 0;                    // T
   Matrix<const float> hidden, weights;  // this and the next two are the caller's
   ConstRows expert_rows;
@@ -25,12 +26,11 @@ struct EpDispatcher::Op {
   std::vector<RankPlan> out, in;  // [N] to and from each rank; this rank's own in both
   std::vector<int32_t> rank_of;   // [T, K]
   Grouping grouping;
-  std::vector<Peer> peers;     // [N]
-  AlignedBuffer rows;          // [P] tokens as on the wire, by source rank; grows
-  size_t received = 0;         // P
-  std::vector<int32_t> index;  // [R]: of which token
-  size_t summed = 0;           // of [T, K]
+  std::vector<Peer> peers;  // [N]
+  AlignedBuffer rows;       // [P] tokens as on the wire, by source rank; grows
+  size_t summed = 0;        // of [T, K]
   bool done() const { return summed == rank_of.size(); }
+  size_t RowsOf(int peer) const { return plans_only ? 0 : in[peer].counts.size(); }
 };
 
 // The exchange under way, or the last one.

@@ -97,6 +97,17 @@ absl::Status GroupByExpert(std::span<const RankPlan> plans, int slots_per_rank,
   // Each offset now stands at its slot's end, which is the next one's begin.
   std::copy_backward(offsets.begin(), offsets.end() - 1, offsets.end());
   offsets[0] = 0;
+  grouping->index.resize(total);
+  grouping->tokens = 0;
+  for (size_t r = 0; r < plans.size(); ++r) {
+    const int32_t* row = grouping->rows[r].data();
+    for (const int entries : plans[r].counts) {
+      for (int n = 0; n < entries; ++n) {
+        grouping->index[*row++] = static_cast<int32_t>(grouping->tokens);
+      }
+      ++grouping->tokens;
+    }
+  }
   return absl::OkStatus();
 }
 

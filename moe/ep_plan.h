@@ -49,6 +49,9 @@ absl::Status ReadPlan(std::span<const std::byte> bytes, size_t tokens, size_t en
 struct Grouping {
   std::vector<int32_t> offsets;            // [S + 1]
   std::vector<std::vector<int32_t>> rows;  // [N][M of that source]
+  // [R]: of which token row r is, where tokens are numbered by source rank, then as in its plan.
+  std::vector<int32_t> index;
+  size_t tokens = 0;  // so numbered
 };
 // plans [N]: from each source to this rank. kInvalidArgument if there are more than 2^31 - 1 rows.
 absl::Status GroupByExpert(std::span<const RankPlan> plans, int slots_per_rank, Grouping* grouping);

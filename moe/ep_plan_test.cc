@@ -6,6 +6,7 @@
 #include <map>
 #include <set>
 
+#include "moe/ep_route.h"
 #include "moe/ep_testing.h"
 #include "moe/ep_wire.h"
 #include "moe/row_codec.h"
@@ -78,6 +79,70 @@ TEST(EpPlanTest, RowsOfASlotAreTogetherAndEachIsTakenOnce) {
       EXPECT_GE(row, g.offsets[plans[p].slots[i]]);
       EXPECT_LT(row, g.offsets[plans[p].slots[i] + 1]);
       EXPECT_TRUE(taken.insert(row).second);
+    }
+  }
+}
+
+// What N ranks do with their blocks, on numbers in the place of rows: (token, expert) must come
+// home to the slot that chose it.
+TEST(EpRouteTest, BlocksBringEveryOutputToItsSlot) {
+  for (unsigned seed = 0; seed < 40; ++seed) {
+    std::mt19937 rng(seed);
+    const int ranks = 1 + static_cast<int>(rng() % 4), top_k = 1 + static_cast<int>(rng() % 5);
+    const Placement placement =
+        RandomPlacement(rng, 1, 12, ranks * static_cast<int>(rng() % 2) * 12, ranks);
+    const int slots = placement.slots_per_rank();
+    std::vector<switchyard::testing::Tokens> tokens;
+    std::vector<std::vector<RankPlan>> out(ranks, std::vector<RankPlan>(ranks)), in = out;
+    std::vector<std::vector<int32_t>> rank_of(ranks);
+    for (int r = 0; r < ranks; ++r) {
+      tokens.push_back(RandomTokens(rng, rng() % 30, 12, top_k, 1));
+      MakePlans(placement, 0, tokens[r].e(), tokens[r].positions, out[r], &rank_of[r]);
+      for (int to = 0; to < ranks; ++to) in[to][r] = out[r][to];
+    }
+    std::vector<Grouping> grouping(ranks);
+    std::vector<EpRoute> route(ranks);
+    for (int r = 0; r < ranks; ++r) {
+      ASSERT_TRUE(GroupByExpert(in[r], slots, &grouping[r]).ok());
+      MakeRoute(out[r], in[r], rank_of[r], grouping[r], &route[r]);
+    }
+    // Moves blocks; both ends of each must agree on its rows.
+    const auto move = [&](const std::vector<std::vector<int64_t>>& rows, BlockFirsts EpRoute::*from,
+                          BlockFirsts EpRoute::*to) {
+      std::vector<std::vector<int64_t>> came(ranks);
+      for (int r = 0; r < ranks; ++r) {
+        for (int s = 0; s < ranks; ++s) {
+          const BlockFirsts &sent = route[s].*from, &wanted = route[r].*to;
+          EXPECT_EQ(sent[r + 1] - sent[r], wanted[s + 1] - wanted[s]) << "seed " << seed;
+          came[r].insert(came[r].end(), rows[s].begin() + sent[r], rows[s].begin() + sent[r + 1]);
+        }
+      }
+      return came;
+    };
+    std::vector<std::vector<int64_t>> sent(ranks), back(ranks);
+    for (int r = 0; r < ranks; ++r) {
+      for (const int32_t t : route[r].out) sent[r].push_back(r * 1000 + t);
+    }
+    const auto came = move(sent, &EpRoute::out_first, &EpRoute::in_first);
+    for (int r = 0; r < ranks; ++r) {
+      std::vector<int64_t> outputs;
+      ASSERT_EQ(came[r].size(), grouping[r].tokens);
+      for (int s = 0; s < slots; ++s) {
+        const int expert = placement.Logical(0, ExpertId(r * slots + s));
+        for (int32_t i = grouping[r].offsets[s]; i < grouping[r].offsets[s + 1]; ++i) {
+          outputs.push_back(came[r][grouping[r].index[i]] * 100 + expert);
+        }
+      }
+      for (const int32_t i : route[r].back) back[r].push_back(outputs[i]);
+    }
+    const auto home = move(back, &EpRoute::back_first, &EpRoute::home_first);
+    for (int r = 0; r < ranks; ++r) {
+      ASSERT_EQ(route[r].where.size(), tokens[r].experts.size());
+      for (size_t i = 0; i < route[r].where.size(); ++i) {
+        const auto token = static_cast<int64_t>(i / top_k);
+        ASSERT_EQ(home[r][route[r].where[i]], (r * 1000 + token) * 100 + tokens[r].experts[i])
+            << "seed " << seed << ", rank " << r;
+      }
     }
   }
 }
