@@ -5,11 +5,15 @@
 #include <algorithm>
 #include <cstring>
 
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+
 namespace switchyard {
 namespace {
 
 constexpr size_t kCachedBytes = size_t{256} << 10;   // a part of any second-level cache
 constexpr size_t kMeasuredBytes = size_t{64} << 20;  // some milliseconds of memory's time
+constexpr size_t kMemoryBytes = size_t{256} << 20;   // many times the last cache's
 constexpr size_t kPeakRounds = 40000;                // some milliseconds of arithmetic
 
 }  // namespace
@@ -38,8 +42,17 @@ const char* Name(Ceiling c) {
   return "";
 }
 
-Ceilings::Ceilings(const cpu::Isa& isa, ComputePool& pool, size_t memory_bytes)
-    : isa_(isa), pool_(pool), from_(memory_bytes), to_(memory_bytes) {
+absl::StatusOr<CpuPath> FindCpuPath(const std::string& kernels) {
+  ASSIGN_OR_RETURN(const KernelSet set, SelectKernels(kernels));
+  for (CpuPath& path : CpuPaths()) {
+    if (path.set.name == set.name && path.isa != nullptr) return std::move(path);
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("--kernels ", kernels, ": there is nothing to hold it against"));
+}
+
+Ceilings::Ceilings(const cpu::Isa& isa, ComputePool& pool)
+    : isa_(isa), pool_(pool), from_(kMemoryBytes), to_(kMemoryBytes) {
   std::memset(from_.data(), 1, from_.size());
   std::memset(to_.data(), 1, to_.size());
 }

@@ -7,8 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "common/compute_pool.h"
-#include "kernels/cpu/isa.h"
+#include "kernels/cpu/cpu_kernels.h"
 #include "kernels/gemm.h"
 
 namespace switchyard {
@@ -17,6 +18,9 @@ namespace switchyard {
 // the machine does counts little; else of the wall clock.
 double BenchSeconds(const ComputePool& pool);
 
+// A path that has ceilings. Errors: those of SelectKernels; kInvalidArgument for the reference.
+absl::StatusOr<CpuPath> FindCpuPath(const std::string& kernels);
+
 enum class Ceiling { kInt8Dot, kBf16Dot, kFloat32Fma, kMemoryRead, kCachedRead, kCopy };
 const char* Name(Ceiling c);
 // Operations count a multiply-add as two; the others are bytes (a copy's are those it reads).
@@ -24,8 +28,8 @@ inline bool IsArithmetic(Ceiling c) { return c <= Ceiling::kFloat32Fma; }
 
 class Ceilings {
  public:
-  // Borrows both. Takes `memory_bytes` of memory twice; it should be many times the last cache's.
-  Ceilings(const cpu::Isa& isa, ComputePool& pool, size_t memory_bytes);
+  // Borrows both. Takes half a gigabyte of memory.
+  Ceilings(const cpu::Isa& isa, ComputePool& pool);
 
   std::vector<Ceiling> all() const;
   bool Has(Ceiling c) const {

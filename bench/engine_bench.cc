@@ -1,11 +1,15 @@
 #include "bench/engine_bench.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "bench/ceilings.h"
+#include "bench/spread.h"
 #include "common/clock.h"
 #include "common/status_macros.h"
+#include "engine/work_estimate.h"
 
 namespace switchyard {
 namespace {
@@ -79,16 +83,65 @@ absl::StatusOr<double> DecodeRate(Engine& engine, int batch, int context, int st
   return static_cast<double>(tokens) / seconds;
 }
 
-struct Spread {
-  double median, low, high;
+// Holds rates against what the machine allows at the same time: the seconds that the arithmetic or
+// the bytes of some work need at least.
+class Floor {
+ public:
+  // Without ceilings (a device, the reference) there is none.
+  Floor(const BenchEngineOptions& o, const ModelConfig& config)
+      : work_(EstimateWork(config, o.model.dtype, o.model.quantization, 1)),
+        head_flops_(2.0 * config.vocab_size * config.hidden_size),
+        arithmetic_(o.model.quantization                ? Ceiling::kInt8Dot
+                    : o.model.dtype == DType::kBfloat16 ? Ceiling::kBf16Dot
+                                                        : Ceiling::kFloat32Fma),
+        pool_(o.model.threads) {
+    const absl::StatusOr<CpuPath> path = FindCpuPath(o.model.kernels);
+    if (o.model.device != Device::kCpu || !path.ok()) return;
+    ceilings_.emplace(*path->isa, pool_);
+    if (!ceilings_->Has(arithmetic_)) arithmetic_ = Ceiling::kFloat32Fma;
+  }
+
+  // Tokens per second that `run` gives, of them the share that the floor allows, in `shares`.
+  // One step of `rows` tokens that look at `keys` keys each on average, of `sequences` contexts.
+  absl::StatusOr<double> Measure(const std::function<absl::StatusOr<double>()>& run, double rows,
+                                 double sequences, double context, double keys,
+                                 std::vector<double>* shares) {
+    if (!ceilings_) return run();
+    const double flops =
+        rows * (work_.token_flops + keys * work_.key_flops) + sequences * head_flops_;
+    const double bytes = work_.ReadBytes(rows, 1) + sequences * context * work_.key_bytes;
+    const double computing = flops / ceilings_->Measure(arithmetic_);
+    ASSIGN_OR_RETURN(const double rate, run());
+    const double reading = bytes / ceilings_->Measure(Ceiling::kMemoryRead);
+    shares->push_back(std::max(computing, reading) * rate / rows);
+    return rate;
+  }
+
+ private:
+  const WorkEstimate work_;
+  const double head_flops_;
+  Ceiling arithmetic_;
+  ComputePool pool_;
+  std::optional<Ceilings> ceilings_;
 };
-Spread Summarise(std::vector<double> v) {
-  std::sort(v.begin(), v.end());
-  return {v[v.size() / 2], v.front(), v.back()};
+
+ordered_json Row(const std::vector<double>& rates, const std::vector<double>& shares) {
+  const Spread s = Summarise(rates);
+  ordered_json row = {
+      {"tokens_per_second", s.median}, {"lowest", s.lowest}, {"highest", s.highest}};
+  if (shares.empty()) return row;
+  const Spread share = Summarise(shares);
+  row["share"] = {{"median", share.median}, {"lowest", share.lowest}, {"highest", share.highest}};
+  return row;
 }
 
-ordered_json Row(const Spread& s) {
-  return {{"tokens_per_second", s.median}, {"lowest", s.low}, {"highest", s.high}};
+std::string Text(const ordered_json& row) {
+  const std::string rate = absl::StrFormat("%9.1f tok/s", row["tokens_per_second"].get<double>());
+  if (!row.contains("share")) return rate;
+  const ordered_json& share = row["share"];
+  return absl::StrFormat("%s, %.2f (%.2f to %.2f) of the machine's ceiling", rate,
+                         share["median"].get<double>(), share["lowest"].get<double>(),
+                         share["highest"].get<double>());
 }
 
 absl::Status CheckAll(const char* flag, const std::vector<int>& values, int most, const char* why) {
@@ -128,30 +181,33 @@ absl::StatusOr<ordered_json> RunBenchEngine(const BenchEngineOptions& o) {
   out["numerics_id"] = model->numerics_id();
   out["threads"] = o.model.threads;
   out["prefill"] = out["decode"] = ordered_json::array();
+  Floor floor(o, model->config());
   for (int tokens : o.prefill_tokens) {
-    std::vector<double> rates;
-    for (int i = 0; i < o.repeats + 1; ++i) {  // the first touches the memory and is not counted
-      ASSIGN_OR_RETURN(const double rate, PrefillRate(*engine, tokens));
-      if (i > 0) rates.push_back(rate);
+    const auto run = [&] { return PrefillRate(*engine, tokens); };
+    RETURN_IF_ERROR(run().status());  // touches the memory
+    std::vector<double> rates, shares;
+    for (int i = 0; i < o.repeats; ++i) {
+      ASSIGN_OR_RETURN(const double rate,
+                       floor.Measure(run, tokens, 1, tokens, (tokens + 1) / 2.0, &shares));
+      rates.push_back(rate);
     }
-    ordered_json row = Row(Summarise(rates));
+    ordered_json row = Row(rates, shares);
     row["tokens"] = tokens;
-    say(absl::StrFormat("prefill %5d tokens: %9.1f tok/s", tokens,
-                        row["tokens_per_second"].get<double>()));
+    say(absl::StrFormat("prefill %5d tokens: %s", tokens, Text(row)));
     out["prefill"].push_back(std::move(row));
   }
   for (int batch : o.decode_batches) {
-    std::vector<double> rates;
+    const auto run = [&] { return DecodeRate(*engine, batch, o.decode_context, o.decode_steps); };
+    std::vector<double> rates, shares;
     for (int i = 0; i < o.repeats; ++i) {
-      ASSIGN_OR_RETURN(const double rate,
-                       DecodeRate(*engine, batch, o.decode_context, o.decode_steps));
+      ASSIGN_OR_RETURN(const double rate, floor.Measure(run, batch, batch, o.decode_context,
+                                                        o.decode_context, &shares));
       rates.push_back(rate);
     }
-    ordered_json row = Row(Summarise(rates));
+    ordered_json row = Row(rates, shares);
     row["batch"] = batch;
     row["context"] = o.decode_context;
-    say(absl::StrFormat("decode batch %3d at %d: %9.1f tok/s", batch, o.decode_context,
-                        row["tokens_per_second"].get<double>()));
+    say(absl::StrFormat("decode batch %3d at %d: %s", batch, o.decode_context, Text(row)));
     out["decode"].push_back(std::move(row));
   }
   return out;

@@ -26,7 +26,10 @@ struct BenchEngineOptions {
 };
 
 // kInvalidArgument before anything is measured: a length or batch that the engine does not take.
-// {"prefill": [{"tokens", "tokens_per_second", "spread"}], "decode": [{"batch", "context", …}], …}
+// {"prefill": [{"tokens", "tokens_per_second", "lowest", "highest", "share"}],
+//  "decode": [{"batch", "context", …}], …}. "share" {median, lowest, highest}: the least time that
+// the work's operations or bytes (engine/work_estimate.h) take at the ceilings that were measured
+// beside each repetition, ÷ the time that it took; not for a device or the reference kernels.
 absl::StatusOr<nlohmann::ordered_json> RunBenchEngine(const BenchEngineOptions& options);
 
 }  // namespace switchyard

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "bench/ep_processes.h"
+#include "bench/spread.h"
 #include "common/status_macros.h"
 #include "model/model.h"
 #include "moe/ep_dispatcher.h"
@@ -19,11 +20,6 @@ constexpr size_t kRingBytes = 4 << 20;  // as workers have it
 constexpr int kRoundsMin = 5, kWarmRounds = 8, kBlockTokens = 16;
 // In the order of EpOverlap.
 constexpr std::array<const char*, 3> kWays = {"auto", "on", "off"};
-
-double Median(std::vector<double> v) {
-  std::sort(v.begin(), v.end());
-  return v[v.size() / 2];
-}
 
 // One step's rows of a rank, and the memory behind them.
 struct Rows {
@@ -123,12 +119,11 @@ absl::StatusOr<Json> MeasureSteps(const BenchEpStepOptions& o, EpGroup& group, R
 Json Ratio(const std::vector<double>& off, const std::vector<double>& way) {
   std::vector<double> v;
   for (size_t i = 0; i < off.size(); ++i) v.push_back(off[i] / way[i]);
-  return {{"median", Median(v)},
-          {"lowest", *std::min_element(v.begin(), v.end())},
-          {"highest", *std::max_element(v.begin(), v.end())}};
+  const Spread s = Summarise(std::move(v));
+  return {{"median", s.median}, {"lowest", s.lowest}, {"highest", s.highest}};
 }
 
-Json Summarise(const Json& said, int tokens) {
+Json RowOf(const Json& said, int tokens) {
   const auto times = said["times"].get<std::array<std::vector<double>, 3>>();
   const auto waits = said["waits"].get<std::array<std::vector<double>, 3>>();
   Json row = {{"tokens", tokens}, {"rounds", times[2].size()}, {"bytes", said["bytes"]}};
@@ -168,7 +163,7 @@ absl::StatusOr<Json> RunBenchEpSteps(const BenchEpStepOptions& o) {
                      }));
     Json steps = Json::array();
     for (size_t i = 0; i < o.tokens.size(); ++i) {
-      const Json row = Summarise(said[0]["steps"][i], o.tokens[i]);
+      const Json row = RowOf(said[0]["steps"][i], o.tokens[i]);
       if (o.progress) {
         o.progress(absl::StrFormat(
             "%s  tokens %5d  off %8.2f ms (waits %.2f)  on %8.2f ms (waits %.2f)  off/on %.2f "

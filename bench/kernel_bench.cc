@@ -6,6 +6,7 @@
 #include "absl/strings/str_format.h"
 #include "bench/ceilings.h"
 #include "bench/kernel_cases.h"
+#include "bench/spread.h"
 #include "common/status_macros.h"
 #include "kernels/cpu/cpu_kernels.h"
 
@@ -13,16 +14,7 @@ namespace switchyard {
 namespace {
 using nlohmann::ordered_json;
 
-constexpr size_t kMemoryBytes = size_t{256} << 20;
 constexpr double kSampleSeconds = 0.010;  // a measurement at least
-
-struct Spread {
-  double median, lowest, highest;
-};
-Spread Summarise(std::vector<double> v) {
-  std::sort(v.begin(), v.end());
-  return {v[v.size() / 2], v.front(), v.back()};
-}
 
 // Seconds of one call.
 double Time(const KernelCase& c, KernelContext& ctx) {
@@ -88,19 +80,10 @@ ordered_json MeasureCase(const KernelCase& c, Ceilings& ceilings, KernelContext&
           {"gigabytes_per_second", c.bytes / median / 1e9}};
 }
 
-absl::StatusOr<CpuPath> FindPath(const std::string& kernels) {
-  ASSIGN_OR_RETURN(const KernelSet set, SelectKernels(kernels));
-  for (CpuPath& path : CpuPaths()) {
-    if (path.set.name == set.name) return std::move(path);
-  }
-  return absl::InvalidArgumentError(
-      absl::StrCat("--kernels ", kernels, ": there is nothing to hold it against"));
-}
-
 }  // namespace
 
 absl::StatusOr<ordered_json> RunBenchKernels(const BenchKernelsOptions& o) {
-  ASSIGN_OR_RETURN(const CpuPath path, FindPath(o.kernels));
+  ASSIGN_OR_RETURN(const CpuPath path, FindCpuPath(o.kernels));
   if (o.repeats < 1) return absl::InvalidArgumentError("--repeats must be at least 1");
   ordered_json out;
   out["kernels"] = path.set.name;
@@ -108,7 +91,7 @@ absl::StatusOr<ordered_json> RunBenchKernels(const BenchKernelsOptions& o) {
   for (const int threads : o.threads) {
     if (threads < 1) return absl::InvalidArgumentError("--threads must be at least 1");
     KernelContext ctx(threads);
-    Ceilings ceilings(*path.isa, ctx.pool, kMemoryBytes);
+    Ceilings ceilings(*path.isa, ctx.pool);
     if (o.progress) o.progress(absl::StrCat(path.set.name, ", ", threads, " thread(s)"));
     ordered_json run;
     run["threads"] = threads;

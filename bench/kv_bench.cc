@@ -17,6 +17,7 @@
 #include "absl/strings/str_format.h"
 #include "bench/kv_ways.h"
 #include "bench/peer_text.h"
+#include "bench/spread.h"
 #include "common/clock.h"
 #include "common/status_macros.h"
 #include "kvtransfer/lane.h"
@@ -186,11 +187,6 @@ class Sender {
   uint64_t sink_ = 0;
 };
 
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
 absl::StatusOr<Json> MeasureSize(const BenchKvOptions& o, int block_bytes, int fd) {
   const KvPages pages = PagesOf(o, block_bytes);
   Sender sender(pages, fd);
@@ -214,11 +210,11 @@ absl::StatusOr<Json> MeasureSize(const BenchKvOptions& o, int block_bytes, int f
     for (int t = 0; t < o.turns; ++t) {
       values.push_back(speeds[ratio.over][t] / speeds[ratio.under][t]);
     }
-    const auto [low, high] = std::minmax_element(values.begin(), values.end());
-    report["ratios"][ratio.name] = {{"median", Median(values)}, {"min", *low}, {"max", *high}};
+    const Spread s = Summarise(std::move(values));
+    report["ratios"][ratio.name] = {{"median", s.median}, {"min", s.lowest}, {"max", s.highest}};
     if (o.progress) {
-      o.progress(
-          absl::StrFormat("  %-20s %.2f (%.2f to %.2f)", ratio.name, Median(values), *low, *high));
+      o.progress(absl::StrFormat("  %-20s %.2f (%.2f to %.2f)", ratio.name, s.median, s.lowest,
+                                 s.highest));
     }
   }
   return report;

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "bench/serve.h"
+#include "bench/spread.h"
 #include "bench/worker_backend.h"
 #include "common/clock.h"
 
@@ -33,11 +34,6 @@ double CpuSeconds(const std::string& pid) {
   unsigned long user = 0, kernel = 0;
   std::sscanf(line.c_str(), "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &kernel);
   return static_cast<double>(user + kernel) / static_cast<double>(sysconf(_SC_CLK_TCK));
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 using Report = absl::StatusOr<nlohmann::ordered_json>;

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "bench/spread.h"
 #include "common/file.h"
 #include "common/status_macros.h"
 #include "text/tokenizer.h"
@@ -37,8 +38,7 @@ absl::StatusOr<double> Time(int repeats, const std::function<absl::Status()>& ru
     RETURN_IF_ERROR(run());
     seconds.push_back(CpuSeconds() - begin);
   }
-  std::sort(seconds.begin(), seconds.end());
-  return seconds[seconds.size() / 2];
+  return Median(std::move(seconds));
 }
 
 // Pieces of about `size` bytes that end at a line, or else at a character.

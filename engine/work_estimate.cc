@@ -26,6 +26,14 @@ WorkEstimate EstimateWork(const ModelConfig& c, DType dtype,
   w.step_bytes = quantised * always +
                  bytes * (absorbed + static_cast<double>(c.vocab_size) * c.hidden_size) +
                  sizeof(float) * gates;
+  if (c.attention == ModelConfig::Attention::kGqa) {
+    w.key_flops = 4.0 * c.layers * c.heads * c.head_dim;
+    w.key_bytes = 2 * bytes * c.layers * c.kv_heads * c.head_dim;
+  } else {  // absorbed: the latent is the value too
+    const double key = c.kv_lora_rank + c.qk_rope_head_dim;
+    w.key_flops = 2.0 * c.layers * c.heads * (key + c.kv_lora_rank);
+    w.key_bytes = bytes * c.layers * key;
+  }
   w.expert_bytes = quantised * expert;
   w.moe_layers = static_cast<int>(moe_layers);
   w.experts = c.gate.experts;

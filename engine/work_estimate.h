@@ -1,6 +1,6 @@
 // engine/work_estimate.h: what tokens and steps cost by config.json alone: floating-point
-// operations, and bytes of weights that are read. Left out: attention over the context and reads of
-// the KV cache, which depend on every sequence's length; both figures are lower bounds.
+// operations, and bytes of weights that are read; what attention over the context adds depends on
+// every sequence's length.
 #pragma once
 
 #include <optional>
@@ -13,6 +13,8 @@ namespace switchyard {
 struct WorkEstimate {
   double token_flops = 0;  // 2 per weight of the layers that one token meets
   double step_bytes = 0;   // weights that each step reads, whatever it computes
+  // Of a key and its value, all layers: for a token that looks at it, and in the cache.
+  double key_flops = 0, key_bytes = 0;
   // Routed experts, in each of `moe_layers`: `experts` of `expert_bytes`, `top_k` for a token.
   double expert_bytes = 0;
   int moe_layers = 0, experts = 0, top_k = 0;

@@ -31,6 +31,8 @@ TEST(WorkEstimateTest, CountsTheWeightsThatATokenMeets) {
   EXPECT_EQ(w.step_bytes, 2 * (2 * kAttention + kDense + 100 * 32) + 4 * kGate);
   EXPECT_EQ(EstimateWork(Config(), DType::kFloat32, {}, 1).step_bytes,
             2 * w.step_bytes - 4 * kGate);
+  EXPECT_EQ(w.key_flops, 2 * 4 * (2 * 8 + 2 * 8));
+  EXPECT_EQ(w.key_bytes, 2 * 2 * (2 * 8 + 2 * 8));
   EXPECT_EQ(w.expert_bytes, 2 * kExpert);
   const WorkEstimate int4 = EstimateWork(Config(), DType::kBfloat16, WeightFormat::kInt4, 1);
   EXPECT_EQ(int4.token_flops, w.token_flops);
@@ -63,6 +65,8 @@ TEST(WorkEstimateTest, MlaAndNoExperts) {
   const double mla = 32 * 4 * 12 + 32 * 20 + 4 * 16 * 16 + 4 * 8 * 32;
   const WorkEstimate w = EstimateWork(c, DType::kBfloat16, {}, 1);
   EXPECT_EQ(w.token_flops, 2 * (2 * mla + 2 * kDense));
+  EXPECT_EQ(w.key_flops, 2 * 4 * 2 * (20 + 16));
+  EXPECT_EQ(w.key_bytes, 2 * 2 * 20);
   EXPECT_EQ(w.ReadBytes(50, 1), w.step_bytes);
   // What is absorbed stays in 16 bits.
   const WorkEstimate int8 = EstimateWork(c, DType::kBfloat16, WeightFormat::kInt8, 1);

@@ -16,9 +16,11 @@ REQUEST_SECONDS = 600  # the same, many requests at once
 
 
 def alive(pid):
-    """A process that has ended counts as gone, whether or not anybody has taken its exit code."""
+    """A process that has ended counts as gone, whether or not anybody has taken its exit code. Its first thread may
+    have ended before the others, which still hold its files."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        zombie = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+        return not zombie or len(os.listdir(f"/proc/{pid}/task")) > 1
     return False
 
 
