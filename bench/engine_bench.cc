@@ -110,14 +110,23 @@ class Floor {
     const double flops =
         rows * (work_.token_flops + keys * work_.key_flops) + sequences * head_flops_;
     const double bytes = work_.ReadBytes(rows, 1) + sequences * context * work_.key_bytes;
-    const double computing = flops / ceilings_->Measure(arithmetic_);
+    std::vector<double> computing, reading;  // seconds
+    const auto sample = [&] {
+      for (int i = 0; i < kSamples; ++i) {
+        computing.push_back(flops / ceilings_->Measure(arithmetic_));
+        reading.push_back(bytes / ceilings_->Measure(Ceiling::kMemoryRead));
+      }
+    };
+    sample();
     ASSIGN_OR_RETURN(const double rate, run());
-    const double reading = bytes / ceilings_->Measure(Ceiling::kMemoryRead);
-    shares->push_back(std::max(computing, reading) * rate / rows);
+    sample();
+    shares->push_back(std::max(Median(computing), Median(reading)) * rate / rows);
     return rate;
   }
 
  private:
+  static constexpr int kSamples = 5;  // before, and as many after: each takes some milliseconds
+
   const WorkEstimate work_;
   const double head_flops_;
   Ceiling arithmetic_;
