@@ -103,7 +103,9 @@ TEST_P(Conformance, GemmMatchesTheReference) {
         const Matrix<const float> view(x.data(), {m, k});
         set_.gemm->Gemm(ctx, view, set_.gemm->Pack(w.view(), format), y.matrix);
         reference_.gemm->Gemm(ctx, view, reference_.gemm->Pack(w.view(), format), expected.matrix);
-        ExpectNear(y.matrix, expected.matrix, 1e-5f);
+        // Tensor cores cut the sum of every few products, where the reference rounds.
+        const bool cut = k > 1000 && set_.name.starts_with("cuda");
+        ExpectNear(y.matrix, expected.matrix, cut ? 3e-5f : 1e-5f);
         EXPECT_TRUE(y.GapsAreUntouched());
       }
     }

@@ -22,6 +22,7 @@ bool NoDevice(cudaError_t error) {
 
 absl::Status ToStatus(cudaError_t error, absl::string_view what) {
   if (error == cudaSuccess) return absl::OkStatus();
+  static_cast<void>(cudaGetLastError());  // told here, not by the next launch
   const std::string text =
       absl::StrCat(what, ": ", cudaGetErrorName(error), ": ", cudaGetErrorString(error));
   if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(text);
@@ -48,7 +49,8 @@ absl::StatusOr<DeviceProperties> OpenDevice(int index) {
                      .name = found.name,
                      .major = found.major,
                      .minor = found.minor,
-                     .multiprocessors = found.multiProcessorCount};
+                     .multiprocessors = found.multiProcessorCount,
+                     .shared_bytes = found.sharedMemPerBlockOptin};
   RETURN_IF_ERROR(ToStatus(cudaMemGetInfo(&p.free_bytes, &p.memory_bytes), "cudaMemGetInfo"));
   return p;
 }
@@ -65,7 +67,6 @@ absl::StatusOr<Buffer<kind>> Buffer<kind>::Create(size_t bytes) {
                                 : cudaHostAlloc(&data, bytes, cudaHostAllocDefault);
   if (error != cudaSuccess) {
     size_t free = 0, total = 0;
-    static_cast<void>(cudaGetLastError());  // told here, not by the next launch
     static_cast<void>(cudaMemGetInfo(&free, &total));
     return ToStatus(
         error,

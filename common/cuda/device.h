@@ -27,6 +27,7 @@ struct DeviceProperties {
   std::string name;
   int major = 0, minor = 0;  // compute capability
   int multiprocessors = 0;
+  size_t shared_bytes = 0;  // of one block, at most
   size_t memory_bytes = 0, free_bytes = 0;
 };
 // Makes device `index` the calling thread's. kFailedPrecondition says why there is none: no driver,
@@ -67,8 +68,8 @@ class Buffer {
 using DeviceBuffer = Buffer<Memory::kDevice>;
 using PinnedBuffer = Buffer<Memory::kPinned>;
 
-// Device memory that is taken piece by piece and given back as a whole, in slabs of at least
-// `slab_bytes`.
+// Device memory that is taken piece by piece and given back as a whole, in slabs of `slab_bytes`;
+// pieces above a quarter of that are allocations of their own, so that little of a slab is lost.
 class DeviceArena {
  public:
   explicit DeviceArena(size_t slab_bytes) : slab_bytes_(slab_bytes) {}
@@ -80,12 +81,14 @@ class DeviceArena {
     if (!data.ok()) return data.status();
     return reinterpret_cast<T*>(*data);
   }
-  size_t used_bytes() const { return used_; }
+  size_t held_bytes() const { return held_; }  // of the device, with what is still free in slabs
 
  private:
+  absl::StatusOr<std::byte*> Hold(size_t bytes, std::vector<DeviceBuffer>* in);
+
   const size_t slab_bytes_;
-  std::vector<DeviceBuffer> slabs_;
-  size_t at_ = 0, used_ = 0;  // in the last slab; in all
+  std::vector<DeviceBuffer> slabs_, large_;
+  size_t at_ = 0, held_ = 0;  // at_: in the last slab
 };
 
 // Destroys the CUDA object of a handle.

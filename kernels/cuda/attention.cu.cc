@@ -106,17 +106,38 @@ absl::Status LaunchTiles(Stream stream, const AttentionArguments& a, bool split)
   return Launch("PagedAttention", AttentionKernel<kQk, kV, kValuesInKeys>, grid, stream, a);
 }
 
-absl::Status LaunchWidth(Stream stream, const AttentionArguments& a, bool split) {
-  const int qk = a.shape.qk_dim, v = a.shape.v_dim;
-  if (qk <= 64 && v <= 64) return LaunchTiles<64, 64, false>(stream, a, split);
-  if (qk <= 128 && v <= 128) return LaunchTiles<128, 128, false>(stream, a, split);
-  if (qk <= 256 && v <= 256) return LaunchTiles<256, 256, false>(stream, a, split);
-  const bool in_keys = a.shape.kv_heads == 1 && a.kv.v_offset == a.kv.k_offset &&
-                       a.kv.v_token_stride == a.kv.k_token_stride && v <= qk;
-  if (in_keys && qk <= 576 && v <= 512) return LaunchTiles<576, 512, true>(stream, a, split);
+// A kernel for keys and values up to these widths.
+struct Tiles {
+  int qk, v;
+  bool values_in_keys;
+  size_t shared_bytes;
+  absl::Status (*launch)(Stream, const AttentionArguments&, bool split);
+};
+template <int kQk, int kV, bool kValuesInKeys>
+constexpr Tiles Instance() {
+  return {kQk, kV, kValuesInKeys, sizeof(AttentionShared<kQk, kV, kValuesInKeys>),
+          LaunchTiles<kQk, kV, kValuesInKeys>};
+}
+
+absl::StatusOr<Tiles> TilesFor(const AttentionShape& shape, bool values_in_keys) {
+  static constexpr Tiles kAll[] = {Instance<64, 64, false>(), Instance<128, 128, false>(),
+                                   Instance<256, 256, false>(), Instance<576, 512, true>()};
+  for (const Tiles& t : kAll) {
+    if (shape.qk_dim <= t.qk && shape.v_dim <= t.v && (values_in_keys || !t.values_in_keys)) {
+      return t;
+    }
+  }
   return absl::UnimplementedError(
-      absl::StrCat("attention on CUDA: keys of ", qk, " and values of ", v,
+      absl::StrCat("attention on CUDA: keys of ", shape.qk_dim, " and values of ", shape.v_dim,
                    " elements; at most 256 of each, or 576 with the first 512 as values"));
+}
+
+absl::Status LaunchWidth(Stream stream, const AttentionArguments& a, bool split) {
+  const bool in_keys = a.shape.kv_heads == 1 && a.kv.v_offset == a.kv.k_offset &&
+                       a.kv.v_token_stride == a.kv.k_token_stride &&
+                       a.shape.v_dim <= a.shape.qk_dim;
+  const absl::StatusOr<Tiles> tiles = TilesFor(a.shape, in_keys);
+  return tiles.ok() ? tiles->launch(stream, a, split) : tiles.status();
 }
 
 template <typename T>
@@ -142,6 +163,14 @@ __global__ void __launch_bounds__(kMergeThreads)
 }
 
 }  // namespace
+
+absl::StatusOr<size_t> AttentionSharedBytes(const AttentionShape& shape, bool values_in_keys,
+                                            DType cache) {
+  if (cache == DType::kFloat32) return AttentionFloatSharedBytes(shape);
+  const absl::StatusOr<Tiles> tiles = TilesFor(shape, values_in_keys);
+  if (!tiles.ok()) return tiles.status();
+  return tiles->shared_bytes;
+}
 
 size_t AttentionWorkspaceBytes(const AttentionShape& shape, const AttentionBatch& batch,
                                int total_rows, bool split) {

@@ -65,16 +65,20 @@ __global__ void __launch_bounds__(kWarp) FloatKernel(AttentionArguments a) {
 
 }  // namespace
 
+absl::StatusOr<size_t> AttentionFloatSharedBytes(const AttentionShape& shape) {
+  if (shape.v_dim <= kColumnsMax * kWarp) return kAttentionSegment * sizeof(float);
+  return absl::UnimplementedError(
+      absl::StrCat("attention on CUDA: values of ", shape.v_dim, " elements; at most 512"));
+}
+
 absl::Status AttentionFloat(Stream stream, const AttentionArguments& a) {
-  if (a.shape.v_dim > kColumnsMax * kWarp) {
-    return absl::UnimplementedError(
-        absl::StrCat("attention on CUDA: values of ", a.shape.v_dim, " elements; at most 512"));
-  }
+  const absl::StatusOr<size_t> shared = AttentionFloatSharedBytes(a.shape);
+  if (!shared.ok()) return shared.status();
   return Launch("PagedAttention, FP32", FloatKernel,
                 {.x = int64_t{a.batch.count} * a.batch.rows_max,
                  .y = a.shape.heads,
                  .threads = kWarp,
-                 .shared_bytes = kAttentionSegment * sizeof(float)},
+                 .shared_bytes = *shared},
                 stream, a);
 }
 

@@ -69,5 +69,6 @@ __device__ __forceinline__ float Merged(float all, float segment, const MergeFac
 __device__ __forceinline__ float Normalized(float value, float sum) { return value / sum + 0.0f; }
 
 absl::Status AttentionFloat(Stream stream, const AttentionArguments& a);
+absl::StatusOr<size_t> AttentionFloatSharedBytes(const AttentionShape& shape);
 
 }  // namespace switchyard::cuda

@@ -28,6 +28,7 @@ struct Grid {
   int64_t x = 1, y = 1, z = 1;  // blocks
   int threads = 256;
   size_t shared_bytes = 0;
+  bool hopper = false;  // a kernel for sm_90a alone, whose blocks may have more shared memory
 };
 
 constexpr int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -54,11 +55,12 @@ absl::Status Launch(const char* name, void (*kernel)(P...), const Grid& grid, St
     error = cudaGetLastError();
   }
   if (error != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());  // not the next launch's
     return absl::InternalError(absl::StrCat(name, ": ", cudaGetErrorString(error)));
   }
 #else
   SY_CHECK_MSG(stream == nullptr, "the host has no streams");
-  simt::Run(name, {{x, y, z}, static_cast<unsigned>(grid.threads), grid.shared_bytes},
+  simt::Run(name, {{x, y, z}, static_cast<unsigned>(grid.threads), grid.shared_bytes, grid.hopper},
             [&] { kernel(static_cast<P>(args)...); });
 #endif
   return absl::OkStatus();

@@ -11,6 +11,8 @@ namespace {
 // are neighbours, as the epilogue wants them.
 constexpr int kSide = 16, kThreads = kSide * kSide, kEach = 2, kWide = kSide * kEach, kDepth = 32;
 
+static_assert(kWide == TileRows(GemmPath::kMmaSync, DeviceFormat::kFloat32));
+
 struct Tile {
   float x[kWide][kDepth + 1];
   float w[kWide][kDepth + 1];

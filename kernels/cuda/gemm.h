@@ -88,6 +88,14 @@ enum class Epilogue {
 absl::Status Gemm(Stream stream, GemmPath path, const GemmInput& x, const DeviceWeight& w,
                   const RowGroups& groups, Epilogue epilogue, DeviceRows y);
 
+// The grid has a block for each so many rows (of a group) at least, and no more blocks than this:
+// Gemm ends the process past it.
+constexpr int TileRows(GemmPath path, DeviceFormat format) {
+  if (format == DeviceFormat::kFloat32) return 32;
+  return path == GemmPath::kWgmma && format == DeviceFormat::kBfloat16 ? 128 : 64;
+}
+inline constexpr int kRowTilesMax = 65535;
+
 // The best path of the current device. Errors: kFailedPrecondition without a device of sm_80 or
 // later.
 absl::StatusOr<GemmPath> PathOfDevice();

@@ -35,6 +35,9 @@ __device__ __forceinline__ void Fetch(const GemmArguments& a, const TileOfRows& 
   }
 }
 
+// Devices of 8.6, 8.9 and 12.x have no more for a block.
+static_assert(kStages * sizeof(Stage) <= 99 * 1024);
+
 __global__ void __launch_bounds__(kTileThreads) Bf16Kernel(GemmArguments a) {
   const TileOfRows t =
       FindTile(a.groups, a.w.groups, a.x.rows, kTileRows, static_cast<int>(blockIdx.y));

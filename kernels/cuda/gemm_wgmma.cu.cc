@@ -10,6 +10,7 @@ namespace {
 
 constexpr int kStages = 4, kConsumers = 2, kWarpgroup = 128;
 constexpr int kRows = 64 * kConsumers, kColumns = 128;
+static_assert(kRows == TileRows(GemmPath::kWgmma, DeviceFormat::kBfloat16));
 constexpr int kWgmmaThreads = kConsumers * kWarpgroup + kWarp;
 
 struct Stage {
@@ -95,24 +96,35 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
 #endif
 }
 
-// Boxes of 64 columns by 128 rows of a BF16 matrix; what is outside it reads as 0.
-absl::StatusOr<TensorMap> MapOf(const void* data, int64_t rows, int64_t columns, int64_t stride) {
 #if defined(__CUDACC__)
+using Encode = decltype(&cuTensorMapEncodeTiled);
+
+// Of the driver; null if it has none.
+Encode FindEncode() {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
   const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
                                                              12000, cudaEnableDefault, &found);
-  if (error != cudaSuccess || found != cudaDriverEntryPointSuccess) {
+  const bool there = error == cudaSuccess && found == cudaDriverEntryPointSuccess;
+  return there ? reinterpret_cast<Encode>(function) : nullptr;
+}
+#endif
+
+// Boxes of 64 columns by 128 rows of a BF16 matrix; what is outside it reads as 0.
+absl::StatusOr<TensorMap> MapOf(const void* data, int64_t rows, int64_t columns, int64_t stride) {
+#if defined(__CUDACC__)
+  static const Encode encode = FindEncode();  // looked up once: a step has hundreds of products
+  if (encode == nullptr) {
     return absl::InternalError("the CUDA driver has no cuTensorMapEncodeTiled");
   }
   TensorMap map;
   const cuuint64_t extents[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride) * sizeof(Bf16)};
   const cuuint32_t box[2] = {kTileK, kRows}, steps[2] = {1, 1};
-  const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function)(
-      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), extents, strides, box,
-      steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), extents, strides,
+             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     return absl::InternalError(absl::StrCat("cuTensorMapEncodeTiled: error ",
                                             static_cast<int>(result), " for ", rows, " by ",
@@ -137,7 +149,8 @@ absl::Status GemmWgmma(Stream stream, const GemmArguments& a) {
   const Grid grid{.x = Ceil(a.w.n, kColumns),
                   .y = TilesMax(a.groups, a.w.groups, a.x.rows, kRows),
                   .threads = kWgmmaThreads,
-                  .shared_bytes = sizeof(Shared)};
+                  .shared_bytes = sizeof(Shared),
+                  .hopper = true};
   return Launch("GemmWgmma", WgmmaKernel, grid, stream, *x, *w, a);
 }
 

@@ -1,5 +1,7 @@
 #include "kernels/cuda/sample.h"
 
+#include <cfloat>
+
 #include "kernels/cuda/device.h"
 
 namespace switchyard::cuda {
@@ -206,7 +208,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   double sum = 0;
   int above = 0;
   for (int id = static_cast<int>(threadIdx.x); id < logits.cols; id += kThreads) {
-    sum = sum + exp(row[id] - highest);
+    // exp would take −∞ for a token that is merely unlikely.
+    sum = sum + (fabsf(row[id]) <= FLT_MAX ? exp(row[id] - highest) : NAN);
     above += row[id] > mine;
   }
   sum = BlockSum<kThreads>(sum, reinterpret_cast<double*>(s.scratch[1]));

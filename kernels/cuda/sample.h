@@ -29,8 +29,8 @@ static_assert(sizeof(RowSampling) == 40);
 absl::Status SampleTokens(Stream stream, DeviceMatrix<const float> logits,
                           const RowSampling* params, int32_t* tokens);
 
-// logprobs [R]: log softmax of logits[r][tokens[r]]; ranks [R]: 1 + tokens with a greater logit. In
-// double, in a fixed order.
+// logprobs [R]: log softmax of logits[r][tokens[r]], NaN if any logit of the row is not finite;
+// ranks [R]: 1 + tokens with a greater logit. In double, in a fixed order.
 absl::Status ScoreTokens(Stream stream, DeviceMatrix<const float> logits, const int32_t* tokens,
                          float* logprobs, int32_t* ranks);
 

@@ -10,6 +10,7 @@
 namespace switchyard::cuda {
 
 inline constexpr int kTileRows = 64, kTileCols = 128, kTileThreads = 128;
+static_assert(kTileRows == TileRows(GemmPath::kMmaSync, DeviceFormat::kBfloat16));
 inline constexpr int kTileK = 64;
 // A row of a tile in shared memory: 144 bytes, so that the 8 rows of an ldmatrix are in different
 // banks.

@@ -2,6 +2,7 @@
 #include "common/status_macros.h"
 #include "kernels/cuda/attention.h"
 #include "model/cuda/layers.h"
+#include "model/cuda/support.h"
 
 namespace switchyard::cuda {
 namespace {
@@ -19,23 +20,6 @@ DeviceMatrix<float> Parts(DeviceMatrix<float> m, int count, int64_t begin, int c
 }
 
 }  // namespace
-
-AttentionShape DeviceLayers::attention_shape() const {
-  const ModelConfig& c = config_;
-  if (c.attention == ModelConfig::Attention::kMla) {
-    return {.heads = c.heads,
-            .kv_heads = 1,
-            .qk_dim = c.kv_lora_rank + c.qk_rope_head_dim,
-            .v_dim = c.kv_lora_rank,
-            .scale = c.attention_scale};
-  }
-  return {.heads = c.heads,
-          .kv_heads = c.kv_heads,
-          .qk_dim = c.head_dim,
-          .v_dim = c.head_dim,
-          .scale = c.attention_scale,
-          .window = c.sliding_window};
-}
 
 absl::Status DeviceLayers::Norm(const float* weight, float eps, DeviceMatrix<float> x,
                                 DeviceMatrix<float> y) {
@@ -65,8 +49,8 @@ absl::Status DeviceLayers::Paged(const LayerStep& step, int layer, const DeviceK
                              .count = step.shape.sequences,
                              .rows_max = step.shape.rows_max,
                              .context_max = step.shape.context_max};
-  return PagedAttention(stream_.get(), attention_shape(), kv.addressing(), kv.Layer(layer), batch,
-                        q, step.split, step.attention_workspace, out);
+  return PagedAttention(stream_.get(), AttentionShapeOf(config_), kv.addressing(), kv.Layer(layer),
+                        batch, q, step.split, step.attention_workspace, out);
 }
 
 // Sums over groups of heads in a binary tree, as the host: a rank that has an aligned part of the

@@ -2,33 +2,21 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
-#include "kernels/cuda/attention.h"
 #include "model/cuda/packers.h"
+#include "model/cuda/support.h"
 #include "model/head_share.h"
 
 namespace switchyard::cuda {
 namespace {
 
 constexpr size_t kSlabBytes = size_t{256} << 20;
-// Heads of a group lie beside each other in the rows of the output projection, which start at
-// multiples of 16 bytes.
-absl::Status CheckSupported(const ModelConfig& c, const ModelOptions& o) {
-  const auto refuse = [](auto... what) {
-    return absl::UnimplementedError(absl::StrCat("device cuda: ", what...));
-  };
-  if (o.tensor_ranks > 1) return refuse("tensor parallelism of attention is not built");
-  const int value = c.attention == ModelConfig::Attention::kMla ? c.v_head_dim : c.head_dim;
-  const int group = c.heads / OutputGroups(c.heads) * value;
-  if (group % kRowUnit != 0) {
-    return refuse("groups of heads are ", group, " values wide, a multiple of ", kRowUnit,
-                  " is wanted");
-  }
-  return absl::OkStatus();
-}
+// Of attention's partial results: 16 rows of 128 heads of MLA at 131,072 tokens are 1,028 MiB.
+constexpr size_t kSplitBytesMax = size_t{1040} << 20;
 
 }  // namespace
 
@@ -42,21 +30,21 @@ DeviceModel::DeviceModel(ModelConfig config, ModelOptions options, GemmPath path
 absl::StatusOr<std::unique_ptr<DeviceModel>> DeviceModel::Load(const std::string& dir,
                                                                ModelConfig config,
                                                                ModelOptions options) {
-  RETURN_IF_ERROR(CheckSupported(config, options));
   if (options.placement != nullptr) {
     RETURN_IF_ERROR(CheckPlacement(config, *options.placement, options.rank));
   }
   ASSIGN_OR_RETURN(const DeviceProperties device, OpenDevice(options.device_index));
   ASSIGN_OR_RETURN(const GemmPath path, PathOfDevice());
+  RETURN_IF_ERROR(CheckSupported(config, options, path, device));
   std::unique_ptr<DeviceModel> model(new DeviceModel(std::move(config), std::move(options), path));
-  RETURN_IF_ERROR(model->LoadFrom(dir));
+  RETURN_IF_ERROR(model->LoadFrom(dir, NumericsPath(path, device)));
   model->notices_.push_back(absl::StrCat("computes on ", device.name, ", ",
-                                         model->weights_.memory.used_bytes() >> 20,
+                                         model->weights_.memory.held_bytes() >> 20,
                                          " MiB of weights"));
   return model;
 }
 
-absl::Status DeviceModel::LoadFrom(const std::string& dir) {
+absl::Status DeviceModel::LoadFrom(const std::string& dir, const std::string& numerics_path) {
   ASSIGN_OR_RETURN(compute_, MakeStream());
   ASSIGN_OR_RETURN(copies_, MakeStream());
   ASSIGN_OR_RETURN(uploaded_, MakeEvent());
@@ -67,10 +55,7 @@ absl::Status DeviceModel::LoadFrom(const std::string& dir) {
     }
   }
   ASSIGN_OR_RETURN(const OpenedModel opened, OpenModel(dir, config_, options_.dummy_weights));
-
-  // Paths differ in bits.
-  numerics_id_ = NumericsId(opened.digest, config_, options_,
-                            path_ == GemmPath::kWgmma ? "cuda_wgmma" : "cuda_mma");
+  numerics_id_ = NumericsId(opened.digest, config_, options_, numerics_path);
   std::unique_ptr<PackedCache> cache;
   if (!options_.weights_cache.empty()) {
     cache = std::make_unique<PackedCache>(options_.weights_cache, numerics_id_);
@@ -108,6 +93,11 @@ absl::Status DeviceModel::Allocate() {
   if (options_.placement != nullptr) {
     RETURN_IF_ERROR(staged_.Create(config_, options_.dtype, workspace_, *layers_, compute_));
   }
+  // Taken now, so that no context is too long for it later.
+  const StepShape longest{
+      .rows = rows, .sequences = rows, .rows_max = 1, .context_max = options_.max_model_len};
+  const size_t split = SplitBytes(longest, AttentionShapeOf(config_), options_.dtype, SIZE_MAX);
+  ASSIGN_OR_RETURN(attention_, DeviceBuffer::Create(std::min(split, kSplitBytesMax)));
   const size_t result = sizeof(int32_t) + sizeof(float) + sizeof(int32_t);
   ASSIGN_OR_RETURN(drawn_, DeviceBuffer::Create(rows * result));
   ASSIGN_OR_RETURN(results_, PinnedBuffer::Create(rows * result));
@@ -149,22 +139,18 @@ absl::StatusOr<LayerStep> DeviceModel::Prepare(const ForwardBatch& batch, const 
                    ? DecodeClass(exact, options_.max_batch_tokens, options_.max_model_len)
                    : exact;
   if (const int tables = TablesOf(batch); tables > limits_.tables || arrays_.tokens == nullptr) {
-    limits_.tables = std::max(tables, limits_.tables * 2);
-    RETURN_IF_ERROR(Grow(BytesFor(limits_), &host_arrays_));
-    RETURN_IF_ERROR(Grow(BytesFor(limits_), &device_arrays_));
+    StepLimits limits = limits_;
+    limits.tables = std::max(tables, limits_.tables * 2);
+    arrays_ = {};  // until there are others
+    RETURN_IF_ERROR(Grow(BytesFor(limits), &host_arrays_));
+    RETURN_IF_ERROR(Grow(BytesFor(limits), &device_arrays_));
     graphs_.clear();
+    limits_ = limits;
     arrays_ = PlaceArrays(host_arrays_.data(), limits_);
   }
   step.arrays = PlaceArrays(device_arrays_.data(), limits_);
-  // One row of each sequence: segments of a long context are what there is to share.
-  step.split = step.shape.rows_max == 1 && step.shape.context_max > kAttentionSegment &&
-               options_.dtype == DType::kBfloat16;
-  const AttentionBatch attention{.count = step.shape.sequences,
-                                 .rows_max = step.shape.rows_max,
-                                 .context_max = step.shape.context_max};
-  RETURN_IF_ERROR(Grow(
-      AttentionWorkspaceBytes(layers_->attention_shape(), attention, step.shape.rows, step.split),
-      &attention_));
+  step.split =
+      SplitBytes(step.shape, AttentionShapeOf(config_), options_.dtype, attention_.size()) > 0;
   step.attention_workspace = attention_.data();
   const size_t logits = static_cast<size_t>(step.shape.logit_rows) * config_.vocab_size;
   RETURN_IF_ERROR(Grow(logits * sizeof(float), &logits_));
@@ -230,14 +216,16 @@ absl::Status DeviceModel::Compute(const LayerStep& step, DeviceKv& kv, LayerObse
 absl::Status DeviceModel::Replay(const LayerStep& step, DeviceKv& kv, LayerObserver* observer) {
   if (graphs_kv_ != &kv) graphs_.clear();
   graphs_kv_ = &kv;
-  auto it = graphs_.find(step.shape);
-  if (it == graphs_.end()) {
+  const auto [it, first] = graphs_.try_emplace(step.shape);
+  // The first of a class is not recorded: kernels are loaded when they first run.
+  if (first) return Compute(step, kv, observer);
+  Graph& graph = it->second;
+  if (!graph) {
     RETURN_IF_ERROR(BeginCapture(compute_));
     const absl::Status recorded = Compute(step, kv, nullptr);
-    ASSIGN_OR_RETURN(Graph graph, EndCapture(compute_, recorded));
-    it = graphs_.emplace(step.shape, std::move(graph)).first;
+    ASSIGN_OR_RETURN(graph, EndCapture(compute_, recorded));
   }
-  RETURN_IF_ERROR(Launch(it->second, compute_));
+  RETURN_IF_ERROR(Launch(graph, compute_));
   for (int l = 0; observer != nullptr && l < config_.layers; ++l) observer->OnLayerWritten(l);
   return absl::OkStatus();
 }
@@ -267,9 +255,14 @@ absl::Status DeviceModel::Collect(const ForwardBatch& batch, int drawn_rows, Mat
 absl::Status DeviceModel::FetchFromHost(const ForwardBatch& batch, DeviceKv& kv) {
   const std::vector<BlockRun> uploads = kv.image().TakeUploads(batch.sequences);
   if (uploads.empty()) return absl::OkStatus();
-  for (int l = 0; l < config_.layers; ++l) RETURN_IF_ERROR(kv.Upload(l, uploads, copies_));
-  RETURN_IF_ERROR(Record(uploaded_, copies_));
-  return WaitFor(uploaded_, compute_);
+  const auto upload = [&]() -> absl::Status {
+    for (int l = 0; l < config_.layers; ++l) RETURN_IF_ERROR(kv.Upload(l, uploads, copies_));
+    RETURN_IF_ERROR(Record(uploaded_, copies_));
+    return WaitFor(uploaded_, compute_);
+  };
+  const absl::Status done = upload();
+  if (!done.ok()) kv.image().NotUploaded(uploads);
+  return done;
 }
 
 absl::Status DeviceModel::Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,

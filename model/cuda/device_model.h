@@ -39,7 +39,7 @@ class DeviceModel final : public Model {
 
  private:
   DeviceModel(ModelConfig config, ModelOptions options, GemmPath path);
-  absl::Status LoadFrom(const std::string& dir);
+  absl::Status LoadFrom(const std::string& dir, const std::string& numerics_path);
   absl::Status Allocate();
 
   // Memory that recorded graphs refer to: if it has to grow they are forgotten.
@@ -85,7 +85,7 @@ class DeviceModel final : public Model {
   DeviceBuffer device_arrays_, attention_, logits_, drawn_;
   StepArrays arrays_;  // on the host
   std::vector<BlockRun> downloads_;
-  std::map<StepShape, Graph> graphs_;    // recorded decode steps
+  std::map<StepShape, Graph> graphs_;    // decode steps: recorded, or met once (null)
   const DeviceKv* graphs_kv_ = nullptr;  // the cache that they refer to
 };
 

@@ -117,6 +117,7 @@ INSTANTIATE_TEST_SUITE_P(Architectures, DeviceBitsTest,
 TEST_P(DeviceBitsTest, ChunksDrawsAndAHandOffKeepThem) {
   const auto model = OrDie(Load(GetParam(), Of(DType::kBfloat16)));
   const std::vector<int32_t> tokens = Tokens(18);
+  EXPECT_NE(model->numerics_id().find(":cuda_mma_sm80:"), std::string::npos);
   KvStorage whole = MakeKv(*model), parts = MakeKv(*model), adopted = MakeKv(*model);
   const Result at_once = Append(*model, whole, tokens, 0);
 

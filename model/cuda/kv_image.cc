@@ -44,6 +44,13 @@ std::vector<BlockRun> KvImage::TakeUploads(std::span<const AttentionSequence> se
   return RunsOf(std::move(blocks));
 }
 
+void KvImage::NotUploaded(std::span<const BlockRun> runs) {
+  for (const auto& [begin, count] : runs) {
+    std::fill_n(pending_.begin() + begin, count, true);
+    std::fill_n(current_.begin() + begin, count, false);
+  }
+}
+
 void KvImage::DeviceWrites(std::span<const AttentionSequence> sequences) {
   for (const AttentionSequence& s : sequences) {
     const int first = s.first_position / block_tokens_;

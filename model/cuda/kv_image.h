@@ -38,6 +38,8 @@ class KvImage {
   void HostWrote(std::span<const BlockId> blocks);
   // What the device has to fetch before it computes with `sequences`; taken for done.
   std::vector<BlockRun> TakeUploads(std::span<const AttentionSequence> sequences);
+  // Takes that back: not all was uploaded.
+  void NotUploaded(std::span<const BlockRun> runs);
   // The device writes the rows of `sequences`: the host's bytes of their blocks are old.
   void DeviceWrites(std::span<const AttentionSequence> sequences);
   // What the host has to fetch to have all of these sequences up to their last row; taken for done.

@@ -80,6 +80,7 @@ TEST(KvImageTest, RandomStepsLeaveNoOldBytes) {
       host[table[0]] = step;
       image.HostWrote(outside);
     }
+    if (random() % 4 == 0) image.NotUploaded(image.TakeUploads({&s, 1}));  // the step ends there
     for (const auto& [begin, n] : image.TakeUploads({&s, 1})) {
       for (int32_t b = begin; b < begin + n; ++b) device[b] = host[b];
     }

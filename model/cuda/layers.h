@@ -71,7 +71,6 @@ class DeviceLayers {
 
   // [rows, H]: where Ffn and Shared leave what FFNs give.
   DeviceRows outputs(int rows) const;
-  AttentionShape attention_shape() const;
 
  private:
   DeviceMatrix<float> Floats(float* data, int rows, int64_t cols) const {

@@ -31,6 +31,16 @@ bool IsDecode(const StepShape& exact) {
   return exact.rows > 0 && exact.rows_max == 1 && exact.logit_rows == exact.rows;
 }
 
+size_t SplitBytes(const StepShape& shape, const AttentionShape& attention, DType cache,
+                  size_t room) {
+  if (shape.rows_max != 1 || shape.context_max <= kAttentionSegment || cache != DType::kBfloat16) {
+    return 0;
+  }
+  const AttentionBatch batch{.count = shape.sequences, .context_max = shape.context_max};
+  const size_t bytes = AttentionWorkspaceBytes(attention, batch, shape.rows, true);
+  return bytes <= room ? bytes : 0;
+}
+
 StepShape DecodeClass(const StepShape& exact, int rows_max, int context_max) {
   StepShape shape = exact;
   shape.rows = shape.sequences = shape.logit_rows = ClassOf(exact.rows, 1, rows_max);

@@ -28,6 +28,13 @@ bool IsDecode(const StepShape& exact);
 // two from 512, at most context_max. There are few classes, and a recorded graph for each.
 StepShape DecodeClass(const StepShape& exact, int rows_max, int context_max);
 
+// Bytes for the partial results of attention if the step's contexts are to be shared between blocks
+// segment by segment; 0: they are not. Worth it for one row of each sequence, with contexts of
+// several segments; the bits are the same either way (kernels/cuda/attention.h), so that a step
+// whose partial results exceed `room` does without.
+size_t SplitBytes(const StepShape& shape, const AttentionShape& attention, DType cache,
+                  size_t room);
+
 // What the arrays have room for.
 struct StepLimits {
   int rows = 0, sequences = 0, tables = 0, logit_rows = 0;

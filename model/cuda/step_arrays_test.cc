@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <cstring>
 #include <vector>
 
@@ -40,6 +41,20 @@ TEST(StepArraysTest, ClassesAreFewAndHoldTheStep) {
     }
   }
   EXPECT_EQ(classes.size(), 8u * 4u);  // 1, 2, … 64, 100 rows; 512, 1024, 2048, 3000 tokens
+}
+
+TEST(StepArraysTest, LongContextsAreSharedWhereThereIsRoom) {
+  const AttentionShape mla{.heads = 128, .kv_heads = 1, .qk_dim = 576, .v_dim = 512};
+  const auto bytes = [&](int rows, int context, size_t room) {
+    return SplitBytes({rows, rows, rows, 1, context}, mla, DType::kBfloat16, room);
+  };
+  constexpr size_t kRow = size_t{128} * (512 + 2) * sizeof(float);  // of one segment
+  EXPECT_EQ(bytes(64, 131072, SIZE_MAX), 256 * 64 * kRow);
+  EXPECT_EQ(bytes(4, 1024, 8 * kRow), 8 * kRow);
+  EXPECT_EQ(bytes(4, 1024, 8 * kRow - 1), 0u);
+  EXPECT_EQ(bytes(4, 512, SIZE_MAX), 0u) << "one segment";
+  EXPECT_EQ(SplitBytes({4, 4, 4, 1, 1024}, mla, DType::kFloat32, SIZE_MAX), 0u);
+  EXPECT_EQ(SplitBytes({8, 4, 4, 2, 1024}, mla, DType::kBfloat16, SIZE_MAX), 0u) << "a chunk";
 }
 
 TEST(StepArraysTest, ARecordedStepsPaddingHasNoSlotsAndNoRows) {

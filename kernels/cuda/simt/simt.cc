@@ -15,10 +15,10 @@ namespace switchyard::simt {
 namespace {
 
 // Limits of sm_80 and sm_90 alike but for shared memory (CUDA C++ Programming Guide, table of
-// technical specifications): bytes of a block after opting in.
+// technical specifications), which is of a block after opting in.
 constexpr unsigned kThreadsMax = 1024;
 constexpr unsigned kBlocksMax[3] = {2147483647u, 65535u, 65535u};
-constexpr size_t kSharedMax = 227 * 1024;
+constexpr size_t kSharedMax = 163 * 1024, kSharedMaxOfHopper = 227 * 1024;
 
 constexpr int kLanes = 32, kBarriers = 16;
 constexpr size_t kExchangeMax = 64;
@@ -217,8 +217,8 @@ void Run(const char* name, const Shape& shape, FunctionRef<void()> kernel) {
   for (int i = 0; i < 3; ++i) {
     SY_CHECK_MSG(blocks[i] >= 1 && blocks[i] <= kBlocksMax[i], name, ": ", blocks[i], " blocks");
   }
-  SY_CHECK_MSG(shape.shared_bytes <= kSharedMax, name, ": ", shape.shared_bytes,
-               " bytes of shared memory");
+  SY_CHECK_MSG(shape.shared_bytes <= (shape.hopper ? kSharedMaxOfHopper : kSharedMax), name, ": ",
+               shape.shared_bytes, " bytes of shared memory");
   std::vector<uint64_t> order(uint64_t{blocks[0]} * blocks[1] * blocks[2]);
   std::iota(order.begin(), order.end(), uint64_t{0});
   if (order_permutes) std::shuffle(order.begin(), order.end(), order_rng);

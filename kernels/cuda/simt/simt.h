@@ -6,7 +6,7 @@
 // SetOrder permutes, so a missing barrier or an order that matters shows as other bits under other
 // seeds; shared memory starts as NaN; asynchronous copies land only when they are waited for; a
 // barrier or warp operation that some threads miss stops the process with the names of both sides;
-// a launch past the limits of sm_80 (or sm_90 where the kernel says so) stops it too.
+// a launch past the limits of sm_80 (of sm_90 where the launch says so) stops it too.
 // What it cannot find: races inside one warp instruction, memory ordering between blocks, and
 // anything that the hardware does other than the PTX ISA's text says.
 //
@@ -45,6 +45,7 @@ struct Shape {
   Dim blocks;
   unsigned threads = 0;
   size_t shared_bytes = 0;
+  bool hopper = false;  // limits of sm_90, not of sm_80
 };
 
 // Runs `kernel` once for every thread of every block, and returns when all are done.
