@@ -40,6 +40,10 @@ struct LoadRequest {
   int drop_after = 0;       // tokens, then it is cancelled; 0: never
 };
 
+// A stream of more events is given up: a server that does not end would fill the driver's memory.
+inline int64_t EventsMax(const WorkItem& item) { return 2 * int64_t{item.output_len} + 16; }
+inline constexpr char kEndless[] = "the stream goes on far beyond the tokens that were asked for";
+
 class LoadBackend {
  public:
   using Done = std::function<void(RequestRecord)>;
@@ -49,7 +53,7 @@ class LoadBackend {
   virtual absl::StatusOr<BackendModel> AwaitReady(absl::Duration limit) = 0;
   // Sends one request. `done` is called once, on a thread of the backend, and must not block.
   virtual void Start(LoadRequest request, Done done) = 0;
-  // Cancels what is under way: each ends as dropped.
+  // Cancels what is under way: each ends as dropped, or has ended before.
   virtual void CancelAll() = 0;
 };
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/status_macros.h"
@@ -16,6 +17,7 @@ constexpr double kZ = 1.959963985;  // 97.5 % of the normal distribution
 constexpr size_t kBatches = 20;
 constexpr size_t kListMax = 100'000;
 constexpr double kUnbounded = std::numeric_limits<double>::infinity();
+constexpr double kNothing = std::numeric_limits<double>::quiet_NaN();
 
 // Student's t at 97.5 %, by its expansion in 1/df (Abramowitz and Stegun, 26.7.5): 2 % at df = 4.
 double StudentT(double df) {
@@ -97,16 +99,38 @@ ordered_json Row(const std::string& name, const Estimate& a, const Estimate& b) 
   const double below = std::hypot(b.value - b.low, a.high - a.value);
   const double above = std::hypot(b.high - b.value, a.value - a.low);
   const double scale = a.value > 0 ? 100 / a.value : 0;
-  const auto percent = [&](double difference) {
-    return std::isfinite(difference) ? ordered_json(difference * scale) : ordered_json();
-  };
+  const auto number = [](double v) { return std::isfinite(v) ? ordered_json(v) : ordered_json(); };
   return {{"name", name},
-          {"a", a.value},
-          {"b", b.value},
-          {"change_percent", change * scale},
-          {"low_percent", percent(change - below)},
-          {"high_percent", percent(change + above)},
+          {"a", number(a.value)},
+          {"b", number(b.value)},
+          {"change_percent", number(change * scale)},
+          {"low_percent", number((change - below) * scale)},
+          {"high_percent", number((change + above) * scale)},
           {"differs", change - below > 0 || change + above < 0}};
+}
+
+// Of their settings: two results are of one test only if there are none.
+void AddDifferences(const ordered_json& a, const ordered_json& b, ordered_json& notes) {
+  const auto compare = [&](const ordered_json& x, const ordered_json& y, const std::string& key) {
+    const ordered_json in_x = x.value(key, ordered_json()), in_y = y.value(key, ordered_json());
+    if (in_x == in_y) return;
+    notes.push_back(
+        absl::StrCat(absl::CEscape(key), " differs: ", Dump(in_x), " and ", Dump(in_y)));
+  };
+  for (const char* key :
+       {"backend", "model_id", "dataset_name", "request_rate", "max_concurrency", "burstiness"}) {
+    compare(a, b, key);
+  }
+  const ordered_json of_a = a.value("parameters", ordered_json());
+  const ordered_json of_b = b.value("parameters", ordered_json());
+  if (!of_a.is_object() || !of_b.is_object()) {
+    notes.push_back(absl::StrCat(of_a.is_object() ? "B" : "A",
+                                 " has no parameters: what else differs is not known"));
+    return;
+  }
+  ordered_json all = of_a;
+  all.update(of_b);
+  for (const auto& [key, value] : all.items()) compare(of_a, of_b, key);
 }
 
 }  // namespace
@@ -117,7 +141,7 @@ Estimate RatioEstimate(const std::vector<double>& sums, const std::vector<double
     sum += sums[i], count += counts[i];
     batches += counts[i] > 0;
   }
-  const double value = count > 0 ? sum / count : 0;
+  const double value = count > 0 ? sum / count : kNothing;
   if (batches < 2) return {value, -kUnbounded, kUnbounded};
   for (size_t i = 0; i < sums.size(); ++i) {
     const double residual = sums[i] - value * counts[i];
@@ -144,8 +168,9 @@ absl::StatusOr<Estimate> PercentileEstimate(const ordered_json& buckets, double 
       seen += b[1].get<double>();
       if (seen > rank) return b[0].get<double>();
     }
-    return buckets.empty() ? 0.0 : buckets.back()[0].get<double>();
+    return buckets.back()[0].get<double>();
   };
+  if (n == 0) return Estimate{kNothing, -kUnbounded, kUnbounded};
   const double p = percent / 100, rank = p * (n - 1), spread = kZ * std::sqrt(n * p * (1 - p));
   // Beyond the sample nothing is known.
   return Estimate{at_rank(rank), rank < spread ? -kUnbounded : at_rank(rank - spread),
@@ -188,12 +213,7 @@ absl::StatusOr<ordered_json> CompareReports(const ordered_json& a, const ordered
       out["metrics"].push_back(Row(absl::StrCat("p", p, "_", metric, "_ms"), of[0], of[1]));
     }
   }
-  for (const char* key :
-       {"model_id", "dataset_name", "request_rate", "max_concurrency", "burstiness"}) {
-    if (a.value(key, ordered_json()) == b.value(key, ordered_json())) continue;
-    out["notes"].push_back(absl::StrCat(key, " differs: ", Dump(a.value(key, ordered_json())),
-                                        " and ", Dump(b.value(key, ordered_json()))));
-  }
+  AddDifferences(a, b, out["notes"]);
   for (const auto& [name, report] : {std::pair("A", &a), std::pair("B", &b)}) {
     if (report->value("verdict", ordered_json()) == "INVALID") {
       out["notes"].push_back(absl::StrCat(
@@ -206,14 +226,18 @@ absl::StatusOr<ordered_json> CompareReports(const ordered_json& a, const ordered
 std::string CompareText(const ordered_json& comparison) {
   std::string text =
       absl::StrFormat("%-20s %12s %12s %10s  %s\n", "", "A", "B", "change", "95 % interval");
+  const auto value = [](const ordered_json& v) {
+    return v.is_null() ? "-" : absl::StrFormat("%.2f", v.get<double>());
+  };
   const auto bound = [](const ordered_json& percent) {
     return percent.is_null() ? "?" : absl::StrFormat("%+.1f%%", percent.get<double>());
   };
   for (const auto& m : comparison["metrics"]) {
-    absl::StrAppendFormat(&text, "%-20s %12.2f %12.2f %+9.1f%%  [%s, %s] %s\n",
-                          m["name"].get<std::string>(), m["a"].get<double>(), m["b"].get<double>(),
-                          m["change_percent"].get<double>(), bound(m["low_percent"]),
-                          bound(m["high_percent"]), m["differs"].get<bool>() ? "differs" : "");
+    absl::StrAppendFormat(&text, "%-20s %12s %12s %10s  [%s, %s] %s\n",
+                          m["name"].get<std::string>(), value(m["a"]), value(m["b"]),
+                          m["change_percent"].is_null() ? "-" : bound(m["change_percent"]),
+                          bound(m["low_percent"]), bound(m["high_percent"]),
+                          m["differs"].get<bool>() ? "differs" : "");
   }
   for (const auto& note : comparison["notes"]) {
     absl::StrAppend(&text, "note: ", note.get<std::string>(), "\n");

@@ -15,7 +15,8 @@
 namespace switchyard {
 
 struct Estimate {
-  double value = 0, low = 0, high = 0;  // low, high: infinite where the sample is too small
+  // value: NaN without a sample; low, high: infinite where the sample is too small.
+  double value = 0, low = 0, high = 0;
 };
 // sum(sums) / sum(counts), of independent batches. The lists are equally long.
 Estimate RatioEstimate(const std::vector<double>& sums, const std::vector<double>& counts);
@@ -23,7 +24,8 @@ Estimate RatioEstimate(const std::vector<double>& sums, const std::vector<double
 absl::StatusOr<Estimate> PercentileEstimate(const nlohmann::ordered_json& buckets, double percent);
 
 // {"metrics": [{"name", "a", "b", "change_percent", "low_percent", "high_percent", "differs"}, …],
-// "notes"}; a percent is null where there is no bound, which is never said to differ.
+// "notes"}; a percent is null where there is no bound, which is never said to differ, and so is
+// what has no sample. The notes name all settings that differ.
 // kInvalidArgument: not reports of `bench serve`.
 absl::StatusOr<nlohmann::ordered_json> CompareReports(const nlohmann::ordered_json& a,
                                                       const nlohmann::ordered_json& b);

@@ -16,10 +16,11 @@ using Json = nlohmann::json;
 constexpr int kLengthMax = 10'000'000;
 constexpr size_t kBlocksMax = kLengthMax / kTraceBlockTokens + 1;
 constexpr double kTimestampMsMax = 1e12;  // 30 years
+constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
 
 absl::Status Bad(size_t line, std::string_view what) {
   return absl::InvalidArgumentError(
-      absl::StrCat("trace, line ", line, ": ", absl::string_view(what.data(), what.size())));
+      absl::StrCat("line ", line, ": ", absl::string_view(what.data(), what.size())));
 }
 
 std::optional<int> Length(const Json& row, const char* key) {
@@ -58,21 +59,30 @@ absl::StatusOr<DatasetRow> MooncakeRow(std::string_view line, size_t number) {
   return out;
 }
 
+// Both of Azure's traces: without a zone (2023), which is UTC, and with one (2024).
+std::optional<absl::Time> Timestamp(const std::string& text) {
+  absl::Time at;
+  for (const char* format : {"%Y-%m-%d %H:%M:%E*S", "%Y-%m-%d %H:%M:%E*S%Ez", "%Y-%m-%dT%H:%M:%E*S",
+                             "%Y-%m-%dT%H:%M:%E*S%Ez"}) {
+    if (absl::ParseTime(format, text, absl::UTCTimeZone(), &at, nullptr)) return at;
+  }
+  return std::nullopt;
+}
+
 absl::StatusOr<std::pair<absl::Time, DatasetRow>> AzureRow(std::string_view line, size_t number) {
   const std::vector<std::string> columns =
       absl::StrSplit(absl::string_view(line.data(), line.size()), ',');
-  absl::Time at;
+  const std::optional<absl::Time> at = Timestamp(columns.front());
   int input = 0, output = 0;
   if (columns.size() != 3 || !absl::SimpleAtoi(columns[1], &input) ||
       !absl::SimpleAtoi(columns[2], &output) || input < 0 || output < 0 || input > kLengthMax ||
-      output > kLengthMax ||
-      !absl::ParseTime("%Y-%m-%d %H:%M:%E*S", columns[0], absl::UTCTimeZone(), &at, nullptr)) {
+      output > kLengthMax || !at) {
     return Bad(number, "a time and two lengths of 0 to 10000000 are wanted");
   }
   DatasetRow row;
   row.input_len = std::max(1, input);
   row.output_len = std::max(1, output);
-  return std::pair(at, std::move(row));
+  return std::pair(*at, std::move(row));
 }
 
 // Calls `row(line, number)` for at most rows_max non-empty lines after the first `skip`.
@@ -95,6 +105,7 @@ absl::Status EachLine(std::string_view text, size_t skip, int rows_max, Row row)
 
 absl::StatusOr<std::vector<DatasetRow>> ParseTrace(std::string_view text, int rows_max) {
   std::vector<DatasetRow> rows;
+  if (text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
   if (text.starts_with("TIMESTAMP")) {
     std::vector<std::pair<absl::Time, DatasetRow>> timed;
     RETURN_IF_ERROR(EachLine(text, 1, rows_max, [&](std::string_view line, size_t number) {
@@ -115,7 +126,7 @@ absl::StatusOr<std::vector<DatasetRow>> ParseTrace(std::string_view text, int ro
       return row.status();
     }));
   }
-  if (rows.empty()) return absl::InvalidArgumentError("trace: has no rows");
+  if (rows.empty()) return absl::InvalidArgumentError("has no rows");
   std::stable_sort(rows.begin(), rows.end(),
                    [](const DatasetRow& a, const DatasetRow& b) { return a.at < b.at; });
   const absl::Duration first = rows.front().at;
@@ -125,11 +136,11 @@ absl::StatusOr<std::vector<DatasetRow>> ParseTrace(std::string_view text, int ro
 
 absl::StatusOr<std::vector<Conversation>> ParseShareGpt(std::string_view text, int rows_max) {
   const Json root = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!root.is_array()) return absl::InvalidArgumentError("sharegpt: is not a JSON array");
+  if (!root.is_array()) return absl::InvalidArgumentError("is not a JSON array");
   std::vector<Conversation> out;
   for (const Json& entry : root) {
     if (static_cast<int>(out.size()) == rows_max) break;
-    if (!entry.is_object()) return absl::InvalidArgumentError("sharegpt: an entry is no object");
+    if (!entry.is_object()) return absl::InvalidArgumentError("an entry is no object");
     const auto turns = entry.find("conversations");
     if (turns == entry.end() || !turns->is_array() || turns->size() < 2) continue;
     Conversation c;
@@ -141,7 +152,7 @@ absl::StatusOr<std::vector<Conversation>> ParseShareGpt(std::string_view text, i
     if (!c.prompt.empty() && !c.answer.empty()) out.push_back(std::move(c));
   }
   if (out.empty()) {
-    return absl::InvalidArgumentError("sharegpt: no conversation has a question and an answer");
+    return absl::InvalidArgumentError("no conversation has a question and an answer");
   }
   return out;
 }

@@ -24,8 +24,8 @@ struct DatasetRow {
 
 // A trace of at most `rows_max` rows, by its first line: Mooncake's JSON lines {"timestamp" (ms),
 // "input_length", "output_length", "hash_ids"}, or Azure's CSV
-// TIMESTAMP,ContextTokens,GeneratedTokens. Rows come out in the order of time. kInvalidArgument
-// names the line and what is wrong with it.
+// TIMESTAMP,ContextTokens,GeneratedTokens, where a time without a zone is UTC. Rows come out in the
+// order of time. kInvalidArgument names the line and what is wrong with it.
 absl::StatusOr<std::vector<DatasetRow>> ParseTrace(std::string_view text, int rows_max);
 
 // A conversation's first question and the length of its answer.

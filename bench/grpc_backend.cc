@@ -24,6 +24,7 @@ class Stream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
   Stream(const BackendOptions& o, LoadRequest request, const Clock* clock, GrpcBackend* backend,
          LoadBackend::Done done)
       : drop_after_(request.drop_after),
+        events_max_(EventsMax(request.item)),
         intended_(request.start + request.intended),
         clock_(clock),
         backend_(backend),
@@ -59,6 +60,7 @@ class Stream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
 
  private:
   const int drop_after_;  // tokens; 0: never
+  const int64_t events_max_;
   const absl::Time intended_;
   const Clock* const clock_;
   GrpcBackend* const backend_;
@@ -162,6 +164,10 @@ void Stream::OnReadDone(bool ok) {
     record_.kv_bytes_moved = response_.metrics().kv_bytes_moved();
   }
   if (drop_after_ > 0 && record_.output_tokens >= drop_after_) Cancel();
+  if (static_cast<int64_t>(record_.itls.size()) > events_max_) {
+    record_.error = kEndless;
+    Cancel();
+  }
   response_.Clear();
   StartRead(&response_);
 }
@@ -169,11 +175,12 @@ void Stream::OnReadDone(bool ok) {
 void Stream::OnDone(const grpc::Status& status) {
   record_.e2e = (record_.output_tokens > 0 ? last_ : clock_->Now()) - intended_;
   // A short answer may have ended before its cancellation came through: that one completed.
-  record_.dropped = cancelled_ && status.error_code() == grpc::StatusCode::CANCELLED;
-  if (!status.ok() && !record_.dropped) {
+  const bool cancelled = cancelled_ && status.error_code() == grpc::StatusCode::CANCELLED;
+  record_.dropped = cancelled && record_.error.empty();
+  if (!status.ok() && !cancelled) {
     record_.error = absl::StrCat(static_cast<int>(status.error_code()), ": ",
                                  std::string(status.error_message()));
-  } else if (!finished_ && !record_.dropped) {
+  } else if (!finished_ && !cancelled) {
     record_.error = "the stream ended without a finish reason";
   }
   done_(std::move(record_));

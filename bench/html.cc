@@ -96,9 +96,10 @@ std::string RunPlots(const ordered_json& r) {
   return out;
 }
 
-double P99(const ordered_json& report, const char* metric) {
+// No point without a sample.
+void AddP99(const ordered_json& report, const char* metric, double rate, PlotSeries* to) {
   const auto p99 = PercentileEstimate(report["histograms_ms"][metric], 99);
-  return p99.ok() ? p99->value : 0;
+  if (p99.ok() && !std::isnan(p99->value)) to->points.emplace_back(rate, p99->value);
 }
 
 std::string SweepPlots(const ordered_json& sweep) {
@@ -114,8 +115,8 @@ std::string SweepPlots(const ordered_json& sweep) {
     const ordered_json& r = (*trial)["report"];
     throughput.points.emplace_back(rate, r["request_throughput"].get<double>());
     good.points.emplace_back(rate, r["request_goodput"].get<double>());
-    ttft.points.emplace_back(rate, P99(r, "ttft"));
-    tpot.points.emplace_back(rate, P99(r, "tpot"));
+    AddP99(r, "ttft", rate, &ttft);
+    AddP99(r, "tpot", rate, &tpot);
   }
   return LinePlot("Throughput against rate", "requests per second sent", "requests per second",
                   {throughput, good}) +
@@ -171,10 +172,7 @@ std::string LinePlot(const std::string& title, const std::string& x_label,
 
 std::string HtmlReport(const ordered_json& report) {
   const bool sweep = report.contains("trials");
-  std::string text = sweep
-                         ? absl::StrFormat("highest rate that keeps the promise: %.3g requests/s\n",
-                                           report["max_rate"].get<double>())
-                         : ReportText(report);
+  const std::string text = sweep ? SweepText(report) : ReportText(report);
   return absl::StrCat(
       "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>switchyard bench "
       "serve</title>"

@@ -11,13 +11,15 @@ namespace switchyard {
 namespace {
 
 using Json = nlohmann::json;
-constexpr size_t kErrorBytesMax = 300;  // shown of a refusal
+constexpr size_t kErrorBytesMax = 300;      // shown of a refusal
+constexpr uint64_t kUsageMax = 10'000'000;  // tokens; more is not believed
 
 // One request; lives on the client's thread.
 class Completion {
  public:
   Completion(LoadRequest request, const Clock* clock, LoadBackend::Done done)
       : drop_after_(request.drop_after),
+        events_max_(EventsMax(request.item)),
         intended_(request.start + request.intended),
         clock_(clock),
         done_(std::move(done)) {
@@ -35,6 +37,11 @@ class Completion {
     if (begin_.size() < kErrorBytesMax) begin_.append(piece.substr(0, kErrorBytesMax));
     if (!events_.Push(piece, [this](std::string_view data) { OnEvent(data); })) {
       record_.error = "an event is longer than 1 MiB";
+      return false;
+    }
+    if (chunks_ > events_max_) {
+      record_.error = kEndless;
+      return false;
     }
     return drop_after_ == 0 || chunks_ < drop_after_;
   }
@@ -42,9 +49,10 @@ class Completion {
   void OnEnd(absl::StatusOr<int> status) {
     record_.e2e = (chunks_ > 0 ? last_ : clock_->Now()) - intended_;
     record_.output_tokens = usage_tokens_ > 0 ? usage_tokens_ : chunks_;
-    record_.dropped = absl::IsCancelled(status.status());
+    record_.dropped = absl::IsCancelled(status.status()) && record_.error.empty();
     if (!status.ok()) {
-      if (!record_.dropped) record_.error = std::string(status.status().message());
+      if (!absl::IsCancelled(status.status()))
+        record_.error = std::string(status.status().message());
     } else if (*status != 200) {
       record_.error = absl::StrCat(*status, ": ", begin_);
     } else if (record_.error.empty() && !finished_) {
@@ -68,7 +76,10 @@ class Completion {
     }
     if (const auto usage = event.find("usage"); usage != event.end() && usage->is_object()) {
       const auto tokens = usage->find("completion_tokens");
-      if (tokens != usage->end() && tokens->is_number_integer()) usage_tokens_ = tokens->get<int>();
+      if (tokens != usage->end() && tokens->is_number_unsigned() &&
+          tokens->get<uint64_t>() <= kUsageMax) {
+        usage_tokens_ = tokens->get<int>();
+      }
     }
     const auto choices = event.find("choices");
     if (choices == event.end() || !choices->is_array() || choices->empty()) return;
@@ -84,6 +95,7 @@ class Completion {
   }
 
   const int drop_after_;
+  const int64_t events_max_;
   const absl::Time intended_;
   const Clock* const clock_;
   const LoadBackend::Done done_;

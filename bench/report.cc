@@ -22,12 +22,13 @@ double Ms(absl::Duration d) { return absl::ToDoubleMilliseconds(d); }
 // mean, median, std and pXX of one metric under vLLM's key names.
 void AddMetric(const ReportOptions& o, const std::string& name, const LatencyHistogram& h,
                ordered_json& out) {
-  out[absl::StrCat("mean_", name, "_ms")] = h.mean_ms();
-  out[absl::StrCat("median_", name, "_ms")] = h.PercentileMs(50);
-  out[absl::StrCat("std_", name, "_ms")] = h.std_ms();
-  for (double p : o.percentiles) {
-    out[absl::StrCat("p", p, "_", name, "_ms")] = h.PercentileMs(p);
-  }
+  const auto add = [&](const std::string& figure, double ms) {
+    out[absl::StrCat(figure, "_", name, "_ms")] = h.count() > 0 ? ordered_json(ms) : nullptr;
+  };
+  add("mean", h.mean_ms());
+  add("median", h.PercentileMs(50));
+  add("std", h.std_ms());
+  for (double p : o.percentiles) add(absl::StrCat("p", p), h.PercentileMs(p));
 }
 
 double MeanOr0(double sum, int64_t n) { return n == 0 ? 0 : sum / static_cast<double>(n); }
@@ -68,6 +69,15 @@ absl::StatusOr<Goodput> ParseGoodput(const std::vector<std::string>& items) {
   return goodput;
 }
 
+ordered_json ToJson(const Goodput& g) {
+  ordered_json out = ordered_json::object();
+  for (const auto& [name, limit] :
+       {std::pair("ttft", &g.ttft), std::pair("tpot", &g.tpot), std::pair("e2el", &g.e2el)}) {
+    if (*limit) out[name] = Ms(**limit);
+  }
+  return out;
+}
+
 void Interval::operator+=(const Interval& o) {
   for (auto field :
        {&Interval::sent, &Interval::completed, &Interval::failed, &Interval::output_tokens,
@@ -98,20 +108,28 @@ Interval& RunStatistics::At(absl::Duration moment) {
   return intervals_[index];
 }
 
-bool RunStatistics::Good(const RequestRecord& r) const {
+bool RunStatistics::Good(const RequestRecord& r) {
   const Goodput& g = options_.goodput;
-  const auto kept = [](const std::optional<absl::Duration>& limit, absl::Duration d) {
-    return !limit || d <= *limit;
+  bool good = true;
+  const auto judge = [&](const std::optional<absl::Duration>& limit, absl::Duration d,
+                         int64_t* missed) {
+    if (!limit || d <= *limit) return;
+    ++*missed;
+    good = false;
   };
   const absl::Duration tpot =
       r.output_tokens > 1 ? (r.e2e - r.ttft) / (r.output_tokens - 1) : absl::ZeroDuration();
-  return kept(g.ttft, r.ttft) && kept(g.e2el, r.e2e) && kept(g.tpot, tpot);
+  judge(g.ttft, r.ttft, &missed_ttft_);
+  judge(g.tpot, tpot, &missed_tpot_);
+  judge(g.e2el, r.e2e, &missed_e2el_);
+  return good;
 }
 
 void RunStatistics::Add(RequestRecord r) {
   ++ended_;
   cut_ += r.cut;
   dropped_ += r.dropped;
+  interrupted_ += r.interrupted;
   late_count_ += r.sent_late > kLateAfter;
   own_late_count_ += r.sent_late - r.held_back > kLateAfter;
   held_back_ += r.held_back > absl::ZeroDuration();
@@ -130,7 +148,7 @@ void RunStatistics::Add(RequestRecord r) {
     } else if (errors_.size() < kErrorsMax) {
       errors_.emplace_back(r.error, 1);
     }
-  } else if (!r.dropped) {
+  } else if (!r.dropped && !r.interrupted) {
     AddCompleted(r);
   }
   if (options_.detailed) AddDetails(std::move(r));
@@ -225,6 +243,7 @@ ordered_json RunStatistics::Report(absl::Duration duration, const RunFacts& run)
   out["request_rate"] = o.request_rate > 0 ? ordered_json(o.request_rate) : ordered_json("inf");
   out["burstiness"] = o.burstiness;
   out["max_concurrency"] = o.max_concurrency > 0 ? ordered_json(o.max_concurrency) : nullptr;
+  out["parameters"] = o.parameters;
   const Verdict verdict = Judge(duration, run);
   out["verdict"] = verdict.invalid.empty() ? "VALID" : "INVALID";
   out["verdict_reasons"] = verdict.invalid;
@@ -233,6 +252,7 @@ ordered_json RunStatistics::Report(absl::Duration duration, const RunFacts& run)
   out["completed"] = completed_;
   out["failed"] = failed_;
   out["dropped"] = dropped_;
+  out["interrupted"] = interrupted_;
   out["cut"] = cut_;
   out["sent_late"] = late_count_;
   out["driver_late"] = own_late_count_;
@@ -246,6 +266,11 @@ ordered_json RunStatistics::Report(absl::Duration duration, const RunFacts& run)
     out["request_goodput"] = static_cast<double>(good_) / seconds;
     out["goodput_share"] =
         static_cast<double>(good_) / std::max<double>(1, static_cast<double>(completed_ + failed_));
+    const std::pair<const char*, int64_t> missed[] = {
+        {"ttft", missed_ttft_}, {"tpot", missed_tpot_}, {"e2el", missed_e2el_}};
+    for (const auto& [name, count] : missed) {
+      if (count > 0) out["goodput_missed"][name] = count;
+    }
   }
   out["kv_bytes_moved"] = kv_bytes_;
   out["error_counts"] = ordered_json::object();

@@ -24,9 +24,10 @@ struct RequestRecord {
   absl::Duration ttft, e2e;          // zero if it failed before
   std::vector<absl::Duration> itls;  // gaps between responses
   uint64_t kv_bytes_moved = 0;
-  std::string error;     // empty: completed or dropped
-  bool dropped = false;  // cancelled midway by the driver, on purpose
-  bool cut = false;      // drawn longer than the model's context, sent shorter
+  std::string error;         // empty: completed, dropped or interrupted
+  bool dropped = false;      // cancelled midway by the driver, on purpose
+  bool interrupted = false;  // cancelled when the test was ended early
+  bool cut = false;          // drawn longer than the model's context, sent shorter
 };
 
 // What a request must keep to be good; absent: not asked for.
@@ -37,6 +38,8 @@ struct Goodput {
 // "ttft:500 tpot:50 e2el:2000" (milliseconds), one item per string. kInvalidArgument names the
 // item.
 absl::StatusOr<Goodput> ParseGoodput(const std::vector<std::string>& items);
+// {"ttft": ms, …}, of those that are asked for.
+nlohmann::ordered_json ToJson(const Goodput& goodput);
 
 struct ReportOptions {
   std::string backend, model_id, dataset;
@@ -46,6 +49,9 @@ struct ReportOptions {
   std::vector<double> percentiles = {50, 90, 95, 99};
   Goodput goodput;
   bool detailed = false;  // ttfts, itls, input_lens, output_lens, errors of each: memory grows
+  // What else the test was asked for, by the names of the flags: so that two results can be told
+  // apart.
+  nlohmann::ordered_json parameters = nlohmann::ordered_json::object();
 };
 
 // What happened in one slice of the test's time.
@@ -69,6 +75,7 @@ class RunStatistics {
   double median_ttft_ms() const { return ttft_.PercentileMs(50); }
 
   // `duration`: from the first intended send to the last end. `run`: what only the driver knows.
+  // A latency of which there is no sample is null.
   nlohmann::ordered_json Report(absl::Duration duration, const RunFacts& run) const;
 
  private:
@@ -76,7 +83,8 @@ class RunStatistics {
   Interval& At(absl::Duration moment);
   void AddCompleted(const RequestRecord& r);
   void AddDetails(RequestRecord record);
-  bool Good(const RequestRecord& r) const;
+  // Counts what it misses. True: nothing.
+  bool Good(const RequestRecord& r);
   nlohmann::ordered_json Series() const;
   Verdict Judge(absl::Duration duration, const RunFacts& run) const;
 
@@ -84,8 +92,9 @@ class RunStatistics {
   LatencyHistogram ttft_, tpot_, itl_, e2e_, late_;
   std::vector<Interval> intervals_;
   absl::Duration width_ = absl::Milliseconds(100);
-  int64_t ended_ = 0, completed_ = 0, failed_ = 0, dropped_ = 0, cut_ = 0, late_count_ = 0,
-          own_late_count_ = 0, held_back_ = 0, good_ = 0, input_ = 0, output_ = 0;
+  int64_t ended_ = 0, completed_ = 0, failed_ = 0, dropped_ = 0, interrupted_ = 0, cut_ = 0,
+          late_count_ = 0, own_late_count_ = 0, held_back_ = 0, good_ = 0, input_ = 0, output_ = 0;
+  int64_t missed_ttft_ = 0, missed_tpot_ = 0, missed_e2el_ = 0;  // of the completed ones
   uint64_t kv_bytes_ = 0;
   std::vector<std::pair<std::string, int64_t>> errors_;  // the first few that differ
   nlohmann::ordered_json details_ = nlohmann::ordered_json::object();
@@ -95,5 +104,8 @@ class RunStatistics {
 std::string ReportText(const nlohmann::ordered_json& report,
                        const std::vector<std::string>& metrics = {"ttft", "tpot", "itl", "e2el",
                                                                   "sent_late"});
+
+// A sweep's (bench/sweep.h): each rate, whether it kept the promise, and why not.
+std::string SweepText(const nlohmann::ordered_json& sweep);
 
 }  // namespace switchyard

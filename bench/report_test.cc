@@ -10,8 +10,6 @@
 #include "bench/html.h"
 #include "bench/scraper.h"
 #include "bench/sse.h"
-#include "bench/sweep.h"
-#include "bench/verdict.h"
 
 namespace switchyard {
 namespace {
@@ -76,11 +74,15 @@ TEST(ReportTest, CountsAndKeysAreThoseOfVllm) {
   options.detailed = true;
   options.goodput = *ParseGoodput({"ttft:25", "tpot:19"});
   RunStatistics all(options);
-  for (const RequestRecord& r : {Good(), bad, dropped}) all.Add(r);
+  RequestRecord interrupted = Good();
+  interrupted.interrupted = true;
+  for (const RequestRecord& r : {Good(), bad, dropped, interrupted}) all.Add(r);
   const auto r = all.Report(absl::Seconds(2), {.wanted = 3});
   EXPECT_EQ(r["completed"], 1);
   EXPECT_EQ(r["failed"], 1);
   EXPECT_EQ(r["dropped"], 1);
+  EXPECT_EQ(r["interrupted"], 1);
+  EXPECT_EQ(r["goodput_missed"], nlohmann::ordered_json({{"tpot", 1}}));
   EXPECT_EQ(r["cut"], 1);
   EXPECT_NEAR(r["mean_ttft_ms"].get<double>(), 20, 1e-9);
   EXPECT_NEAR(r["median_tpot_ms"].get<double>(), 20, 1e-9);
@@ -92,8 +94,9 @@ TEST(ReportTest, CountsAndKeysAreThoseOfVllm) {
   EXPECT_EQ(r["errors"][1], "14: gone");
   EXPECT_EQ(r["error_counts"]["14: gone"], 1);
   EXPECT_EQ(r["verdict"], "INVALID");
-  for (const char* said : {"completed 1 of 3", "1 failed", "1 dropped", "1 cut", "ttft", "goodput",
-                           "INVALID: errors: 1 of 2 requests failed", "1 times: 14: gone"}) {
+  for (const char* said :
+       {"completed 1 of 4", "1 failed", "1 dropped", "1 cut to", "1 cut off", "ttft", "goodput",
+        "INVALID: errors: 1 of 2 requests failed", "1 times: 14: gone"}) {
     EXPECT_NE(ReportText(r).find(said), std::string::npos) << said << "\n" << ReportText(r);
   }
   RunStatistics one({});
@@ -103,6 +106,29 @@ TEST(ReportTest, CountsAndKeysAreThoseOfVllm) {
   EXPECT_FALSE(ParseGoodput({"ttft"}).ok());
   EXPECT_FALSE(ParseGoodput({"itl:5"}).ok());
   EXPECT_FALSE(ParseGoodput({"tpot:-5"}).ok());
+}
+
+// One token has no time per output token: that is not 0 ms.
+TEST(ReportTest, WhatHasNoSampleIsNothing) {
+  RunStatistics s({});
+  RequestRecord one = Good();
+  one.output_tokens = 1;
+  one.itls.clear();
+  s.Add(one);
+  const auto r = s.Report(absl::Seconds(1), {});
+  EXPECT_TRUE(r["mean_tpot_ms"].is_null() && r["p99_itl_ms"].is_null());
+  EXPECT_TRUE(r["mean_ttft_ms"].is_number());
+  EXPECT_NE(ReportText(r, {"tpot"}).find("tpot                 -         -"), std::string::npos)
+      << ReportText(r, {"tpot"});
+  const auto c = *CompareReports(r, r);
+  for (const auto& m : c["metrics"]) {
+    const bool nothing = m["name"].get<std::string>().find("tpot") != std::string::npos ||
+                         m["name"].get<std::string>().find("itl") != std::string::npos;
+    EXPECT_EQ(m["a"].is_null(), nothing) << m;
+    EXPECT_FALSE(m["differs"].get<bool>()) << m;
+  }
+  EXPECT_NE(CompareText(c).find(" -"), std::string::npos);
+  EXPECT_EQ(HtmlReport(r).find("nan"), std::string::npos);
 }
 
 TEST(ReportTest, SlicesWidenAndLoseNothing) {
@@ -126,48 +152,6 @@ TEST(ReportTest, SlicesWidenAndLoseNothing) {
   EXPECT_EQ(sent, kRequests);
   EXPECT_EQ(completed, kRequests);
   EXPECT_EQ(itls, 2 * kRequests);
-}
-
-VerdictInput Sound() {
-  VerdictInput in;
-  in.run.wanted = in.completed = 1000;
-  in.paced = true;
-  in.duration = absl::Seconds(100);
-  in.ttft_means_ms = {10, 11, 9, 10, 10, 11, 10, 9, 10, 11};
-  in.tpot_means_ms = in.ttft_means_ms;
-  return in;
-}
-
-TEST(VerdictTest, EachReasonIsFound) {
-  EXPECT_TRUE(Judge(Sound()).invalid.empty());
-  const auto reason = [](auto change) {
-    VerdictInput in = Sound();
-    change(in);
-    const Verdict v = Judge(in);
-    return v.invalid.empty() ? std::string() : v.invalid.front();
-  };
-  EXPECT_EQ(reason([](VerdictInput& in) { in.run.interrupted = true; }),
-            "interrupted: 1000 of 1000 requests ended");
-  EXPECT_EQ(reason([](VerdictInput& in) { in.failed = 20; }), "errors: 20 of 1020 requests failed");
-  EXPECT_EQ(reason([](VerdictInput& in) { in.percentile_max = 99.99; }),
-            "too few samples: p99.99 of 1000 requests; at least 10000 are wanted");
-  EXPECT_EQ(reason([](VerdictInput& in) { in.late = 11; }),
-            "driver saturated: 11 of 1000 requests left more than 10ms late");
-  EXPECT_EQ(reason([](VerdictInput& in) { in.held_back = 500; }), "");
-  EXPECT_EQ(reason([](VerdictInput& in) { in.held_back = 500, in.late = 11; }),
-            "driver saturated: 11 of 1000 requests left more than 10ms late");
-  EXPECT_TRUE(reason([](VerdictInput& in) {
-                in.run.clock_error = -absl::Seconds(1);
-              }).starts_with("clock: "));
-  EXPECT_TRUE(reason([](VerdictInput& in) {
-                in.ttft_means_ms = {40, 38, 41, 40, 39, 10, 11, 9, 10, 10};
-              }).ends_with("(not warmed up)"));
-  EXPECT_TRUE(reason([](VerdictInput& in) {
-                in.tpot_means_ms = {10, 11, 9, 10, 10, 40, 38, 41, 40, 39};
-              }).ends_with("(the load is more than the server takes)"));
-  // Noise is no drift, however wide.
-  EXPECT_EQ(
-      reason([](VerdictInput& in) { in.ttft_means_ms = {1, 40, 2, 50, 9, 60, 2, 1, 50, 70}; }), "");
 }
 
 nlohmann::ordered_json Sample(double mean_ms, uint64_t seed) {
@@ -266,6 +250,19 @@ TEST(CompareTest, FewRequestsBoundNothing) {
           .get<bool>());
 }
 
+TEST(CompareTest, NamesTheSettingsThatDiffer) {
+  auto a = Sample(50, 1), b = a;
+  const auto notes = [&] { return (*CompareReports(a, b))["notes"].dump(); };
+  EXPECT_EQ(notes(), "[]");
+  a["parameters"] = {{"seed", 0}, {"temperature", 0.5}};
+  b["parameters"] = {{"seed", 1}, {"ignore_eos", true}};
+  b["backend"] = "openai";
+  EXPECT_EQ(notes(), R"(["backend differs: \"\" and \"openai\"","seed differs: 0 and 1",)"
+                     R"("temperature differs: 0.5 and null","ignore_eos differs: null and true"])");
+  b.erase("parameters");
+  EXPECT_NE(notes().find("B has no parameters"), std::string::npos);
+}
+
 TEST(CompareTest, WhatIsNoResultIsRefused) {
   auto damaged = Sample(50, 1);
   damaged["verdict"] = "INVALID";
@@ -283,27 +280,6 @@ TEST(CompareTest, WhatIsNoResultIsRefused) {
     EXPECT_EQ(CompareReports(a, Sample(50, 1)).status().code(), absl::StatusCode::kInvalidArgument)
         << text;
   }
-}
-
-TEST(RateSearchTest, FindsTheEdge) {
-  for (const double edge : {0.3, 1.0, 7.7, 450.0}) {
-    RateSearch search(1, 1e5, 0.05);
-    int trials = 0;
-    while (const auto rate = search.Next()) {
-      search.Tell(*rate <= edge);
-      ASSERT_LT(++trials, 40);
-    }
-    EXPECT_LE(search.best(), edge);
-    EXPECT_GE(search.best() * 1.05, edge);
-  }
-  RateSearch never(1, 100, 0.05), always(1, 100, 0.05);
-  for (int i = 0; never.Next(); ++i) {
-    ASSERT_LT(i, 20);
-    never.Tell(false);
-  }
-  EXPECT_EQ(never.best(), 0);
-  while (always.Next()) always.Tell(true);
-  EXPECT_EQ(always.best(), 100);
 }
 
 TEST(SseTest, EventsComeInAnyPieces) {
@@ -326,7 +302,7 @@ TEST(SseTest, EventsComeInAnyPieces) {
 TEST(ScraperTest, SumsTheSeriesOfOneName) {
   const char* text = "# HELP a x\na{b=\"1\"} 2\na{b=\"2\"} 3.5\nab 100\na 1\na{b=\"3\"} oops";
   EXPECT_EQ(SumOfSeries(text, "a"), 6.5);
-  EXPECT_EQ(SumOfSeries(text, "none"), 0);
+  EXPECT_EQ(SumOfSeries(text, "none"), std::nullopt);
 }
 
 TEST(HtmlTest, HasAPlotForEachFigureAndNoForeignText) {
@@ -346,10 +322,17 @@ TEST(HtmlTest, HasAPlotForEachFigureAndNoForeignText) {
   options.goodput = *ParseGoodput({"ttft:100"});
   RunStatistics one(options);
   one.Add(Good());
-  nlohmann::ordered_json sweep = {{"max_rate", 4.0}};
-  sweep["trials"].push_back(
-      {{"rate", 4.0}, {"met", true}, {"report", one.Report(absl::Seconds(1), {})}});
-  EXPECT_NE(HtmlReport(sweep).find("Throughput against rate"), std::string::npos);
+  nlohmann::ordered_json sweep = {{"max_rate", 4.0}, {"limit", "server"}, {"attainment", 0.99}};
+  sweep["goodput"] = ToJson(options.goodput);
+  const auto report = one.Report(absl::Seconds(1), {});
+  sweep["trials"].push_back({{"rate", 4.0}, {"met", true}, {"why", ""}, {"report", report}});
+  sweep["trials"].push_back({{"rate", 8.0}, {"met", false}, {"why", "a <b>"}, {"report", report}});
+  const std::string swept = HtmlReport(sweep);
+  for (const char* said :
+       {"Throughput against rate", "99 % of requests with ttft &lt;= 100 ms", "4.000  100.0 %",
+        "8.000  100.0 %", "not met: a &lt;b&gt;", "highest rate that met it: 4.000 requests/s"}) {
+    EXPECT_NE(swept.find(said), std::string::npos) << said << "\n" << swept;
+  }
   EXPECT_EQ(LinePlot("t", "x", "y", {{"empty", {}}}), "");
 }
 

@@ -10,8 +10,8 @@ constexpr size_t kSamplesMax = 600;
 constexpr absl::Duration kTimeout = absl::Seconds(2);
 }  // namespace
 
-double SumOfSeries(std::string_view text, std::string_view name) {
-  double sum = 0;
+std::optional<double> SumOfSeries(std::string_view text, std::string_view name) {
+  std::optional<double> sum;
   while (!text.empty()) {
     const size_t end = std::min(text.find('\n'), text.size());
     const std::string_view line = text.substr(0, end);
@@ -20,13 +20,16 @@ double SumOfSeries(std::string_view text, std::string_view name) {
     if (const char next = line[name.size()]; next != '{' && next != ' ') continue;
     const std::string_view number = line.substr(line.rfind(' ') + 1);
     double value = 0;
-    if (absl::SimpleAtod(absl::string_view(number.data(), number.size()), &value)) sum += value;
+    if (absl::SimpleAtod(absl::string_view(number.data(), number.size()), &value)) {
+      sum = sum.value_or(0) + value;
+    }
   }
   return sum;
 }
 
-Scraper::Scraper(const std::string& address, const Clock* clock)
-    : client_(address), clock_(clock), thread_([this] { Run(); }) {}
+Scraper::Scraper(const std::string& address, const Clock* clock,
+                 std::function<void(const std::string&)> failed)
+    : client_(address), clock_(clock), on_failure_(std::move(failed)), thread_([this] { Run(); }) {}
 
 Scraper::~Scraper() {
   if (thread_.joinable()) (void)Stop();
@@ -51,13 +54,23 @@ void Scraper::Run() {
 
 void Scraper::Sample(absl::Time start) {
   const absl::StatusOr<std::string> text = client_.Get("/metrics", kTimeout);
-  if (!text.ok()) return;  // a gap in the plot
+  ++readings_;
+  if (!text.ok()) return Fail(std::string(text.status().message()));  // a gap in the plot
   const auto sum = [&](const char* name) {
-    return SumOfSeries(*text, std::string("switchyard_") + name) +
-           SumOfSeries(*text, std::string("vllm:") + name);
+    const auto ours = SumOfSeries(*text, std::string("switchyard_") + name);
+    return ours ? ours : SumOfSeries(*text, std::string("vllm:") + name);
   };
-  samples_.push_back({absl::ToDoubleSeconds(clock_->Now() - start), sum("num_requests_running"),
-                      sum("num_requests_waiting"), sum("kv_cache_usage_perc")});
+  const auto running = sum("num_requests_running");
+  if (!running) return Fail("/metrics has no num_requests_running, of switchyard_ or vllm:");
+  samples_.push_back({absl::ToDoubleSeconds(clock_->Now() - start), *running,
+                      sum("num_requests_waiting").value_or(0),
+                      sum("kv_cache_usage_perc").value_or(0)});
+}
+
+void Scraper::Fail(const std::string& why) {
+  if (failed_++ > 0) return;
+  error_ = why;
+  if (on_failure_) on_failure_(why);
 }
 
 nlohmann::ordered_json Scraper::Stop() {
@@ -67,7 +80,8 @@ nlohmann::ordered_json Scraper::Stop() {
   }
   wake_.NotifyAll();
   thread_.join();
-  nlohmann::ordered_json out;
+  nlohmann::ordered_json out = {{"readings", readings_}, {"failed", failed_}};
+  if (failed_ > 0) out["error"] = error_;
   for (const char* key : {"seconds", "running", "waiting", "kv_usage"}) {
     out[key] = nlohmann::ordered_json::array();
   }

@@ -81,8 +81,12 @@ class Driver {
     ++in_flight_;
     // Who was due while all streams were open, at the head of the line or behind others.
     const absl::Duration held_back = std::max(absl::ZeroDuration(), room_since_ - request.intended);
-    backend_.Start(std::move(request), [box = ended_, held_back](RequestRecord record) {
+    const int drop_after = request.drop_after;
+    backend_.Start(std::move(request), [box = ended_, held_back, drop_after](RequestRecord record) {
       record.held_back = held_back;
+      const bool on_purpose = drop_after > 0 && record.output_tokens >= drop_after;
+      record.interrupted = record.dropped && !on_purpose;
+      record.dropped = record.dropped && on_purpose;
       SY_CHECK(box->Post(std::move(record)));
     });
     next_ = workload_.Next();
@@ -175,6 +179,41 @@ absl::Status CheckOptions(const BenchServeOptions& o) {
   return absl::OkStatus();
 }
 
+// Of the report: all that the figures depend on and the report does not say already.
+nlohmann::ordered_json Parameters(const BenchServeOptions& o) {
+  const WorkloadOptions& w = o.workload;
+  nlohmann::ordered_json p = {{"num_prompts", w.prompts}, {"seed", w.seed}};
+  if (w.lengths == WorkloadOptions::Lengths::kDataset) {
+    p["dataset_rows"] = w.rows.size();
+    p["trace_times"] = w.trace_times;
+    p["trace_time_scale"] = w.time_scale;
+    p["trace_length_scale"] = w.length_scale;
+  } else if (w.lengths == WorkloadOptions::Lengths::kRandom) {
+    p["random_input_len"] = w.input_len;
+    p["random_output_len"] = w.output_len;
+    p["random_range_ratio"] = w.range_ratio;
+  }
+  p["random_prefix_len"] = w.prefix_len;
+  if (w.ramp_up != WorkloadOptions::RampUp::kNone) {
+    p["ramp_up_strategy"] =
+        w.ramp_up == WorkloadOptions::RampUp::kLinear ? "linear" : "exponential";
+    p["ramp_up_start_rps"] = w.ramp_start_rps;
+    p["ramp_up_end_rps"] = w.ramp_end_rps;
+  }
+  p["vocab_size"] = w.vocab_size;
+  p["max_model_len"] = w.tokens_max;
+  p["num_warmups"] = o.warmups;
+  p["drop_share"] = o.drop_share;
+  p["temperature"] = o.backend.temperature;
+  p["ignore_eos"] = o.backend.ignore_eos;
+  p["timeout"] = absl::ToDoubleSeconds(o.backend.timeout);
+  if (o.openai) p["endpoint"] = o.backend.endpoint;
+  if (!o.openai) p["connections"] = o.backend.connections;
+  p["goodput"] = ToJson(o.report.goodput);
+  p.update(o.report.parameters);
+  return p;
+}
+
 }  // namespace
 
 std::unique_ptr<LoadBackend> MakeBackend(const BenchServeOptions& options, const Clock* clock) {
@@ -204,13 +243,28 @@ absl::StatusOr<nlohmann::ordered_json> RunBenchServe(const BenchServeOptions& gi
   options.report.max_concurrency = options.max_concurrency;
   options.report.paced =
       w.request_rate > 0 || w.trace_times || w.ramp_up != WorkloadOptions::RampUp::kNone;
+  options.report.parameters = Parameters(options);
   ASSIGN_OR_RETURN(Workload workload, Workload::Create(w));
   if (options.warmups > 0) RETURN_IF_ERROR(WarmUp(options, backend, clock));
 
   std::optional<Scraper> scraper;
-  if (!options.metrics_address.empty()) scraper.emplace(options.metrics_address, clock);
+  if (!options.metrics_address.empty()) {
+    scraper.emplace(options.metrics_address, clock, [&options](const std::string& why) {
+      if (options.warn) {
+        options.warn(absl::StrCat("--metrics-address ", options.metrics_address, ": ", why));
+      }
+    });
+  }
   nlohmann::ordered_json report = Driver(options, backend, std::move(workload), clock).Run();
-  if (scraper) report["server"] = scraper->Stop();
+  if (!scraper) return report;
+  report["server"] = scraper->Stop();
+  const nlohmann::ordered_json& server = report["server"];
+  if (server["failed"] > 0) {
+    report["notes"].push_back(absl::StrCat(server["failed"].get<int64_t>(), " of ",
+                                           server["readings"].get<int64_t>(), " readings of ",
+                                           "--metrics-address ", options.metrics_address,
+                                           " failed: ", server["error"].get<std::string>()));
+  }
   return report;
 }
 

@@ -34,6 +34,8 @@ struct BenchServeOptions {
   absl::Duration ready_limit = absl::Seconds(10);
   std::string metrics_address;  // host:port whose /metrics is read once a second; "": none
   std::function<void(const BenchProgress&)> progress;  // about every 100 ms; may be empty
+  // What the user should know at once and the report repeats; on any thread; may be empty.
+  std::function<void(const std::string&)> warn;
   // Asked often; true ends the test early: what is under way is cancelled, the report has the rest.
   std::function<bool()> stop;
 };

@@ -5,6 +5,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/read_until.hpp>
+#include <boost/asio/write.hpp>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
@@ -17,6 +23,8 @@
 
 namespace switchyard {
 namespace {
+
+namespace asio = boost::asio;
 
 BenchServeOptions OptionsFor(int port) {
   BenchServeOptions o;
@@ -98,7 +106,8 @@ TEST(BenchServeTest, AnInterruptLeavesWhatThereIs) {
   ASSERT_TRUE(r.ok()) << r.status();
   EXPECT_LT(absl::Now() - end, absl::Seconds(5)) << "waited for the stalled ones";
   EXPECT_GT((*r)["completed"].get<int>(), 10);
-  EXPECT_GT((*r)["dropped"].get<int>(), 50);
+  EXPECT_GT((*r)["interrupted"].get<int>(), 50);
+  EXPECT_EQ((*r)["dropped"], 0) << "nobody wanted that";
   EXPECT_EQ((*r)["verdict"], "INVALID");
   EXPECT_TRUE((*r)["verdict_reasons"][0].get<std::string>().starts_with("interrupted: "));
 }
@@ -163,7 +172,8 @@ class HttpStub {
     HttpServerOptions options;
     auto server = HttpServer::Create(
         options, {{"GET", "/v1/models", Models},
-                  {"GET", "/metrics", Metrics},
+                  {"GET", "/metrics",
+                   [this](const HttpRequest&, Responder responder) { Metrics(*responder); }},
                   {"POST", "/v1/completions", [this](const HttpRequest& request, auto responder) {
                      Complete(request, *responder);
                    }}});
@@ -172,6 +182,7 @@ class HttpStub {
   }
   int port() const { return server_->port(); }
   std::atomic<bool> refuse = false, cut = false;
+  std::string gauge = "vllm:num_requests_running";
 
  private:
   using Responder = std::shared_ptr<HttpResponder>;
@@ -180,10 +191,10 @@ class HttpStub {
     response.body = R"({"object":"list","data":[{"id":"m","max_model_len":64}]})";
     responder->Send(std::move(response));
   }
-  static void Metrics(const HttpRequest&, Responder responder) {
+  void Metrics(HttpResponder& responder) const {
     HttpResponse response;
-    response.body = "vllm:num_requests_running{a=\"b\"} 3\n";
-    responder->Send(std::move(response));
+    response.body = gauge + "{a=\"b\"} 3\n";
+    responder.Send(std::move(response));
   }
   void Complete(const HttpRequest& request, HttpResponder& responder) {
     EXPECT_NE(request.body.find("\"prompt\":["), std::string::npos) << request.body;
@@ -236,6 +247,91 @@ TEST(BenchServeTest, WhatWaitsForTheThreadOfTheClientIsLate) {
   go_on.Notify();
   ended.WaitForNotification();
   EXPECT_GT(late, kLateAfter);
+}
+
+// Answers with the same piece again and again, as fast as it is taken, one client at a time.
+class Flooder {
+ public:
+  explicit Flooder(std::string piece)
+      : piece_(std::move(piece)),
+        acceptor_(io_, {asio::ip::address_v4::loopback(), 0}),
+        thread_([this] { Run(); }) {}
+  ~Flooder() {
+    done_ = true;
+    asio::ip::tcp::socket(io_).connect(acceptor_.local_endpoint());
+    thread_.join();
+  }
+  int port() const { return acceptor_.local_endpoint().port(); }
+
+ private:
+  void Run() {
+    for (;;) {
+      asio::ip::tcp::socket client = acceptor_.accept();
+      if (done_) return;
+      boost::system::error_code gone;
+      std::string head;
+      asio::read_until(client, asio::dynamic_buffer(head), "\r\n\r\n", gone);
+      if (head.starts_with("GET")) {
+        Write(client, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"data\":[{\"id\":\"m\"}]}");
+        continue;
+      }
+      if (!Write(client, "HTTP/1.1 200 OK\r\n\r\n")) continue;
+      while (Write(client, piece_)) continue;
+    }
+  }
+  static bool Write(asio::ip::tcp::socket& client, const std::string& text) {
+    boost::system::error_code gone;
+    asio::write(client, asio::buffer(text), gone);
+    return !gone;
+  }
+
+  const std::string piece_;
+  asio::io_context io_;
+  asio::ip::tcp::acceptor acceptor_;
+  std::atomic<bool> done_ = false;
+  std::thread thread_;
+};
+
+// Each ends, and soon: at the bound of a line, of the events, or of the time.
+TEST(BenchServeTest, AServerThatNeverEndsIsGivenUp) {
+  const std::string event = "data: {\"choices\":[{\"text\":\"a\"}]}\n\n";
+  const std::pair<std::string, const char*> floods[] = {
+      {std::string(1 << 16, 'x'), "an event is longer than 1 MiB"},
+      {event, kEndless},
+      {":\n" + std::string(1 << 16, '\n'), "read: "}};
+  for (const auto& [flood, why] : floods) {
+    Flooder server(flood);
+    BenchServeOptions o = OptionsFor(server.port());
+    o.openai = true;
+    o.workload.prompts = 1;
+    o.backend.timeout = absl::Seconds(1);
+    const auto r = RunBenchServe(o);
+    ASSERT_TRUE(r.ok()) << r.status();
+    EXPECT_EQ((*r)["failed"], 1) << ReportText(*r);
+    EXPECT_EQ((*r)["dropped"], 0);
+    EXPECT_TRUE((*r)["error_counts"].begin().key().starts_with(why)) << ReportText(*r);
+  }
+}
+
+TEST(BenchServeTest, SaysThatMetricsDoNotAnswer) {
+  const auto stub = Stub();
+  HttpStub without;
+  without.gauge = "other";
+  for (const std::string& address :
+       {std::string("127.0.0.1:1"), absl::StrCat("127.0.0.1:", without.port())}) {
+    BenchServeOptions o = OptionsFor(stub->port());
+    o.workload.prompts = 50;
+    o.workload.request_rate = 100;
+    o.metrics_address = address;
+    std::atomic<int> warnings = 0;
+    o.warn = [&](const std::string&) { ++warnings; };
+    const auto r = RunBenchServe(o);
+    ASSERT_TRUE(r.ok()) << r.status();
+    EXPECT_EQ(warnings, 1);
+    EXPECT_NE(ReportText(*r).find("readings of --metrics-address " + address + " failed"),
+              std::string::npos)
+        << ReportText(*r);
+  }
 }
 
 TEST(BenchServeTest, SpeaksOpenAi) {

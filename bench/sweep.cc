@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "bench/verdict.h"
 #include "common/clock.h"
 #include "common/status_macros.h"
 
@@ -48,20 +49,42 @@ absl::Status Check(const BenchServeOptions& o, const SweepOptions& s) {
   return absl::OkStatus();
 }
 
-bool Has(const nlohmann::ordered_json& report, std::string_view reason) {
-  for (const std::string text : report["verdict_reasons"]) {
-    if (text.starts_with(reason)) return true;
-  }
-  return false;
-}
-
 // So many that one bad one is not too many by itself.
 double RequestsMin(const SweepOptions& s) {
   const double fewest = s.attainment < 1 ? std::ceil(1 / (1 - s.attainment) - 1e-6) : 1;
   return std::clamp<double>(s.prompts_min, fewest, 1e6);
 }
 
+constexpr double kLateShareMin = 0.01;  // as of a single run's verdict
+
 }  // namespace
+
+TrialVerdict JudgeTrial(const nlohmann::ordered_json& report, double attainment) {
+  const auto ended = report["num_prompts"].get<double>();
+  const auto late = report["driver_late"].get<double>();
+  const double late_max = std::max(1.0, std::max(kLateShareMin, 1 - attainment) * ended);
+  TrialVerdict v;
+  v.sent = late <= late_max + 1e-6;
+  if (!v.sent) {
+    v.why = absl::StrFormat("this driver sent %.1f %% more than %s late", 100 * late / ended,
+                            absl::FormatDuration(kLateAfter));
+    return v;
+  }
+  const auto good = report["goodput_share"].get<double>();
+  v.met = good >= attainment;
+  if (v.met) return v;
+  v.why = absl::StrFormat("%.1f %% good of %g %% wanted", 100 * good, 100 * attainment);
+  const char* separator = ": ";
+  const auto missed = report.value("goodput_missed", nlohmann::ordered_json::object());
+  for (const auto& [metric, count] : missed.items()) {
+    absl::StrAppendFormat(&v.why, "%s%d missed %s", std::exchange(separator, ", "),
+                          count.get<int64_t>(), metric);
+  }
+  if (const auto failed = report["failed"].get<int64_t>(); failed > 0) {
+    absl::StrAppendFormat(&v.why, "%s%d failed", separator, failed);
+  }
+  return v;
+}
 
 absl::StatusOr<nlohmann::ordered_json> RunSweep(const BenchServeOptions& given,
                                                 const SweepOptions& sweep) {
@@ -71,7 +94,7 @@ absl::StatusOr<nlohmann::ordered_json> RunSweep(const BenchServeOptions& given,
   const std::unique_ptr<LoadBackend> backend = MakeBackend(given, &clock);
   RateSearch search(sweep.start_rate, sweep.rate_max, sweep.resolution);
   nlohmann::ordered_json trials = nlohmann::ordered_json::array();
-  const char* limit = "server";
+  const char* limit = "rate_max";
   while (const std::optional<double> rate = search.Next()) {
     BenchServeOptions options = given;
     options.workload.request_rate = *rate;
@@ -85,17 +108,20 @@ absl::StatusOr<nlohmann::ordered_json> RunSweep(const BenchServeOptions& given,
       break;
     }
     RETURN_IF_ERROR(report.status());
-    const bool too_fast = Has(*report, "driver");
-    const bool met = !too_fast && !Has(*report, "errors") &&
-                     (*report)["goodput_share"].get<double>() >= sweep.attainment;
-    trials.push_back({{"rate", *rate}, {"met", met}, {"report", *std::move(report)}});
+    const TrialVerdict verdict = JudgeTrial(*report, sweep.attainment);
+    trials.push_back({{"rate", *rate},
+                      {"met", verdict.met},
+                      {"why", verdict.why},
+                      {"report", *std::move(report)}});
     if (sweep.trial_done) sweep.trial_done(trials.back());
-    if (!met) limit = too_fast ? "driver" : "server";  // each that fails is lower than the last
-    search.Tell(met);
+    // Each that fails is lower than the last.
+    if (!verdict.met) limit = verdict.sent ? "server" : "driver";
+    search.Tell(verdict.met);
   }
   return nlohmann::ordered_json{{"max_rate", search.best()},
                                 {"limit", limit},
                                 {"attainment", sweep.attainment},
+                                {"goodput", ToJson(given.report.goodput)},
                                 {"trials", std::move(trials)}};
 }
 

@@ -4,6 +4,7 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "bench/serve.h"
@@ -36,10 +37,21 @@ struct SweepOptions {
   std::function<void(const nlohmann::ordered_json& trial)> trial_done;  // may be empty
 };
 
-// {"max_rate", "limit", "attainment", "trials": [{"rate", "met", "report"}, …]}. `limit`: why not
-// more than max_rate: the "server" (or rate_max), the "driver", which failed to send faster, or
-// "interrupted" by options.stop, with what there was. kInvalidArgument: no
-// --goodput, a ramp, or an option out of range.
+// Whether a trial met the promise, and if not, why.
+struct TrialVerdict {
+  bool met = false;
+  bool sent = false;  // the driver kept the rate; else the trial says nothing of the server
+  std::string why;    // "" if met
+};
+// `report` as RunBenchServe makes it, with goodput. A failed request is not a good one. The driver
+// may have sent as large a share late as may be bad (1 - attainment), 1 % and one request at least:
+// a late request's latencies count from when it was due, so that it can only look worse.
+TrialVerdict JudgeTrial(const nlohmann::ordered_json& report, double attainment);
+
+// {"max_rate", "limit", "attainment", "goodput", "trials": [{"rate", "met", "why", "report"}, …]}.
+// `limit`: why not more than max_rate: the "server", "rate_max", the "driver", which failed to send
+// faster, or "interrupted" by options.stop, with what there was. kInvalidArgument: no --goodput, a
+// ramp, or an option out of range.
 absl::StatusOr<nlohmann::ordered_json> RunSweep(const BenchServeOptions& options,
                                                 const SweepOptions& sweep);
 

@@ -63,7 +63,9 @@ Verdict Judge(const VerdictInput& in) {
     v.invalid.push_back(absl::StrCat("too few samples: p", in.percentile_max, " of ", in.completed,
                                      " requests; at least ", std::ceil(wanted), " are wanted"));
   }
-  if (in.paced && static_cast<double>(in.late) > kLateShareMax * static_cast<double>(ended)) {
+  // One request alone says nothing of a share.
+  if (in.paced &&
+      static_cast<double>(in.late) > std::max(1.0, kLateShareMax * static_cast<double>(ended))) {
     v.invalid.push_back(absl::StrCat("driver saturated: ", in.late, " of ", ended,
                                      " requests left more than ", absl::FormatDuration(kLateAfter),
                                      " late"));

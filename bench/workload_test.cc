@@ -160,6 +160,19 @@ TEST(DatasetTest, AzureRowsKeepTheirTimes) {
   EXPECT_EQ((*rows)[1].at, absl::Milliseconds(52));
 }
 
+TEST(DatasetTest, AzureTimesMayHaveAZone) {
+  const auto rows = ParseTrace(
+      "\xef\xbb\xbfTIMESTAMP,ContextTokens,GeneratedTokens\r\n"
+      "2024-05-10 00:00:00.009930+00:00,1,2\r\n2024-05-10T00:00:01.009930Z,1,2\n"
+      "2024-05-10 02:00:02.009930+02:00,1,2\n2024-05-10 00:00:03.00993,1,2\n",
+      10);
+  ASSERT_TRUE(rows.ok()) << rows.status();
+  ASSERT_EQ(rows->size(), 4u);
+  for (int i = 0; i < 4; ++i) EXPECT_EQ((*rows)[i].at, absl::Seconds(i)) << i;
+  EXPECT_TRUE(
+      ParseTrace("\xef\xbb\xbf{\"timestamp\":0,\"input_length\":1,\"output_length\":1}", 10).ok());
+}
+
 TEST(DatasetTest, WhatIsNoTraceIsNamed) {
   const std::pair<const char*, const char*> cases[] = {
       {"", "has no rows"},

@@ -14,6 +14,11 @@ namespace switchyard {
 // SWITCHYARD_API_KEY; empty if it is not set. What `ask`, `top` and `bench serve` send.
 std::string ApiKeyOfEnvironment();
 
+// Of the commands that send it, for --help.
+inline constexpr char kApiKeyHelp[] =
+    "Environment:\n  SWITCHYARD_API_KEY  sent as the API key (Authorization: Bearer …), if it is "
+    "set; no flag has it, as all users of a machine can read the flags";
+
 // Its metadata, if it is set.
 void SendApiKey(grpc::ClientContext* context);
 

@@ -21,6 +21,7 @@ class AskCommand final : public Command {
   std::string help() const override { return "sends one prompt to a running router by gRPC"; }
 
   void AddFlags(CLI::App& app) override {
+    app.footer(kApiKeyHelp);
     app.add_option("--grpc", address_, "the router")->check(IsAddress())->capture_default_str();
     app.add_option("--timeout", timeout_seconds_, "seconds")
         ->check(CLI::Range(0.001, 86400.0))

@@ -27,6 +27,7 @@ namespace switchyard {
 namespace {
 
 constexpr size_t kDatasetBytesMax = size_t{2} << 30, kResultBytesMax = size_t{2} << 30;
+constexpr char kGrpc[] = "switchyard-grpc";
 
 // Texts of servers may be in it, which may be no UTF-8.
 std::string JsonText(const nlohmann::ordered_json& json) {
@@ -45,8 +46,9 @@ void OnInterrupt(int) {
 struct Flags {
   BenchServeOptions bench;
   SweepOptions sweep;
-  std::string mode, backend = "switchyard-grpc", base_url = "127.0.0.1:8000";
+  std::string mode, backend = "switchyard-grpc", base_url, host = "127.0.0.1";
   std::string grpc = "127.0.0.1:50051";
+  int port = 8000;
   std::string dataset = "random", dataset_path, tokenizer, request_rate = "inf", ramp_up;
   std::vector<std::string> goodput, compare, metrics = {"ttft", "tpot", "itl", "e2el", "sent_late"};
   std::string result_dir, result_file, html_file;
@@ -54,14 +56,19 @@ struct Flags {
   bool json = false, save_result = false;
 };
 
+absl::Status InFile(const std::string& path, const absl::Status& s) {
+  return absl::Status(s.code(), absl::StrCat(path, ": ", s.message()));
+}
+
 absl::Status ApplyConversations(const std::string& text, Flags& f) {
   if (f.tokenizer.empty()) {
     return absl::InvalidArgumentError("--dataset-name sharegpt with a file: --tokenizer is wanted");
   }
   WorkloadOptions& w = f.bench.workload;
   ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Load(f.tokenizer));
-  ASSIGN_OR_RETURN(const std::vector<Conversation> all, ParseShareGpt(text, w.prompts));
-  for (const Conversation& c : all) {
+  const auto all = ParseShareGpt(text, w.prompts);
+  if (!all.ok()) return InFile(f.dataset_path, all.status());
+  for (const Conversation& c : *all) {
     DatasetRow row;
     ASSIGN_OR_RETURN(row.prompt_ids, tokenizer->Encode(c.prompt, true));
     ASSIGN_OR_RETURN(const std::vector<TokenId> answer, tokenizer->Encode(c.answer, false));
@@ -84,12 +91,30 @@ absl::Status ApplyDataset(Flags& f) {
   if (f.dataset == "random") {
     return absl::InvalidArgumentError("--dataset-path: for trace and sharegpt, not for random");
   }
+  f.bench.report.parameters["dataset_path"] = f.dataset_path;
   ASSIGN_OR_RETURN(const std::string text, ReadFile(f.dataset_path, kDatasetBytesMax));
   w.lengths = WorkloadOptions::Lengths::kDataset;
   if (f.dataset == "sharegpt") return ApplyConversations(text, f);
-  ASSIGN_OR_RETURN(w.rows, ParseTrace(text, w.prompts));
+  auto rows = ParseTrace(text, w.prompts);
+  if (!rows.ok()) return InFile(f.dataset_path, rows.status());
+  w.rows = *std::move(rows);
   w.trace_times = w.request_rate == 0 && w.ramp_up == WorkloadOptions::RampUp::kNone;
   return absl::OkStatus();
+}
+
+// host:port of the OpenAI server.
+absl::StatusOr<std::string> HttpAddress(const Flags& f) {
+  if (f.base_url.empty()) return absl::StrCat(f.host, ":", f.port);
+  const auto bad = [&](const char* what) {
+    return absl::InvalidArgumentError(absl::StrCat("--base-url is ", f.base_url, "; ", what));
+  };
+  std::string url = f.base_url;
+  if (url.starts_with("https://")) return bad("the driver speaks HTTP in clear only");
+  if (url.starts_with("http://")) url = url.substr(7);
+  while (url.ends_with('/')) url.pop_back();
+  if (url.find('/') != std::string::npos) return bad("a path belongs into --endpoint");
+  if (!IsAddress()(url).empty()) return bad("http://HOST:PORT is wanted");
+  return url;
 }
 
 absl::Status Apply(Flags& f) {
@@ -104,11 +129,11 @@ absl::Status Apply(Flags& f) {
   if (f.ramp_up == "exponential") b.workload.ramp_up = WorkloadOptions::RampUp::kExponential;
   RETURN_IF_ERROR(ApplyDataset(f));
   ASSIGN_OR_RETURN(b.report.goodput, ParseGoodput(f.goodput));
-  b.openai = f.backend == "openai";
-  std::string url = f.base_url;
-  if (url.starts_with("http://")) url = url.substr(7);
-  while (url.ends_with('/')) url.pop_back();
-  b.backend.address = b.openai ? url : f.grpc;
+  b.openai = f.backend != kGrpc;
+  b.backend.address = f.grpc;
+  if (b.openai) {
+    ASSIGN_OR_RETURN(b.backend.address, HttpAddress(f));
+  }
   b.backend.timeout = absl::Seconds(f.timeout_seconds);
   b.ready_limit = absl::Seconds(f.ready_seconds);
   return absl::OkStatus();
@@ -123,10 +148,13 @@ void ShowProgress(const BenchProgress& p) {
                p.median_ttft_ms);
 }
 
+// Takes the progress away; a file has none.
+const char* ClearedLine() { return isatty(STDERR_FILENO) ? "\r\033[K" : ""; }
+
 void ShowTrial(const nlohmann::ordered_json& trial) {
-  std::fprintf(stderr, "\r\033[K%10.3f requests/s: %5.1f %% good, %s\n",
-               trial["rate"].get<double>(), 100 * trial["report"]["goodput_share"].get<double>(),
-               trial["met"].get<bool>() ? "met" : "not met");
+  const std::string why = trial["why"];
+  std::fprintf(stderr, "%s%10.3f requests/s: %s%s\n", ClearedLine(), trial["rate"].get<double>(),
+               why.empty() ? "met" : "not met: ", why.c_str());
 }
 
 class BenchServe final : public Command {
@@ -146,11 +174,10 @@ class BenchServe final : public Command {
 
   absl::StatusOr<int> Run(const CLI::App& app) override {
     if (!f_.compare.empty()) return Compare();
-    if (app.count("--base-url") > 0 && f_.backend != "openai") {
-      return absl::InvalidArgumentError(absl::StrCat("--base-url ", f_.base_url,
-                                                     " is for --backend openai; --grpc names the "
-                                                     "server of ",
-                                                     f_.backend));
+    for (const char* flag : {"--base-url", "--host", "--port"}) {
+      if (f_.backend != kGrpc || app.count(flag) == 0) continue;
+      return absl::InvalidArgumentError(absl::StrCat(
+          flag, " is for --backend openai and vllm; --grpc names the server of ", f_.backend));
     }
     RETURN_IF_ERROR(Apply(f_));
     if (f_.bench.report.detailed && !f_.json && ResultPath("result.json").empty()) {
@@ -162,6 +189,11 @@ class BenchServe final : public Command {
       if (!complaint.empty()) return absl::InvalidArgumentError("--result-filename: " + complaint);
     }
     f_.bench.backend.api_key = ApiKeyOfEnvironment();
+    f_.bench.warn = [this](const std::string& what) {  // once, not for each rate of a sweep
+      if (!warned_.exchange(true)) {
+        std::fprintf(stderr, "%s%s\n", ClearedLine(), what.c_str());
+      }
+    };
     std::signal(SIGINT, OnInterrupt);
     f_.bench.stop = [] {
       sending = true;  // who asks has begun
@@ -174,13 +206,18 @@ class BenchServe final : public Command {
  private:
   void AddServerFlags(CLI::App& app) {
     BackendOptions& b = f_.bench.backend;
-    app.add_option("--backend", f_.backend, "switchyard-grpc, or openai: any server's HTTP")
-        ->check(CLI::IsMember({"switchyard-grpc", "openai"}))
+    app.footer(kApiKeyHelp);
+    app.add_option("--backend", f_.backend, "switchyard-grpc; openai or vllm: any server's HTTP")
+        ->check(CLI::IsMember({kGrpc, "openai", "vllm"}))
         ->capture_default_str();
     app.add_option("--grpc", f_.grpc, "The router's gRPC address")
         ->check(IsAddress())
         ->capture_default_str();
-    app.add_option("--base-url", f_.base_url, "openai: http://HOST:PORT")->capture_default_str();
+    app.add_option("--host", f_.host, "openai: the server")->capture_default_str();
+    app.add_option("--port", f_.port, "openai: its port")
+        ->check(CLI::Range(1, 65535))
+        ->capture_default_str();
+    app.add_option("--base-url", f_.base_url, "openai: http://HOST:PORT in place of these two");
     app.add_option("--endpoint", b.endpoint, "openai: path of completions")->capture_default_str();
     app.add_option("--model", b.model, "openai: if not the first that is served");
     app.add_option("--connections", b.connections, "gRPC: HTTP/2 connections")
@@ -195,6 +232,9 @@ class BenchServe final : public Command {
     app.add_option("--temperature", b.temperature, "0 is greedy")
         ->check(CLI::Range(0.0, double{kTemperatureMax}))
         ->capture_default_str();
+    app.add_flag("--ignore-eos,!--no-ignore-eos", b.ignore_eos,
+                 "Go on past the end of the text, so that output lengths are as drawn; on unless "
+                 "told otherwise");
     app.add_option("--timeout", f_.timeout_seconds, "Seconds a request may take")
         ->check(CLI::PositiveNumber)
         ->capture_default_str();
@@ -284,7 +324,7 @@ class BenchServe final : public Command {
 
   absl::StatusOr<int> Once() {
     auto report = RunBenchServe(f_.bench);
-    if (f_.bench.progress) std::fprintf(stderr, "\r\033[K");
+    std::fputs(ClearedLine(), stderr);
     RETURN_IF_ERROR(report.status());
     std::cout << (f_.json ? JsonText(*report) + "\n" : ReportText(*report, f_.metrics));
     RETURN_IF_ERROR(Write(*report, absl::StrCat(f_.backend, "-", f_.request_rate, "qps-",
@@ -294,17 +334,9 @@ class BenchServe final : public Command {
   absl::StatusOr<int> Sweep() {
     f_.sweep.trial_done = ShowTrial;
     ASSIGN_OR_RETURN(const nlohmann::ordered_json result, RunSweep(f_.bench, f_.sweep));
-    const double best = result["max_rate"];
-    std::cout << (f_.json ? JsonText(result) + "\n"
-                          : absl::StrFormat(
-                                "highest rate with %g %% good: %.3f requests/s%s\n",
-                                100 * f_.sweep.attainment, best,
-                                result["limit"] == "driver"        ? ", as far as this driver goes"
-                                : result["limit"] == "interrupted" ? ", interrupted"
-                                : best < f_.sweep.rate_max         ? ""
-                                                           : ", the highest that was to be tried"));
+    std::cout << (f_.json ? JsonText(result) + "\n" : SweepText(result));
     RETURN_IF_ERROR(Write(result, absl::StrCat(f_.backend, "-sweep.json")));
-    return best > 0 ? 0 : 1;
+    return result["max_rate"] > 0 ? 0 : 1;
   }
   absl::StatusOr<int> Compare() {
     nlohmann::ordered_json of[2];
@@ -326,15 +358,20 @@ class BenchServe final : public Command {
     const std::string& name = f_.result_file.empty() ? default_name : f_.result_file;
     return f_.result_dir.empty() ? name : absl::StrCat(f_.result_dir, "/", name);
   }
+  // A file that cannot be written does not keep the other from it.
   absl::Status Write(const nlohmann::ordered_json& result, const std::string& default_name) const {
+    absl::Status status;
     if (const std::string path = ResultPath(default_name); !path.empty()) {
-      RETURN_IF_ERROR(WriteFileAtomically(path, JsonText(result)));
+      status.Update(WriteFileAtomically(path, JsonText(result)));
     }
-    return f_.html_file.empty() ? absl::OkStatus()
-                                : WriteFileAtomically(f_.html_file, HtmlReport(result));
+    if (!f_.html_file.empty()) {
+      status.Update(WriteFileAtomically(f_.html_file, HtmlReport(result)));
+    }
+    return status;
   }
 
   Flags f_;
+  std::atomic<bool> warned_{false};
 };
 
 }  // namespace

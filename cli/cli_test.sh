@@ -83,6 +83,28 @@ expect 2 generate "$model" --prompt x --output "$work/out.txt"
 says err --requests
 expect 2 bench
 says err "bench serve"
+expect 2 bench serve --request-rat 5
+says err 'unknown flag --request-rat; did you mean --request-rate?'
+expect 2 bench serve swep
+says err swep
+expect 1 bench serve --backend vllm --base-url https://a:1
+says err "--base-url is https://a:1; the driver speaks HTTP in clear only"
+expect 1 bench serve --backend vllm --base-url a:1/v1
+says err "a path belongs into --endpoint"
+expect 1 bench serve --port 8000
+says err "--port is for --backend openai and vllm"
+expect 1 bench serve --result-filename /proc/result.json
+says err /proc
+expect 2 bench serve --html /proc/result.html
+says err /proc
+printf 'TIMESTAMP,ContextTokens,GeneratedTokens\nnow,1,2\n' >"$work/trace.csv"
+expect 1 bench serve --dataset-name trace --dataset-path "$work/trace.csv"
+says err "$work/trace.csv: line 2"
+for command in ask top "bench serve"; do
+  # shellcheck disable=SC2086
+  expect 0 $command --help
+  says out SWITCHYARD_API_KEY
+done
 expect 0 bench --help
 says out "bench engine"
 expect 1 bench engine "$model" --decode-context 5000
@@ -180,6 +202,22 @@ printf 'role: prefill\nmodel: %s\n' "$work" >"$work/nomodel.yaml"
 expect 1 check "$work/nomodel.yaml"
 says out config.json
 expect 1 check "$work/none.yaml"
+printf 'role: router\nmodel: %s\ndecode-address: a:1\nport: 7000\ngrpc-port: 7001\nmetrics-port: 7000\n' "$model" >"$work/ports.yaml"
+expect 1 check "$work/ports.yaml"
+says out 'line 6: metrics-port is 7000, and so is port'
+expect 0 check "$work/ports.yaml" -- --metrics-port=7002
+expect 1 check "$work/ports.yaml" -- --metrics-port=7001
+says out 'metrics-port is 7001, and so is grpc-port'
+expect 2 serve "$model" --metrics-port-base 7900 --port 8000
+says err "port is 8000, and so is a decode rank's"
+expect 1 router "$model" --decode-address a:1 --port 7000 --grpc-port 7000
+says err "both 7000"
+printf 'role: decode\nmodel: %s\nhost: 0.0.0.0\n' "$model" >"$work/wildcard.yaml"
+expect 1 check "$work/wildcard.yaml"
+says out 'advertise-host is wanted'
+expect 0 check "$work/wildcard.yaml" -- --advertise-host=10.0.0.1
+expect 1 check "$work/wildcard.yaml" -- --advertise-hots=10.0.0.1
+says out 'did you mean "advertise-host"?'
 printf 'role: router\nmodel: %s\nprefill-address: [a:1, nocolon]\ndecode-address: 127.0.0.1:99999\n' "$model" >"$work/addresses.yaml"
 expect 1 check "$work/addresses.yaml"
 says out 'line 3: --prefill-address: "nocolon"'

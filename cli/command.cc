@@ -18,17 +18,18 @@ int Complain(const Command& command, absl::string_view what, int code) {
   return code;
 }
 
-// What the first flag that there is not may have been meant for; "" if there is no such.
-std::string Hint(const CLI::App& app, const std::vector<std::string>& arguments,
-                 const CLI::Error& error) {
-  if (error.get_exit_code() != static_cast<int>(CLI::ExitCodes::ExtrasError)) return "";
+// The first flag that there is not, and what it may have been meant for; "" if there is no such.
+// Its value may have been taken for another argument's, and blamed there.
+std::string UnknownFlag(const CLI::App& app, const std::vector<std::string>& arguments) {
   const std::vector<std::string> keys = KeysOf(app);
   for (const std::string& argument : arguments) {
+    if (argument == "--") break;
     if (!argument.starts_with("--")) continue;
-    const std::string name = argument.substr(2, argument.find('=') - 2);
-    if (name == "config" || std::find(keys.begin(), keys.end(), name) != keys.end()) continue;
-    const std::string nearest = Nearest(name, keys);
-    return nearest.empty() ? "" : absl::StrCat("; did you mean --", nearest, "?");
+    const std::string flag = argument.substr(0, argument.find('='));
+    if (app.get_option_no_throw(flag) != nullptr) continue;
+    const std::string nearest = Nearest(flag.substr(2), keys);
+    return absl::StrCat("unknown flag ", flag,
+                        nearest.empty() ? "" : absl::StrCat("; did you mean --", nearest, "?"));
   }
   return "";
 }
@@ -44,7 +45,8 @@ bool Parse(CLI::App& app, Command& command, std::vector<std::string> arguments, 
     std::fputs(app.help().c_str(), stdout);
     *code = 0;
   } catch (const CLI::Error& error) {
-    *code = Complain(command, absl::StrCat(error.what(), Hint(app, given, error)), kUsage);
+    const std::string unknown = UnknownFlag(app, given);
+    *code = Complain(command, unknown.empty() ? error.what() : unknown, kUsage);
     std::fprintf(stderr, "(switchyard %s --help lists the flags)\n", command.name().c_str());
   }
   return false;

@@ -75,6 +75,10 @@ absl::StatusOr<std::vector<ConfigEntry>> ReadConfigFile(const std::string& path)
   return absl::InvalidArgumentError(absl::StrCat(path, ": ", entries.status().message()));
 }
 
+std::string Place(const ConfigEntry& entry) {
+  return entry.line > 0 ? absl::StrCat("line ", entry.line, ": ") : "";
+}
+
 std::string ConfigRole(const std::vector<ConfigEntry>& entries) {
   for (const ConfigEntry& e : entries) {
     if (e.key == "role" && e.values.size() == 1) return e.values[0];
@@ -88,7 +92,7 @@ std::vector<std::string> ConfigProblems(CommandFactory make,
   std::set<std::string> seen;
   for (const ConfigEntry& e : entries) {
     const auto complain = [&](const std::string& what) {
-      problems.push_back(absl::StrCat("line ", e.line, ": ", what));
+      problems.push_back(absl::StrCat(Place(e), what));
     };
     if (!seen.insert(e.key).second) complain(absl::StrCat("\"", e.key, "\" is given twice"));
     if (e.values.empty()) {

@@ -14,7 +14,7 @@ namespace switchyard {
 struct ConfigEntry {
   std::string key;
   std::vector<std::string> values;
-  int line = 0;  // from 1
+  int line = 0;  // from 1; 0: of the command line
 };
 
 // kInvalidArgument for what is not such a file; kNotFound.
@@ -23,6 +23,9 @@ absl::StatusOr<std::vector<ConfigEntry>> ParseConfig(std::string_view yaml);
 
 // The role that the file is for: the value of its key `role`, or "".
 std::string ConfigRole(const std::vector<ConfigEntry>& entries);
+
+// "line N: " of a complaint, or "".
+std::string Place(const ConfigEntry& entry);
 
 // What is wrong with the entries as flags of the command, one "line N: …" per problem: unknown keys
 // (with the nearest one there is), keys given twice, values that the flag refuses.

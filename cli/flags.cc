@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <thread>
 
@@ -48,8 +49,19 @@ CLI::Validator IsWritableFile() {
     if (!std::filesystem::is_directory(folder, error)) {
       return absl::StrCat("\"", value, "\": there is no folder ", folder);
     }
-    if (access(folder.c_str(), W_OK | X_OK) == 0) return "";
-    return absl::StrCat("\"", value, "\": the folder ", folder, " cannot be written to");
+    if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error)) {
+      if (access(value.c_str(), W_OK) == 0) return "";  // a device, a pipe
+      return absl::StrCat("\"", value, "\" cannot be written to");
+    }
+    // Permissions do not tell of all file systems, and for root of none.
+    std::string probe = absl::StrCat(folder, "/.switchyard-XXXXXX");
+    const int fd = mkstemp(probe.data());
+    if (fd < 0) {
+      return absl::StrCat("\"", value, "\": the folder ", folder, " cannot be written to");
+    }
+    close(fd);
+    unlink(probe.c_str());
+    return "";
   };
   return CLI::Validator(complaint, "FILE");
 }

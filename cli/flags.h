@@ -20,7 +20,7 @@ namespace switchyard {
 CLI::Validator IsAddress();
 // The same, or all addresses of a name (cluster/discovery.h).
 CLI::Validator IsWorkerAddress();
-// A file that could be written: its folder exists and lets us.
+// A file that could be written: its folder exists and lets us make one (it is tried).
 CLI::Validator IsWritableFile();
 
 CLI::Validator IsSeed();

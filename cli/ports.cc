@@ -83,7 +83,13 @@ std::vector<std::string> RouterFlagNames() {
 }
 
 absl::Status ChoosePorts(const CLI::App& app, FrontFlags* flags) {
-  RETURN_IF_ERROR(Choose(app, "--port", flags->host, /*other=*/0, &flags->port));
+  const bool both = app.count("--port") > 0 && app.count("--grpc-port") > 0;
+  if (both && flags->port != 0 && flags->port == flags->grpc_port) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("port and grpc-port are both ", flags->port, "; they must differ"));
+  }
+  const int other = app.count("--grpc-port") > 0 ? flags->grpc_port : 0;
+  RETURN_IF_ERROR(Choose(app, "--port", flags->host, other, &flags->port));
   return Choose(app, "--grpc-port", flags->host, flags->port, &flags->grpc_port);
 }
 

@@ -25,7 +25,8 @@ struct FrontFlags {
 void AddRouterFlags(CLI::App& app, FrontFlags* flags);
 // Those of them that `serve` hands on to its router as they were given.
 std::vector<std::string> RouterFlagNames();
-// Replaces ports that were not given by free ones. kAlreadyExists names a taken one.
+// Replaces ports that were not given by free ones. kAlreadyExists names a taken one, or one that is
+// given twice.
 absl::Status ChoosePorts(const CLI::App& app, FrontFlags* flags);
 
 // `count` different ports of 127.0.0.1 that nobody listens on now.

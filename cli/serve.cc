@@ -125,10 +125,22 @@ class ServeCommand final : public Command {
     }
     const int last =
         options_.metrics_port_base + kDecodeMetrics + options_.decode * options_.decode_ep - 1;
-    if (last <= 65535) return absl::OkStatus();
-    return absl::InvalidArgumentError(
-        absl::StrCat("metrics-port-base is ", options_.metrics_port_base,
-                     ": the last decode rank's port would be ", last));
+    if (last > 65535) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("metrics-port-base is ", options_.metrics_port_base,
+                       ": the last decode rank's port would be ", last));
+    }
+    const int base = options_.metrics_port_base;
+    for (const auto& [name, port] :
+         {std::pair("port", front_.port), std::pair("grpc-port", front_.grpc_port)}) {
+      const bool of_prefill = port >= base && port < base + prefill;
+      const bool of_decode = port >= base + kDecodeMetrics && port <= last;
+      if (!of_prefill && !of_decode) continue;
+      return absl::InvalidArgumentError(absl::StrCat(name, " is ", port, ", and so is a ",
+                                                     of_prefill ? "prefill" : "decode",
+                                                     " rank's, by metrics-port-base ", base));
+    }
+    return absl::OkStatus();
   }
   // A group that cannot be is refused here, once, and not by each of its ranks in turn.
   absl::Status CheckPlacements() const {

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
 #include "cli/api_key.h"
 #include "cli/command.h"
 #include "cli/flags.h"
@@ -28,6 +29,7 @@ class TopCommand final : public Command {
   std::string help() const override { return "shows a running cluster: ranks, queues, KV blocks"; }
 
   void AddFlags(CLI::App& app) override {
+    app.footer(kApiKeyHelp);
     app.add_option("--grpc", address_, "the router")->check(IsAddress())->capture_default_str();
     app.add_option("--interval", interval_seconds_, "seconds")
         ->check(CLI::Range(0.1, 3600.0))
@@ -40,37 +42,51 @@ class TopCommand final : public Command {
   absl::StatusOr<int> Run(const CLI::App&) override {
     const auto stub = v1::Router::NewStub(DialChannel(address_));
     const MonotonicClock clock;
-    const bool terminal = isatty(STDOUT_FILENO);
     v1::Load last;
-    absl::Time last_at;
+    absl::Time last_at = absl::InfinitePast(), away_since = absl::InfinitePast();
     for (int i = 0; count_ == 0 || i < count_; ++i) {
       if (i > 0)
         std::this_thread::sleep_for(absl::ToChronoNanoseconds(absl::Seconds(interval_seconds_)));
-      grpc::ClientContext context;
-      context.set_wait_for_ready(true);
-      context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(kTimeout));
-      SendApiKey(&context);
-      v1::Load load;
-      if (const grpc::Status s = stub->GetLoad(&context, {}, &load);
-          s.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
-        return absl::UnavailableError(absl::StrCat("the router at ", address_,
-                                                   " does not answer within ",
-                                                   absl::FormatDuration(kTimeout)));
-      } else {
-        RETURN_IF_ERROR(FromGrpc(s));
+      // Whoever never answered is more likely to have another address than to come.
+      const bool known = last_at != absl::InfinitePast();
+      absl::StatusOr<v1::Load> load = Ask(*stub, /*wait=*/!known);
+      if (!load.ok()) {
+        if (!known || !absl::IsUnavailable(load.status())) return load.status();
+        if (away_since == absl::InfinitePast()) away_since = absl::Now();
+        Show(absl::StrFormat("the router at %s: unreachable since %s\n", address_,
+                             absl::FormatTime("%H:%M:%S", away_since, absl::LocalTimeZone())));
+        continue;
       }
+      away_since = absl::InfinitePast();
       const absl::Time now = clock.Now();
-      const double seconds = i == 0 ? 0 : absl::ToDoubleSeconds(now - last_at);
-      // Home and clear: the terminal keeps one picture.
-      std::printf("%s%s", terminal ? "\033[H\033[J" : "", Picture(load, last, seconds).c_str());
-      std::fflush(stdout);
-      last = std::move(load);
+      Show(Picture(*load, last, known ? absl::ToDoubleSeconds(now - last_at) : 0));
+      last = *std::move(load);
       last_at = now;
     }
     return 0;
   }
 
  private:
+  // kUnavailable: it does not answer; with `wait` it has kTimeout for that.
+  absl::StatusOr<v1::Load> Ask(v1::Router::Stub& stub, bool wait) const {
+    grpc::ClientContext context;
+    context.set_wait_for_ready(wait);
+    context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(kTimeout));
+    SendApiKey(&context);
+    v1::Load load;
+    const grpc::Status s = stub.GetLoad(&context, {}, &load);
+    if (s.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
+      return absl::UnavailableError(absl::StrCat(
+          "the router at ", address_, " does not answer within ", absl::FormatDuration(kTimeout)));
+    }
+    RETURN_IF_ERROR(FromGrpc(s));
+    return load;
+  }
+  static void Show(const std::string& picture) {
+    // Home and clear: the terminal keeps one picture.
+    std::printf("%s%s", isatty(STDOUT_FILENO) ? "\033[H\033[J" : "", picture.c_str());
+    std::fflush(stdout);
+  }
   // `seconds` since `last`; 0: there is none.
   static std::string Picture(const v1::Load& load, const v1::Load& last, double seconds) {
     std::map<std::string, uint64_t> steps_before;

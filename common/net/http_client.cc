@@ -138,7 +138,11 @@ class HttpClient::Impl::Call : public std::enable_shared_from_this<HttpClient::I
       body.clear();
     }
     if (Failed(e, "read")) return;
-    if (!parser_.is_done()) return Read();
+    if (!parser_.is_done()) {
+      // While there is always more to read, the stream's own timer gets no turn.
+      if (std::chrono::steady_clock::now() < deadline_) return Read();
+      return End(FromError(beast::error::timeout, "read"));
+    }
     if (parser_.get().keep_alive() && client_->idle.size() < kIdleMax) {
       client_->idle.push_back(std::move(stream_));
     }

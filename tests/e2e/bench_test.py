@@ -109,6 +109,30 @@ def await_line(cluster, wanted):
         time.sleep(0.05)
 
 
+def watch_a_router_go(binary, model):
+    """`top` outlives the router, and says so."""
+    with tempfile.TemporaryFile() as shown:
+        def await_text(wanted):
+            deadline, text = time.monotonic() + AWAIT_SECONDS, ""
+            while wanted not in text:
+                assert time.monotonic() < deadline and top.poll() is None, text
+                time.sleep(0.05)
+                text = os.pread(shown.fileno(), 1 << 20, 0).decode()  # the place to write at is the child's too
+
+        with Cluster(binary, model, "--prefill", "0") as cluster:
+            top = subprocess.Popen([binary, "top", "--grpc", cluster.grpc_address, "--interval", "0.1"], stdout=shown)
+            try:
+                await_text("requests: ")
+            except BaseException:
+                top.kill()
+                raise
+        try:
+            await_text(f"the router at {cluster.grpc_address}: unreachable since ")
+        finally:
+            top.kill()
+            top.wait()
+
+
 def main():
     binary, model = sys.argv[1], sys.argv[2]
     with tempfile.TemporaryDirectory() as work, Collector() as collector, \
@@ -139,7 +163,8 @@ def main():
             assert report["server"]["seconds"], report["server"]
             assert html.read_text().count("<svg") >= 7
         compared = bench("--compare", f"{work}/grpc.json", f"{work}/http.json")
-        assert "p99_ttft_ms" in compared, compared
+        assert "p99_ttft_ms" in compared and "backend differs" in compared, compared
+        assert reports["grpc"]["parameters"]["random_input_len"] == 40, reports["grpc"]["parameters"]
 
         trace = pathlib.Path(work, "trace.jsonl")
         trace.write_text("".join(json.dumps({"timestamp": 50 * i, "input_length": 1000, "output_length": 100,
@@ -165,7 +190,7 @@ def main():
         out, _ = endless.communicate(timeout=AWAIT_SECONDS)
         report = json.loads(out)
         assert report["completed"] > 0 and report["verdict"] == "INVALID", report
-        assert report["verdict_reasons"][0].startswith("interrupted"), report
+        assert report["verdict_reasons"][0].startswith("interrupted") and report["dropped"] == 0, report
 
         top = subprocess.run([binary, "top", *grpc, "--count", "2", "--interval", "0.2"], capture_output=True, text=True,
                              timeout=60, check=True).stdout
@@ -198,6 +223,7 @@ def main():
         # And so does the launcher, of its processes.
         os.kill(cluster.pids("decode")[0], signal.SIGKILL)
         await_line(cluster, lambda li: li["logger"] == "serve" and "starting it again" in li["message"])
+    watch_a_router_go(binary, model)
 
 
 if __name__ == "__main__":
