@@ -313,6 +313,16 @@ TEST(BenchServeTest, AServerThatNeverEndsIsGivenUp) {
   }
 }
 
+TEST(BenchServeTest, AnAnswerFarTooLongIsGivenUp) {
+  const auto stub = Stub({.tokens_extra = 1000});
+  BenchServeOptions o = OptionsFor(stub->port());
+  o.workload.prompts = 3;
+  const auto r = RunBenchServe(o);
+  ASSERT_TRUE(r.ok()) << r.status();
+  EXPECT_EQ((*r)["error_counts"][kEndless], 3) << ReportText(*r);
+  EXPECT_EQ((*r)["dropped"], 0);
+}
+
 TEST(BenchServeTest, SaysThatMetricsDoNotAnswer) {
   const auto stub = Stub();
   HttpStub without;

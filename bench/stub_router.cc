@@ -61,7 +61,8 @@ class Service final : public v1::Router::CallbackService {
     const absl::Duration at = clock_.Now() - start_;
     const absl::Duration end = options_.stall_after + options_.stall;
     const bool stalled = at >= options_.stall_after && at < end;
-    return new Answer(request->max_tokens(), stalled ? end - at : absl::ZeroDuration());
+    return new Answer(request->max_tokens() + options_.tokens_extra,
+                      stalled ? end - at : absl::ZeroDuration());
   }
   grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context,
                                          const v1::GetModelInfoRequest*,

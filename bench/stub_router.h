@@ -16,6 +16,7 @@ struct StubRouterOptions {
   // end of that time: a server that stands still.
   absl::Duration stall_after = absl::InfiniteDuration(), stall = {};
   bool fail_all = false;  // with kResourceExhausted
+  int tokens_extra = 0;   // beyond those that are asked for
 };
 
 class StubRouter {
