@@ -32,6 +32,13 @@ void EpFlags::AddTo(CLI::App& app) {
       ->check(CLI::IsMember({"auto", "on", "off"}))
       ->capture_default_str()
       ->group(kGroup);
+  app.add_option(
+         "--ep-device-lane", device_lane,
+         "with --device cuda, how rows go from rank to rank: from device to device by NCCL, "
+         "staged through the host by --ep-lane, or the first where it can be")
+      ->check(CLI::IsMember({"auto", "nccl", "staged"}))
+      ->capture_default_str()
+      ->group(kGroup);
   app.add_option("--ep-timeout-seconds", timeout_seconds,
                  "a rank that all others have waited for so long is lost")
       ->check(CLI::Range(0.1, 3600.0))
@@ -94,6 +101,9 @@ EpOptions EpFlags::Options() const {
   options.overlap = overlap == "on"    ? EpOverlap::kOn
                     : overlap == "off" ? EpOverlap::kOff
                                        : EpOverlap::kAuto;
+  options.device_lane = device_lane == "nccl"     ? DeviceLane::kDirect
+                        : device_lane == "staged" ? DeviceLane::kStaged
+                                                  : DeviceLane::kAuto;
   options.wait_max = absl::Seconds(timeout_seconds);
   options.rebalance_interval = absl::Seconds(rebalance_seconds);
   options.rebalance_bytes_per_second = rebalance_mb_per_second * 1e6;
@@ -110,7 +120,8 @@ std::vector<std::string> EpFlags::Names() {
           "ep-rebalance-threshold",
           "ep-rebalance-bandwidth",
           "ep-spare-experts",
-          "ep-overlap"};
+          "ep-overlap",
+          "ep-device-lane"};
 }
 
 }  // namespace switchyard

@@ -12,7 +12,7 @@ namespace switchyard {
 
 struct EpFlags {
   EpOptions ep;
-  std::string lane = "auto", overlap = "auto";
+  std::string lane = "auto", overlap = "auto", device_lane = "auto";
   double timeout_seconds = 30;
   double rebalance_seconds = 0, rebalance_mb_per_second = 50;
 

@@ -31,6 +31,12 @@ size_t GatherBytes(const Placement& p) {
          sizeof(uint64_t);
 }
 
+// Devices do not compute in two halves; who asks for it is told so by the model.
+EpOverlap OverlapOf(const EpOptions& options, const Model& model) {
+  const bool measure = options.overlap == EpOverlap::kAuto;
+  return measure && model.options().device != Device::kCpu ? EpOverlap::kOff : options.overlap;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<EpRank>> EpRank::Create(const EpOptions& options, Model* model,
@@ -76,8 +82,9 @@ EpRank::EpRank(const EpOptions& options, Model* model, std::shared_ptr<const Pla
                 .max_tokens = model->options().max_batch_tokens,
                 .dtype = model->options().dtype,
                 .low_latency_tokens = options.low_latency_tokens,
-                .overlap = options.overlap,
-                .tensor_ranks = options.tensor_ranks},
+                .overlap = OverlapOf(options, *model),
+                .tensor_ranks = options.tensor_ranks,
+                .device_lane = options.device_lane},
       terms_(MakeTerms()),
       clock_(*clock),
       log_(log),
@@ -104,12 +111,12 @@ EpHello EpRank::MakeTerms() const {
   terms.ring_bytes = EpDispatcher::RingBytes(
       dispatch_, std::max(kRingBytes, std::bit_ceil(8 * GatherBytes(*whole_))));
   // Whatever makes two ranks call, compute or plan differently.
-  terms.config = absl::StrCat(model_.numerics_id(), " tokens:", dispatch_.max_tokens,
-                              " low-latency:", dispatch_.low_latency_tokens,
-                              " overlap:", static_cast<int>(dispatch_.overlap),
-                              " tensor:", options_.tensor_ranks, " placement:", first_digest_,
-                              " rebalance:", options_.rebalance.threshold, ",",
-                              options_.rebalance.fetched_experts_max);
+  terms.config = absl::StrCat(
+      model_.numerics_id(), " tokens:", dispatch_.max_tokens,
+      " low-latency:", dispatch_.low_latency_tokens,
+      " overlap:", static_cast<int>(dispatch_.overlap), " tensor:", options_.tensor_ranks,
+      " device-lane:", static_cast<int>(dispatch_.device_lane), " placement:", first_digest_,
+      " rebalance:", options_.rebalance.threshold, ",", options_.rebalance.fetched_experts_max);
   return terms;
 }
 
@@ -174,6 +181,7 @@ absl::Status EpRank::FormOnce(absl::Duration timeout) {
   group_ = std::move(group);
   epoch_ = group_->epoch();
   told_ = false;
+  lane_told_ = false;
   model_.UseDispatcher(dispatcher_.get());
   model_.UseExchange(options_.tensor_ranks > 1 ? dispatcher_.get() : nullptr);
   CountMates();
@@ -186,7 +194,15 @@ void EpRank::CountStep() {
     (void)loads_.AddStep(dispatcher_->step_counts());
     rebalancer_.Count(dispatcher_->step_counts());
   }
+  TellLane();
   if (clock_.Now() - shown_ >= kShowEvery) Show();
+}
+
+void EpRank::TellLane() {
+  if (lane_told_ || log_ == nullptr || dispatcher_->rows_travel().empty()) return;
+  lane_told_ = true;
+  log_->Info("expert-parallel rows between devices",
+             {{"epoch", epoch_}, {"travel", dispatcher_->rows_travel()}});
 }
 
 void EpRank::AddCounters(EpSnapshot* to) const {

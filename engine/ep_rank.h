@@ -49,9 +49,10 @@ struct EpOptions {
   TlsOptions tls = {};                                       // the same
   absl::Duration rebalance_interval = absl::ZeroDuration();  // at least; 0: never
   RebalanceLimits rebalance = {};
-  double rebalance_bytes_per_second = 50e6;  // of the experts that a rank fetches
-  EpOverlap overlap = EpOverlap::kAuto;      // EpDispatcher::Options
-  int tensor_ranks = 1;                      // neighbours that compute attention together
+  double rebalance_bytes_per_second = 50e6;    // of the experts that a rank fetches
+  EpOverlap overlap = EpOverlap::kAuto;        // EpDispatcher::Options
+  int tensor_ranks = 1;                        // neighbours that compute attention together
+  DeviceLane device_lane = DeviceLane::kAuto;  // EpDispatcher::Options
 
   int world() const { return static_cast<int>(peers.size()); }
   bool alone() const { return peers.empty(); }
@@ -135,6 +136,8 @@ class EpRank final : public StepGroup {
   void EndRound(SpareExperts unused);
   // Takes in the loads of the step that has ended, and shows them from time to time.
   void CountStep();
+  // Says how rows travel between devices, once that is known of an epoch.
+  void TellLane();
   // Of this epoch.
   void AddCounters(EpSnapshot* to) const;
   void Show();
@@ -161,6 +164,7 @@ class EpRank final : public StepGroup {
   uint64_t epoch_ = 0;                   // the last one
   std::vector<uint64_t> knocks_;         // [N] counts when it began
   bool leaving_ = false, told_ = false;  // told_: a step has carried it
+  bool lane_told_ = false;               // of this epoch
   std::atomic<bool> left_{false};
   LoadStatistics loads_;
   Rebalancer rebalancer_;

@@ -20,6 +20,8 @@ constexpr int kLooksPerProgress = 32;
 // A sleeper looks after its deadline so often at least.
 constexpr absl::Duration kSleepMax = absl::Milliseconds(250);
 constexpr absl::Duration kNap = absl::Microseconds(50);
+// A layer of a decode step takes a device less: naps between would be most of it.
+constexpr absl::Duration kEager = absl::Milliseconds(2);
 
 }  // namespace
 
@@ -281,8 +283,13 @@ absl::Status EpGroup::Wait(FunctionRef<bool()> done, FunctionRef<bool(int peer)>
 
 absl::Status EpGroup::Poll(FunctionRef<bool()> done, FunctionRef<std::string()> missing,
                            absl::Duration wait_max) {
-  const auto nap = [this](absl::Duration longest) {
-    std::this_thread::sleep_for(absl::ToChronoMicroseconds(std::min(kNap, longest)));
+  const absl::Time naps_from = clock_.Now() + kEager;
+  const auto nap = [&](absl::Duration longest) {
+    if (clock_.Now() < naps_from) {
+      sched_yield();
+    } else {
+      std::this_thread::sleep_for(absl::ToChronoMicroseconds(std::min(kNap, longest)));
+    }
     Progress();
   };
   return LookUntil(done, nap, missing, wait_max);

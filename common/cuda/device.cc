@@ -113,6 +113,13 @@ absl::Status WaitFor(const Event& event, const OwnedStream& stream) {
   return ToStatus(cudaStreamWaitEvent(stream.get(), event.get(), 0), "cudaStreamWaitEvent");
 }
 
+absl::StatusOr<bool> Done(const Event& event) {
+  const cudaError_t error = cudaEventQuery(event.get());
+  if (error == cudaErrorNotReady) return false;
+  RETURN_IF_ERROR(ToStatus(error, "cudaEventQuery"));
+  return true;
+}
+
 absl::Status Synchronize(const OwnedStream& stream) {
   return ToStatus(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
 }

@@ -124,6 +124,8 @@ absl::StatusOr<Event> MakeEvent();  // without timing
 absl::Status Record(const Event& event, const OwnedStream& stream);
 // What is given to `stream` from now on runs after what `event` recorded.
 absl::Status WaitFor(const Event& event, const OwnedStream& stream);
+// Whether all that `event` recorded is done. Never blocks.
+absl::StatusOr<bool> Done(const Event& event);
 // These two block the calling thread.
 absl::Status Synchronize(const OwnedStream& stream);
 absl::Status Synchronize(const Event& event);

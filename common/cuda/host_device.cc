@@ -40,6 +40,7 @@ absl::StatusOr<OwnedStream> MakeStream() { return OwnedStream(); }
 absl::StatusOr<Event> MakeEvent() { return Event(); }
 absl::Status Record(const Event&, const OwnedStream&) { return absl::OkStatus(); }
 absl::Status WaitFor(const Event&, const OwnedStream&) { return absl::OkStatus(); }
+absl::StatusOr<bool> Done(const Event&) { return true; }
 absl::Status Synchronize(const OwnedStream&) { return absl::OkStatus(); }
 absl::Status Synchronize(const Event&) { return absl::OkStatus(); }
 

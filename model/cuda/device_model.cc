@@ -91,7 +91,8 @@ absl::Status DeviceModel::Allocate() {
   layers_ = std::make_unique<DeviceLayers>(config_, weights_, options_.dtype, path_, workspace_,
                                            compute_);
   if (options_.placement != nullptr) {
-    RETURN_IF_ERROR(staged_.Create(config_, options_.dtype, workspace_, *layers_, compute_));
+    RETURN_IF_ERROR(experts_.Create(config_, options_.dtype, options_.device_index, workspace_,
+                                    *layers_, compute_));
   }
   // Taken now, so that no context is too long for it later.
   const StepShape longest{
@@ -173,14 +174,17 @@ absl::Status DeviceModel::Layer(int layer, const LayerStep& step, DeviceKv& kv) 
     RETURN_IF_ERROR(Record(copied_[layer], copies_));
   }
   if (dispatcher_ != nullptr && config_.layer_is_moe[layer]) {
-    return staged_.Run(layer, step, *dispatcher_, arrays_.positions);
+    return experts_.Run(layer, step, arrays_.positions);
   }
   return layers_->Ffn(layer, step);
 }
 
 absl::Status DeviceModel::Tell(int layer, LayerObserver* observer) {
   if (observer == nullptr) return absl::OkStatus();
-  if (!downloads_.empty()) RETURN_IF_ERROR(Synchronize(copied_[layer]));
+  if (!downloads_.empty()) {
+    RETURN_IF_ERROR(experts_.Await(copied_[layer]));
+    RETURN_IF_ERROR(Synchronize(copied_[layer]));
+  }
   observer->OnLayerWritten(layer);
   return absl::OkStatus();
 }
@@ -207,6 +211,7 @@ absl::Status DeviceModel::Compute(const LayerStep& step, DeviceKv& kv, LayerObse
     if (l >= kAhead) RETURN_IF_ERROR(Tell(l - kAhead, observer));
   }
   RETURN_IF_ERROR(Finish(step));
+  if (dispatcher_ != nullptr) RETURN_IF_ERROR(experts_.Settle());
   for (int l = std::max(0, config_.layers - kAhead); l < config_.layers; ++l) {
     RETURN_IF_ERROR(Tell(l, observer));
   }
@@ -277,7 +282,7 @@ absl::Status DeviceModel::Forward(const ForwardBatch& batch, KvStorage& kv, Laye
   }
   if (dispatcher_ != nullptr && dispatcher_->micro_batches() != 1) {
     return absl::UnimplementedError(
-        "device cuda: two micro-batches are not built; --ep-overlap never");
+        "device cuda: two micro-batches are not built; --ep-overlap off");
   }
   if (batch.tokens.empty() && dispatcher_ == nullptr) return absl::OkStatus();
   RETURN_IF_ERROR(UseDevice(options_.device_index));
@@ -290,13 +295,17 @@ absl::Status DeviceModel::Forward(const ForwardBatch& batch, KvStorage& kv, Laye
   }
   downloads_ = image.TakeDownloads(wanted);
   const auto compute = [&]() -> absl::Status {
+    if (dispatcher_ != nullptr) RETURN_IF_ERROR(experts_.Begin(*dispatcher_));
     ASSIGN_OR_RETURN(const LayerStep step, Prepare(batch, *device));
     const bool replays = Records(ShapeOf(batch)) && downloads_.empty();
     RETURN_IF_ERROR((replays ? Replay(step, *device, observer) : Compute(step, *device, observer)));
     return Collect(batch, step.shape.logit_rows, logits);
   };
   const absl::Status done = compute();
-  if (!done.ok()) image.NotDownloaded(downloads_);
+  if (!done.ok()) {
+    if (dispatcher_ != nullptr) experts_.Abandon();
+    image.NotDownloaded(downloads_);
+  }
   return done;
 }
 

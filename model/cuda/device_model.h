@@ -12,7 +12,7 @@
 #include "model/cuda/device_kv.h"
 #include "model/cuda/device_weights.h"
 #include "model/cuda/layers.h"
-#include "model/cuda/staged_experts.h"
+#include "model/cuda/ranked_experts.h"
 #include "model/load.h"
 
 namespace switchyard::cuda {
@@ -78,7 +78,7 @@ class DeviceModel final : public Model {
   DeviceArena memory_;
   Workspace workspace_;
   std::unique_ptr<DeviceLayers> layers_;
-  StagedExperts staged_;  // with a placement
+  RankedExperts experts_;  // with a placement
 
   StepLimits limits_;
   PinnedBuffer host_arrays_, results_;  // arrays of a step; tokens and log-probabilities

@@ -1,6 +1,6 @@
 // The device's model over kernels that the host runs, beside the host's own model and beside
-// itself: chunks, draws, a hand-off, experts behind a dispatcher. Each Forward costs seconds here,
-// so there are few.
+// itself: chunks, draws, a hand-off, experts behind a dispatcher and on two ranks. Each Forward
+// costs seconds here, so there are few.
 #include "model/cuda/device_model.h"
 
 #include <gtest/gtest.h>
@@ -12,6 +12,7 @@
 
 #include "common/check.h"
 #include "common/status_macros.h"
+#include "moe/ep_testing.h"
 #include "moe/loopback.h"
 
 namespace switchyard::cuda {
@@ -110,9 +111,9 @@ TEST(DeviceModelTest, LogitsAreTheHosts) {
 }
 
 // MLA with groups and a shared expert, and GQA with norms of heads.
-class DeviceBitsTest : public testing::TestWithParam<const char*> {};
+class DeviceBitsTest : public ::testing::TestWithParam<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Architectures, DeviceBitsTest,
-                         testing::Values("deepseek_v3", "qwen3_moe"));
+                         ::testing::Values("deepseek_v3", "qwen3_moe"));
 
 TEST_P(DeviceBitsTest, ChunksDrawsAndAHandOffKeepThem) {
   const auto model = OrDie(Load(GetParam(), Of(DType::kBfloat16)));
@@ -164,6 +165,62 @@ TEST(DeviceModelTest, ExpertsBehindADispatcherGiveTheBitsOfThoseHere) {
             absl::StatusCode::kFailedPrecondition);
   model->UseDispatcher(dispatcher.get());
   EXPECT_EQ(Append(*alone, one, tokens, 0), Append(*model, other, tokens, 0));
+}
+
+// Two ranks, threads of this process, each with half of the experts: rows go from device to device,
+// or through the host. A step has at most 5 rows, so that what one rank's experts get is more than
+// they take at once; in the last step only one rank has a row.
+class RankedBitsTest : public ::testing::TestWithParam<switchyard::DeviceLane> {};
+INSTANTIATE_TEST_SUITE_P(Lanes, RankedBitsTest,
+                         ::testing::Values(switchyard::DeviceLane::kDirect,
+                                           switchyard::DeviceLane::kStaged));
+
+TEST_P(RankedBitsTest, TwoRanksGiveTheBitsOfOne) {
+  constexpr int kRanks = 2;
+  ModelOptions options = Of(DType::kBfloat16);
+  options.max_batch_tokens = 5;
+  const auto alone = OrDie(Load("deepseek_v3", options));
+  const ModelConfig& c = alone->config();
+  std::vector<int32_t> prompts[kRanks] = {Tokens(5), Tokens(10)};
+  prompts[1].erase(prompts[1].begin(), prompts[1].begin() + 5);
+  const std::vector<int32_t> next = {5};
+  Result wanted[kRanks], wanted_next;
+  for (int r = 0; r < kRanks; ++r) {
+    KvStorage kv = MakeKv(*alone);
+    wanted[r] = Append(*alone, kv, prompts[r], 0);
+    if (r == 0) wanted_next = Append(*alone, kv, next, 5);
+  }
+  options.placement = std::make_shared<const Placement>(
+      OrDie(Placement::InOrder(1, c.layers, c.gate.experts, kRanks)));
+  const EpDispatcher::Options dispatch = {.top_k = c.gate.top_k,
+                                          .hidden = c.hidden_size,
+                                          .max_tokens = options.max_batch_tokens,
+                                          .device_lane = GetParam()};
+  switchyard::testing::RunRanks(
+      kRanks, {.lanes = {"shm"}, .ring_bytes = EpDispatcher::RingBytes(dispatch, kEpRingBytesMin)},
+      [&](EpGroup& group, int rank) {
+        ModelOptions mine = options;
+        mine.rank = RankId(rank);
+        const auto model = OrDie(Load("deepseek_v3", mine));
+        const auto dispatcher = OrDie(EpDispatcher::Create(&group, options.placement, dispatch));
+        model->UseDispatcher(dispatcher.get());
+        KvStorage kv = MakeKv(*model);
+        const auto open = [&](size_t rows) {
+          dispatcher->BeginStep(*group.OpenStep({.rows = static_cast<uint32_t>(rows)}));
+        };
+        open(prompts[rank].size());
+        EXPECT_EQ(Append(*model, kv, prompts[rank], 0), wanted[rank]) << "rank " << rank;
+        open(rank == 0);
+        if (rank == 0) {
+          EXPECT_EQ(Append(*model, kv, next, 5), wanted_next);
+        } else {
+          const absl::Status done = model->Forward({}, kv, nullptr, {});
+          EXPECT_TRUE(done.ok()) << done;
+        }
+        const bool direct = GetParam() == switchyard::DeviceLane::kDirect;
+        EXPECT_EQ(dispatcher->rows_travel(),
+                  direct ? "from device to device" : "through the host, as asked");
+      });
 }
 
 TEST(DeviceModelTest, WhatIsNotBuiltIsRefused) {

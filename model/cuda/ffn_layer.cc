@@ -120,11 +120,11 @@ absl::StatusOr<bool> DeviceLayers::Shared(int layer, const LayerStep& step) {
   return true;
 }
 
-absl::Status DeviceLayers::Experts(int layer, DeviceRows rows, const int32_t* offsets,
-                                   DeviceRows out) {
+absl::Status DeviceLayers::Experts(int layer, DeviceRows rows, const int32_t* index,
+                                   const int32_t* offsets, DeviceRows out) {
   const DeviceFfn& w = weights_.layers[layer].experts;
-  ASSIGN_OR_RETURN(const GemmInput x, Input(w.gate_up, rows, nullptr, rows.rows, dtype_));
-  return FfnOf(w, x, {.offsets = offsets}, rows.rows, out);
+  ASSIGN_OR_RETURN(const GemmInput x, Input(w.gate_up, rows, index, out.rows, dtype_));
+  return FfnOf(w, x, {.offsets = offsets}, out.rows, out);
 }
 
 absl::Status DeviceLayers::Ffn(int layer, const LayerStep& step) {

@@ -63,9 +63,10 @@ class DeviceLayers {
   // The parts of Ffn for experts that are elsewhere too. Norm and gate: normed, experts and
   // gate_weights.
   absl::Status Gate(int layer, const LayerStep& step);
-  // rows [R, H] of the type of the wire, in order of expert; offsets [E + 1]. out [R, H] of the
-  // same type.
-  absl::Status Experts(int layer, DeviceRows rows, const int32_t* offsets, DeviceRows out);
+  // out [R, H] of the type of the wire, in order of expert: row r is of rows[index[r]], of the same
+  // type, or of rows[r] where index is null. offsets [E + 1].
+  absl::Status Experts(int layer, DeviceRows rows, const int32_t* index, const int32_t* offsets,
+                       DeviceRows out);
   // summed = the shared expert's output of `normed`, if there is one; says if.
   absl::StatusOr<bool> Shared(int layer, const LayerStep& step);
 

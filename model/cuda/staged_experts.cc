@@ -60,7 +60,7 @@ absl::Status StagedExperts::Compute(int layer, const DispatchedRows& received) {
     in.stride = static_cast<int64_t>(row_bytes_ / SizeOf(wire_));
     DeviceRows out = in;
     out.data = device_outputs_.data();
-    RETURN_IF_ERROR(layers_->Experts(layer, in, device_offsets_.as<int32_t>(), out));
+    RETURN_IF_ERROR(layers_->Experts(layer, in, nullptr, device_offsets_.as<int32_t>(), out));
     RETURN_IF_ERROR(CopyAsync(rows_.data(), device_outputs_.data(), count * row_bytes_, *stream_));
     RETURN_IF_ERROR(Synchronize(*stream_));
     for (size_t i = 0; i < count; ++i) {

@@ -1,0 +1,59 @@
+// model/cuda/lane_choice.h: whether the devices of a group move rows among themselves, decided by
+// all ranks alike from what each says of itself when an epoch begins. Pure: no I/O.
+//
+//   epoch forms ─► every rank's LaneOffer to every rank ─► ChooseLane ─┬► direct: join, then rows
+//        ▲                                                             └► staged, with the reason
+//        └── the lane breaks, or a rank is lost: the epoch is over ◄── any error of a direct lane
+//
+// Letters: N ranks.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/cuda/communicator.h"
+
+namespace switchyard::cuda {
+
+// What a rank says. All are of one size on the wire, as EpGroup::Gather wants.
+struct LaneOffer {
+  bool able = false;
+  std::string why;  // not; cut at kWhyBytes on the wire
+  CommunicatorFacts facts;
+  CommunicatorId id = {};  // of the first rank that is present; else 0
+};
+inline constexpr size_t kWhyBytes = 100;
+std::string EncodeLaneOffer(const LaneOffer& offer);
+
+struct LaneChoice {
+  bool direct = false;
+  std::string why;          // not
+  int ranks = 0;            // that are present
+  std::vector<int> number;  // [N] each rank's in the communicator; -1: absent
+  CommunicatorId id = {};
+};
+// offers [N], encoded; an absent rank's is empty. The same bytes give the same choice everywhere.
+// kInvalidArgument: an offer is none.
+absl::StatusOr<LaneChoice> ChooseLane(std::span<const std::string> offers);
+
+// Whether a rank still trusts the direct lane. A lane that breaks although nobody is lost would
+// break for ever: after the second time among the same processes the rank offers none any more.
+class LaneHistory {
+ public:
+  // An epoch begins among these processes [N].
+  void Begin(std::span<const uint64_t> incarnations);
+  // It ends because its lane failed: an error, or others did not come.
+  void Broke() { broke_ = true; }
+  bool trusts() const { return breaks_ < 2; }
+
+ private:
+  std::vector<uint64_t> incarnations_;
+  bool broke_ = false;
+  int breaks_ = 0;
+};
+
+}  // namespace switchyard::cuda
