@@ -6,6 +6,7 @@ TIMEOUT seconds. Only what was offered within the run's seconds counts, per seco
 usage: overload.py BINARY MODEL SLO_MS TIMEOUT RATE:SECONDS,… [FLAGS of serve]
 """
 import json
+import math
 import os
 import resource
 import subprocess
@@ -43,7 +44,7 @@ def main():
             good = report["request_goodput"] * report["duration"] / seconds
             shares = ", ".join(f"{role} {(after[role] - before[role]) / wall:.2f}" for role in sorted(after))
             print(f"{rate:6.0f}/s offered: {good:6.1f}/s good, {report['completed']} completed, {report['failed']} failed, "
-                  f"TTFT {report.get('median_ttft_ms', 0):.0f} / {report.get('p99_ttft_ms', 0):.0f} ms (median, p99); "
+                  f"TTFT {report['median_ttft_ms'] or math.nan:.0f} / {report['p99_ttft_ms'] or math.nan:.0f} ms (median, p99); "
                   f"cores: {shares}", flush=True)
 
 
