@@ -24,13 +24,11 @@ __device__ __forceinline__ uint8_t ToE4m3(float f) {
 }
 
 __device__ __forceinline__ float FromE4m3(uint8_t v) {
-  const uint32_t sign = (v & 0x80u) << 24, exponent = (v >> 3) & 15u, mantissa = v & 7u;
-  if ((v & 0x7fu) == 0x7fu) return std::bit_cast<float>(sign | 0x7fc00000u);
-  if (exponent == 0) {
-    return std::bit_cast<float>(
-        sign | std::bit_cast<uint32_t>(static_cast<float>(mantissa) * 0.001953125f));  // 2^-9
-  }
-  return std::bit_cast<float>(sign | ((exponent + 120u) << 23) | (mantissa << 20));
+  const uint32_t sign = (v & 0x80u) << 24, magnitude = v & 0x7fu;
+  if (magnitude == 0x7fu) return std::bit_cast<float>(sign | 0x7fc00000u);
+  // As FP32 the exponent's bias is 120 more, also of numbers below 2^-6, which are FP32's smallest.
+  return std::bit_cast<float>(
+      sign | std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude << 20) * 0x1p120f));
 }
 
 }  // namespace switchyard::cuda

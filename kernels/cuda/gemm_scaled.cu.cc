@@ -1,7 +1,7 @@
-// FP8 and integers: values become BF16 in shared memory, which holds all of them exactly; tensor
-// cores sum the products of 128 of a row, and FP32 adds group after group, fma(sum, row's scale ·
-// weight's scale, y). A sum of 128 integers of 8 bits is below 2^24 and so exact: the reference's
-// bits.
+// FP8 and integers: raw values come by cp.async, three stages ahead, and become BF16 in shared
+// memory, which holds all of them exactly; tensor cores sum the products of 128 of a row, and FP32
+// adds group after group, fma(sum, row's scale · weight's scale, y). A sum of 128 integers of 8
+// bits is below 2^24 and so exact: the reference's bits.
 #include "kernels/cuda/fp8.h"
 #include "kernels/cuda/gemm_launch.h"
 #include "kernels/cuda/tiles.h"
@@ -9,95 +9,126 @@
 namespace switchyard::cuda {
 namespace {
 
-constexpr int kChunk = 16;  // elements that a thread converts at once
+constexpr int kStages = 3;
 
-struct Tile {
+// What arrives. A thread converts the 16 bytes that it has copied itself: no barrier is between.
+// Rows of integers of 4 bits take half of theirs.
+struct Raw {
+  uint8_t x[kTileRows][kTileK];
+  uint8_t w[kTileCols][kTileK];
+};
+
+struct Shared {
+  Raw raw[kStages];
   Bf16 x[kTileRows][kTileStride];
   Bf16 w[kTileCols][kTileStride];
   float row_scales[kTileRows], column_scales[kTileCols];  // of the group of k
 };
+// Two blocks on a multiprocessor of sm_80.
+static_assert(sizeof(Shared) <= 80 * 1024);
 
-template <DeviceFormat kFormat>
-__device__ __forceinline__ float Decode(uint8_t v) {
-  return kFormat == DeviceFormat::kFp8 ? FromE4m3(v) : static_cast<float>(static_cast<int8_t>(v));
+constexpr int kBytes = 16;  // of a copy
+
+constexpr int BitsOf(DeviceFormat format) { return format == DeviceFormat::kInt4 ? 4 : 8; }
+constexpr DeviceFormat LeftOf(DeviceFormat format) {
+  return format == DeviceFormat::kFp8 ? format : DeviceFormat::kInt8;
 }
 
-// kChunk elements at `from`, or zeros.
+// Element `i` of four bytes.
 template <DeviceFormat kFormat>
-__device__ __forceinline__ void Convert(const uint8_t* from, bool there, Bf16* to) {
-  constexpr bool kNibbles = kFormat == DeviceFormat::kInt4;
-  constexpr int kWords = kNibbles ? 2 : 4;
-  uint32_t words[kWords];
-  SY_UNROLL
-  for (int i = 0; i < kWords; ++i) {
-    words[i] = there ? reinterpret_cast<const uint32_t*>(from)[i] : 0;
-  }
+__device__ __forceinline__ float Decode(uint32_t word, int i) {
+  if (kFormat == DeviceFormat::kFp8) return FromE4m3(static_cast<uint8_t>(word >> (8 * i)));
+  // Shifted to the top and back, so that the sign comes along.
+  constexpr int kBits = BitsOf(kFormat);
+  return static_cast<float>(static_cast<int32_t>(word << (32 - kBits - kBits * i)) >> (32 - kBits));
+}
+
+// The values of kBytes bytes.
+template <DeviceFormat kFormat>
+__device__ __forceinline__ void Convert(const uint8_t* from, Bf16* to) {
+  constexpr int kEach = 32 / BitsOf(kFormat);  // in a word
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(from);
   uint32_t* pairs = reinterpret_cast<uint32_t*>(to);
   SY_UNROLL
-  for (int i = 0; i < kChunk; i += 2) {
-    float v[2];
-    SY_UNROLL
-    for (int j = 0; j < 2; ++j) {
-      if (kNibbles) {
-        // Shifted to the top and back, so that the sign comes along.
-        const uint32_t top = words[(i + j) / 8] << (28 - (i + j) % 8 * 4);
-        v[j] = static_cast<float>(static_cast<int32_t>(top) >> 28);
-      } else {
-        v[j] = Decode<kFormat>(static_cast<uint8_t>(words[(i + j) / 4] >> ((i + j) % 4 * 8)));
-      }
-    }
-    pairs[i / 2] = PackBf16(v[0], v[1]);
+  for (int i = 0; i < kBytes / 4 * kEach; i += 2) {
+    const uint32_t word = words[i / kEach];
+    pairs[i / 2] = PackBf16(Decode<kFormat>(word, i % kEach), Decode<kFormat>(word, i % kEach + 1));
   }
 }
 
+// Calls f(row, first byte) for this thread's parts of kRows rows of kTileK values.
+template <DeviceFormat kFormat, int kRows, typename F>
+__device__ __forceinline__ void ForParts(F f) {
+  constexpr int kParts = kTileK * BitsOf(kFormat) / 8 / kBytes;
+  SY_UNROLL
+  for (int i = static_cast<int>(threadIdx.x); i < kRows * kParts; i += kTileThreads) {
+    f(i / kParts, i % kParts * kBytes);
+  }
+}
+
+// Starts the copies of columns [k, k + kTileK); rows past the last are 0.
 template <DeviceFormat kFormat>
 __device__ __forceinline__ void Fetch(const GemmArguments& a, const TileOfRows& t, int first_column,
-                                      int64_t k, Tile& to) {
-  constexpr int kChunks = kTileK / kChunk;
-  constexpr DeviceFormat kLeft = kFormat == DeviceFormat::kFp8 ? kFormat : DeviceFormat::kInt8;
-  const int64_t padded = PaddedK(a.w.k);
-  const int64_t row_bytes = kFormat == DeviceFormat::kInt4 ? padded / 2 : padded;
+                                      int64_t k, Raw& to) {
+  const int64_t padded = PaddedK(a.w.k), row_bytes = padded * BitsOf(kFormat) / 8;
   const uint8_t* x = static_cast<const uint8_t*>(a.x.values);
   const uint8_t* w = reinterpret_cast<const uint8_t*>(a.w.data) + a.w.n * row_bytes * t.group;
-  for (int i = static_cast<int>(threadIdx.x); i < kTileRows * kChunks; i += kTileThreads) {
-    const int row = t.begin + i / kChunks, column = i % kChunks * kChunk;
-    Convert<kLeft>(x + row * a.x.stride + k + column, row < t.end, &to.x[i / kChunks][column]);
-  }
-  for (int i = static_cast<int>(threadIdx.x); i < kTileCols * kChunks; i += kTileThreads) {
-    const int n = first_column + i / kChunks, column = i % kChunks * kChunk;
-    const int64_t at = kFormat == DeviceFormat::kInt4 ? (k + column) / 2 : k + column;
-    Convert<kFormat>(w + n * row_bytes + at, n < a.w.n, &to.w[i / kChunks][column]);
-  }
+  ForParts<LeftOf(kFormat), kTileRows>([&](int row, int byte) {
+    const bool there = t.begin + row < t.end;
+    CopyAsync(&to.x[row][byte], there ? x + (t.begin + row) * a.x.stride + k + byte : x, there);
+  });
+  ForParts<kFormat, kTileCols>([&](int row, int byte) {
+    const int n = first_column + row;
+    CopyAsync(&to.w[row][byte], n < a.w.n ? w + n * row_bytes + k * BitsOf(kFormat) / 8 + byte : w,
+              n < a.w.n);
+  });
 }
 
-// The scales of group `g` of k; 0 past the last row or column.
 template <DeviceFormat kFormat>
-__device__ __forceinline__ void FetchScales(const GemmArguments& a, const TileOfRows& t,
-                                            int first_column, int g, Tile& to) {
+__device__ __forceinline__ void ConvertStage(const Raw& raw, Shared& to) {
+  ForParts<LeftOf(kFormat), kTileRows>(
+      [&](int row, int byte) { Convert<LeftOf(kFormat)>(&raw.x[row][byte], &to.x[row][byte]); });
+  ForParts<kFormat, kTileCols>([&](int row, int byte) {
+    Convert<kFormat>(&raw.w[row][byte], &to.w[row][byte * 8 / BitsOf(kFormat)]);
+  });
+}
+
+// A thread's scales of a group of k: of a column, and of a row if there is one.
+struct Scales {
+  float column, row;
+};
+
+// 0 past the last row, column or group.
+template <DeviceFormat kFormat>
+__device__ __forceinline__ Scales ScalesOf(const GemmArguments& a, const TileOfRows& t,
+                                           int first_column, int g) {
   const int groups = static_cast<int>(PaddedK(a.w.k)) / kQuantGroup;
   const int blocks = (a.w.n + kQuantGroup - 1) / kQuantGroup;
   const int i = static_cast<int>(threadIdx.x), n = first_column + i;
   static_assert(kTileThreads == kTileCols && kTileRows <= kTileThreads);
-  const int64_t row = kFormat == DeviceFormat::kFp8
-                          ? static_cast<int64_t>(t.group) * blocks + n / kQuantGroup
-                          : static_cast<int64_t>(t.group) * a.w.n + n;
-  to.column_scales[i] = n < a.w.n ? a.w.scales[row * groups + g] : 0.0f;
-  if (i >= kTileRows) return;
-  to.row_scales[i] =
-      t.begin + i < t.end ? a.x.scales[static_cast<int64_t>(t.begin + i) * groups + g] : 0.0f;
+  const int64_t weight = kFormat == DeviceFormat::kFp8
+                             ? static_cast<int64_t>(t.group) * blocks + n / kQuantGroup
+                             : static_cast<int64_t>(t.group) * a.w.n + n;
+  Scales s{0, 0};
+  if (g >= groups) return s;
+  if (n < a.w.n) s.column = a.w.scales[weight * groups + g];
+  if (i < kTileRows && t.begin + i < t.end) {
+    s.row = a.x.scales[static_cast<int64_t>(t.begin + i) * groups + g];
+  }
+  return s;
 }
 
 // sums += part · scales.
-__device__ __forceinline__ void AddScaled(const Tile& tile, const Sums& part, Sums& sums) {
+__device__ __forceinline__ void AddScaled(const Shared& s, const Sums& part, Sums& sums) {
   const int lane = Lane(), warp = WarpIndex();
   SY_UNROLL
   for (int j = 0; j < 8; ++j) {
     SY_UNROLL
     for (int c = 0; c < 2; ++c) {
-      const float right = tile.column_scales[warp % 2 * 64 + j * 8 + lane % 4 * 2 + c];
+      const float right = s.column_scales[warp % 2 * 64 + j * 8 + lane % 4 * 2 + c];
       SY_UNROLL
       for (int r = 0; r < 4; ++r) {
-        const float left = tile.row_scales[warp / 2 * 32 + r * 8 + lane / 4];
+        const float left = s.row_scales[warp / 2 * 32 + r * 8 + lane / 4];
         float& sum = sums[r / 2][j][r % 2 * 2 + c];
         sum = fmaf(part[r / 2][j][r % 2 * 2 + c], left * right, sum);
       }
@@ -110,20 +141,39 @@ __global__ void __launch_bounds__(kTileThreads) ScaledKernel(GemmArguments a) {
   const TileOfRows t =
       FindTile(a.groups, a.w.groups, a.x.rows, kTileRows, static_cast<int>(blockIdx.y));
   if (t.begin >= t.end) return;
-  Tile& tile = *SharedMemory<Tile>();
+  Shared& s = *SharedMemory<Shared>();
   const int first_column = static_cast<int>(blockIdx.x) * kTileCols;
-  const int groups = static_cast<int>(PaddedK(a.w.k)) / kQuantGroup;
-  Sums sums = {};
-  for (int g = 0; g < groups; ++g) {
-    Sums part = {};
-    for (int k = 0; k < kQuantGroup; k += kTileK) {
-      __syncthreads();
-      if (k == 0) FetchScales<kFormat>(a, t, first_column, g, tile);
-      Fetch<kFormat>(a, t, first_column, int64_t{g} * kQuantGroup + k, tile);
-      __syncthreads();
-      MultiplyTiles(tile.x[0], tile.w[0], part);
+  constexpr int kOfGroup = kQuantGroup / kTileK;
+  const int steps = static_cast<int>(PaddedK(a.w.k)) / kTileK;
+  for (int step = 0; step < kStages - 1; ++step) {
+    if (step < steps) Fetch<kFormat>(a, t, first_column, int64_t{step} * kTileK, s.raw[step]);
+    CommitCopies();
+  }
+  Scales scales = ScalesOf<kFormat>(a, t, first_column, 0);
+  Sums sums = {}, part = {};
+  for (int step = 0; step < steps; ++step) {
+    WaitCopies<kStages - 2>();
+    __syncthreads();  // all are done with what was converted before
+    ConvertStage<kFormat>(s.raw[step % kStages], s);
+    const int next = step + kStages - 1, i = static_cast<int>(threadIdx.x);
+    if (next < steps) {
+      Fetch<kFormat>(a, t, first_column, int64_t{next} * kTileK, s.raw[next % kStages]);
     }
-    AddScaled(tile, part, sums);
+    CommitCopies();
+    if (step % kOfGroup == 0) {
+      s.column_scales[i] = scales.column;
+      if (i < kTileRows) s.row_scales[i] = scales.row;
+      scales = ScalesOf<kFormat>(a, t, first_column, step / kOfGroup + 1);
+    }
+    __syncthreads();
+    MultiplyTiles(s.x[0], s.w[0], part);
+    if (step % kOfGroup != kOfGroup - 1) continue;
+    AddScaled(s, part, sums);
+    SY_UNROLL
+    for (int j = 0; j < 8; ++j) {
+      SY_UNROLL
+      for (int c = 0; c < 4; ++c) part[0][j][c] = part[1][j][c] = 0;
+    }
   }
   StoreTile(sums, t, first_column, a.w.n, a.epilogue, a.y);
 }
@@ -133,7 +183,7 @@ absl::Status LaunchScaled(Stream stream, const GemmArguments& a) {
   const Grid grid{.x = Ceil(a.w.n, kTileCols),
                   .y = TilesMax(a.groups, a.w.groups, a.x.rows, kTileRows),
                   .threads = kTileThreads,
-                  .shared_bytes = sizeof(Tile)};
+                  .shared_bytes = sizeof(Shared)};
   return Launch("GemmScaled", ScaledKernel<kFormat>, grid, stream, a);
 }
 

@@ -50,7 +50,7 @@ for kernels in gemm_bf16 gemm_scaled attention; do
   ptx $kernels ldmatrix.sync.aligned.m8n8.x4.shared.b16
 done
 ptx attention ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16
-ptx gemm_bf16 cp.async.cg.shared.global
+for kernels in gemm_bf16 gemm_scaled; do ptx $kernels cp.async.cg.shared.global; done
 ptx gemm_wgmma wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16
 ptx gemm_wgmma cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes
 ptx gemm_wgmma mbarrier.try_wait.parity
@@ -58,7 +58,7 @@ ptx gemm_wgmma mbarrier.try_wait.parity
 if command -v cuobjdump >/dev/null && command -v nvdisasm >/dev/null; then
   for arch in sm_80 sm_90a; do
     machine gemm_bf16 $arch HMMA.16816.F32.BF16 LDSM.16.M88.4 LDGSTS.E.BYPASS.128
-    machine gemm_scaled $arch HMMA.16816.F32.BF16 LDSM.16.M88.4
+    machine gemm_scaled $arch HMMA.16816.F32.BF16 LDSM.16.M88.4 LDGSTS.E.BYPASS.128
     machine attention $arch HMMA.16816.F32.BF16 LDSM.16.M88.4 LDSM.16.MT88.4
     for kernels in attention_float gate gemm permute quant rows sample; do machine $kernels $arch; done
   done
