@@ -17,19 +17,16 @@ void LayerWeights::MakeTable() {
   }
 }
 
-std::vector<ExpertKey> MissingExperts(const ModelWeights& weights, const HostedExperts& hosted,
-                                      const SpareExperts& spare) {
+std::vector<ExpertKey> MissingExperts(int layers, const HostedExperts& there,
+                                      const HostedExperts& wanted, const SpareExperts& spare) {
   std::vector<ExpertKey> missing;
-  for (int l = 0; l < static_cast<int>(weights.layers.size()); ++l) {
-    const std::vector<int32_t>& there = weights.layers[l].logical_experts;
-    const std::span<const int32_t> wanted = hosted(l);
-    if (there.empty() || std::equal(there.begin(), there.end(), wanted.begin(), wanted.end())) {
-      continue;
-    }
+  for (int l = 0; l < layers; ++l) {
+    const std::span<const int32_t> now = there(l), then = wanted(l);
+    if (now.empty() || std::equal(now.begin(), now.end(), then.begin(), then.end())) continue;
     std::map<int32_t, size_t> had;
-    for (const int32_t e : there) ++had[e];
+    for (const int32_t e : now) ++had[e];
     std::map<int32_t, size_t> needed;
-    for (const int32_t e : wanted) {
+    for (const int32_t e : then) {
       if (e >= 0 && ++needed[e] > had[e] + spare.count({l, e})) missing.push_back({l, e});
     }
   }

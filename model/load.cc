@@ -1,5 +1,8 @@
 #include "model/load.h"
 
+#include <new>
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "common/file.h"
 #include "common/status_macros.h"
@@ -40,7 +43,48 @@ absl::Status CheckSequence(const ModelOptions& options, const AttentionSequence&
   return absl::OkStatus();
 }
 
+class CheckpointExperts final : public ExpertSource {
+ public:
+  explicit CheckpointExperts(ExpertsFrom from) : from_(std::move(from)) {}
+  absl::Status Open() {
+    ASSIGN_OR_RETURN(opened_, OpenModel(from_.dir, from_.config, from_.dummy_weights));
+    if (opened_.digest == from_.digest) return absl::OkStatus();
+    return absl::DataLossError(absl::StrCat(from_.dir, ": the model has been replaced (",
+                                            opened_.digest, ") since it was loaded (", from_.digest,
+                                            ")"));
+  }
+  absl::StatusOr<PackedExpert> Load(const ExpertKey& key) const override {
+    try {
+      return LoadExpert(*opened_.source, from_.config, from_.kernels, from_.load, key);
+    } catch (const std::bad_alloc&) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("not enough memory for expert ", key.expert, " of layer ", key.layer));
+    }
+  }
+
+ private:
+  const ExpertsFrom from_;
+  OpenedModel opened_;
+};
+
 }  // namespace
+
+absl::StatusOr<std::unique_ptr<ExpertSource>> OpenExpertSource(ExpertsFrom from) {
+  auto experts = std::make_unique<CheckpointExperts>(std::move(from));
+  RETURN_IF_ERROR(experts->Open());
+  return experts;
+}
+
+absl::Status LoadExperts(ExpertsFrom from, std::span<const ExpertKey> missing, ComputePool& pool,
+                         SpareExperts* spare) {
+  if (missing.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const auto source, OpenExpertSource(std::move(from)));
+  std::vector<absl::StatusOr<PackedExpert>> loaded(missing.size());
+  pool.ParallelFor(missing.size(), [&](size_t i, int) { loaded[i] = source->Load(missing[i]); });
+  for (const auto& one : loaded) RETURN_IF_ERROR(one.status());
+  for (size_t i = 0; i < missing.size(); ++i) spare->emplace(missing[i], *std::move(loaded[i]));
+  return absl::OkStatus();
+}
 
 absl::Status CheckPlacement(const ModelConfig& config, const Placement& p, RankId rank) {
   if (p.layers() == config.layers && p.experts() == config.gate.experts && rank.value() >= 0 &&

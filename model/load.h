@@ -3,12 +3,15 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "common/compute_pool.h"
 #include "model/model.h"
 #include "model/safetensors.h"
 #include "model/weight_source.h"
+#include "model/weights.h"
 
 namespace switchyard {
 
@@ -23,6 +26,20 @@ struct OpenedModel {
 };
 absl::StatusOr<OpenedModel> OpenModel(const std::string& dir, const ModelConfig& config,
                                       bool dummy_weights);
+// Single experts of the model that had `digest`, packed by `kernels`; what is borrowed outlives the
+// source. Errors as OpenModel's; kDataLoss if the files have been replaced.
+struct ExpertsFrom {
+  std::string dir;
+  const ModelConfig& config;
+  bool dummy_weights = false;
+  std::string digest;
+  const KernelSet& kernels;
+  LoadWeightsOptions load;
+};
+absl::StatusOr<std::unique_ptr<ExpertSource>> OpenExpertSource(ExpertsFrom from);
+// Adds `missing` to `spare`, all or none.
+absl::Status LoadExperts(ExpertsFrom from, std::span<const ExpertKey> missing, ComputePool& pool,
+                         SpareExperts* spare);
 // `kernels`: the path's name.
 std::string NumericsId(const std::string& digest, const ModelConfig& config,
                        const ModelOptions& options, const std::string& kernels);

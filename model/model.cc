@@ -41,7 +41,6 @@ class LoadedModel final : public Model {
                        Matrix<float> logits) override;
 
  private:
-  class Experts;
   LoadWeightsOptions WeightsOptions(HostedExperts hosted) const {
     return {.dtype = options_.dtype,
             .quantization = options_.quantization,
@@ -50,7 +49,7 @@ class LoadedModel final : public Model {
             .cache = cache_.get(),
             .progress = {}};
   }
-  absl::Status LoadMissing(const HostedExperts& hosted, SpareExperts* spare);
+  ExpertsFrom Source() const;
   absl::Status MakeLoopback();
   void Embed(std::span<const int32_t> tokens, Matrix<float> residual);  // [T, H]
   // Gives the batches their rows, and this rank those of them that are its own.
@@ -100,51 +99,17 @@ absl::Status LoadedModel::LoadFrom(const std::string& dir) {
   return absl::OkStatus();
 }
 
-class LoadedModel::Experts final : public ExpertSource {
- public:
-  explicit Experts(const LoadedModel& model)
-      : model_(model), options_(model.WeightsOptions(nullptr)) {}
-  absl::Status Open() {
-    ASSIGN_OR_RETURN(opened_,
-                     OpenModel(model_.dir_, model_.config_, model_.options_.dummy_weights));
-    if (opened_.digest == model_.digest_) return absl::OkStatus();
-    return absl::DataLossError(absl::StrCat(model_.dir_, ": the model has been replaced (",
-                                            opened_.digest, ") since it was loaded (",
-                                            model_.digest_, ")"));
-  }
-  absl::StatusOr<PackedExpert> Load(const ExpertKey& key) const override {
-    try {
-      return LoadExpert(*opened_.source, model_.config_, model_.kernels_, options_, key);
-    } catch (const std::bad_alloc&) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("not enough memory for expert ", key.expert, " of layer ", key.layer));
-    }
-  }
-
- private:
-  const LoadedModel& model_;
-  const LoadWeightsOptions options_;
-  OpenedModel opened_;
-};
-
-absl::StatusOr<std::unique_ptr<ExpertSource>> LoadedModel::OpenExperts() const {
-  auto experts = std::make_unique<Experts>(*this);
-  RETURN_IF_ERROR(experts->Open());
-  return experts;
+ExpertsFrom LoadedModel::Source() const {
+  return {.dir = dir_,
+          .config = config_,
+          .dummy_weights = options_.dummy_weights,
+          .digest = digest_,
+          .kernels = kernels_,
+          .load = WeightsOptions(nullptr)};
 }
 
-absl::Status LoadedModel::LoadMissing(const HostedExperts& hosted, SpareExperts* spare) {
-  const std::vector<ExpertKey> missing = MissingExperts(weights_, hosted, *spare);
-  if (missing.empty()) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const auto source, OpenExperts());
-  std::vector<absl::StatusOr<PackedExpert>> loaded(missing.size());
-  context_.pool.ParallelFor(missing.size(),
-                            [&](size_t i, int) { loaded[i] = source->Load(missing[i]); });
-  for (size_t i = 0; i < missing.size(); ++i) {
-    RETURN_IF_ERROR(loaded[i].status());
-    spare->emplace(missing[i], *std::move(loaded[i]));
-  }
-  return absl::OkStatus();
+absl::StatusOr<std::unique_ptr<ExpertSource>> LoadedModel::OpenExperts() const {
+  return OpenExpertSource(Source());
 }
 
 absl::Status LoadedModel::Rehost(std::shared_ptr<const Placement> placement, SpareExperts* spare) {
@@ -153,7 +118,11 @@ absl::Status LoadedModel::Rehost(std::shared_ptr<const Placement> placement, Spa
   }
   RETURN_IF_ERROR(CheckPlacement(config_, *placement, options_.rank));
   const HostedExperts hosted = [&](int layer) { return placement->Hosted(layer, options_.rank); };
-  RETURN_IF_ERROR(LoadMissing(hosted, spare));
+  const HostedExperts there = [&](int layer) -> std::span<const int32_t> {
+    return weights_.layers[layer].logical_experts;
+  };
+  RETURN_IF_ERROR(LoadExperts(Source(), MissingExperts(config_.layers, there, hosted, *spare),
+                              context_.pool, spare));
   RehostExperts(hosted, &weights_, spare);
   // The rest of the options may be read by sources on other threads.
   options_.placement = std::move(placement);

@@ -10,6 +10,7 @@
 #include "model/cuda/packers.h"
 #include "model/cuda/support.h"
 #include "model/head_share.h"
+#include "model/hosted_experts.h"
 
 namespace switchyard::cuda {
 namespace {
@@ -24,6 +25,7 @@ DeviceModel::DeviceModel(ModelConfig config, ModelOptions options, GemmPath path
     : config_(std::move(config)),
       options_(std::move(options)),
       path_(path),
+      packers_(Packers()),
       weights_(kSlabBytes),
       memory_(kSlabBytes) {}
 
@@ -39,8 +41,7 @@ absl::StatusOr<std::unique_ptr<DeviceModel>> DeviceModel::Load(const std::string
   std::unique_ptr<DeviceModel> model(new DeviceModel(std::move(config), std::move(options), path));
   RETURN_IF_ERROR(model->LoadFrom(dir, NumericsPath(path, device)));
   model->notices_.push_back(absl::StrCat("computes on ", device.name, ", ",
-                                         model->weights_.memory.held_bytes() >> 20,
-                                         " MiB of weights"));
+                                         model->weights_.bytes() >> 20, " MiB of weights"));
   return model;
 }
 
@@ -55,32 +56,28 @@ absl::Status DeviceModel::LoadFrom(const std::string& dir, const std::string& nu
     }
   }
   ASSIGN_OR_RETURN(const OpenedModel opened, OpenModel(dir, config_, options_.dummy_weights));
+  dir_ = dir;
+  digest_ = opened.digest;
   numerics_id_ = NumericsId(opened.digest, config_, options_, numerics_path);
-  std::unique_ptr<PackedCache> cache;
   if (!options_.weights_cache.empty()) {
-    cache = std::make_unique<PackedCache>(options_.weights_cache, numerics_id_);
+    cache_ = std::make_unique<PackedCache>(options_.weights_cache, numerics_id_);
   }
   std::vector<int32_t> all(config_.gate.experts);
   std::iota(all.begin(), all.end(), 0);
   WeightUploader uploader(&weights_, compute_);
-  const LoadWeightsOptions load{
-      .dtype = options_.dtype,
-      .quantization = options_.quantization,
-      .heads = HeadsOf(config_, 0, 1),
-      .local_experts = [&](int layer) -> std::span<const int32_t> {
-        if (options_.placement == nullptr) return all;
-        return options_.placement->Hosted(layer, options_.rank);
-      },
-      .cache = cache.get(),
-      .progress = options_.progress,
-      .on_layer = [&](int, LayerWeights* weights) { return uploader.Layer(weights); }};
+  LoadWeightsOptions load = WeightsOptions([&](int layer) -> std::span<const int32_t> {
+    if (options_.placement == nullptr) return all;
+    return options_.placement->Hosted(layer, options_.rank);
+  });
+  load.progress = options_.progress;
+  load.on_layer = [&](int, LayerWeights* weights) { return uploader.Layer(weights); };
   ComputePool pool(options_.threads);
   ASSIGN_OR_RETURN(const ModelWeights host,
-                   LoadWeights(*opened.source, config_, Packers(), pool, load));
+                   LoadWeights(*opened.source, config_, packers_, pool, load));
   RETURN_IF_ERROR(uploader.Rest(host, config_.MakeRopeTable(options_.max_model_len)));
   notices_ = config_.notices;
   for (std::string& notice : opened.source->notices()) notices_.push_back(std::move(notice));
-  if (cache != nullptr) notices_.push_back(cache->Report());
+  if (cache_ != nullptr) notices_.push_back(cache_->Report());
   return Allocate();
 }
 
@@ -113,12 +110,58 @@ absl::StatusOr<KvStorage> DeviceModel::MakeKv(const KvLayout& layout, int blocks
   return kv;
 }
 
-absl::Status DeviceModel::Rehost(std::shared_ptr<const Placement>, SpareExperts*) {
-  return absl::UnimplementedError("device cuda: another placement of experts is not built");
+LoadWeightsOptions DeviceModel::WeightsOptions(HostedExperts hosted) const {
+  return {.dtype = options_.dtype,
+          .quantization = options_.quantization,
+          .heads = HeadsOf(config_, 0, 1),
+          .local_experts = std::move(hosted),
+          .cache = cache_.get(),
+          .progress = {}};
+}
+
+ExpertsFrom DeviceModel::Source() const {
+  return {.dir = dir_,
+          .config = config_,
+          .dummy_weights = options_.dummy_weights,
+          .digest = digest_,
+          .kernels = packers_,
+          .load = WeightsOptions(nullptr)};
 }
 
 absl::StatusOr<std::unique_ptr<ExpertSource>> DeviceModel::OpenExperts() const {
-  return absl::UnimplementedError("device cuda: another placement of experts is not built");
+  return OpenExpertSource(Source());
+}
+
+// A layer at a time, so that the device has at most one of them twice.
+absl::Status DeviceModel::Host(const Placement& placement, SpareExperts* spare) {
+  const HostedExperts wanted = [&](int l) { return placement.Hosted(l, options_.rank); };
+  const HostedExperts there = [&](int l) -> std::span<const int32_t> {
+    return weights_.layers[l].experts.logical;
+  };
+  ComputePool pool(options_.threads);
+  RETURN_IF_ERROR(
+      LoadExperts(Source(), MissingExperts(config_.layers, there, wanted, *spare), pool, spare));
+  WeightUploader uploader(&weights_, compute_);
+  for (int l = 0; l < config_.layers; ++l) {
+    if (config_.layer_is_moe[l]) RETURN_IF_ERROR(uploader.Rehost(l, wanted(l), spare));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DeviceModel::Rehost(std::shared_ptr<const Placement> placement, SpareExperts* spare) {
+  if (options_.placement == nullptr) {
+    return absl::FailedPreconditionError("a model without a placement hosts all experts");
+  }
+  RETURN_IF_ERROR(CheckPlacement(config_, *placement, options_.rank));
+  RETURN_IF_ERROR(UseDevice(options_.device_index));
+  const absl::Status done = Host(*placement, spare);
+  if (!done.ok()) {
+    RETURN_IF_ERROR(Host(*options_.placement, spare));
+    return done;
+  }
+  options_.placement = std::move(placement);
+  dispatcher_ = nullptr;  // it speaks of the old placement
+  return absl::OkStatus();
 }
 
 template <Memory kind>

@@ -41,6 +41,12 @@ class DeviceModel final : public Model {
   DeviceModel(ModelConfig config, ModelOptions options, GemmPath path);
   absl::Status LoadFrom(const std::string& dir, const std::string& numerics_path);
   absl::Status Allocate();
+  LoadWeightsOptions WeightsOptions(HostedExperts hosted) const;
+  // Makes the layers host what `placement` says. An error may leave some that do and some that do
+  // not.
+  absl::Status Host(const Placement& placement, SpareExperts* spare);
+  // Of single experts.
+  ExpertsFrom Source() const;
 
   // Memory that recorded graphs refer to: if it has to grow they are forgotten.
   template <Memory kind>
@@ -65,9 +71,11 @@ class DeviceModel final : public Model {
   absl::Status Collect(const ForwardBatch& batch, int drawn_rows, Matrix<float> logits);
 
   const ModelConfig config_;
-  const ModelOptions options_;
+  ModelOptions options_;  // but for the placement, as given
   const GemmPath path_;
-  std::string numerics_id_;
+  const KernelSet packers_;
+  std::string dir_, digest_, numerics_id_;
+  std::unique_ptr<PackedCache> cache_;
   std::vector<std::string> notices_;
   Dispatcher* dispatcher_ = nullptr;  // null: all experts are here
 

@@ -169,7 +169,7 @@ TEST(DeviceModelTest, ExpertsBehindADispatcherGiveTheBitsOfThoseHere) {
 
 // Two ranks, threads of this process, each with half of the experts: rows go from device to device,
 // or through the host. A step has at most 5 rows, so that what one rank's experts get is more than
-// they take at once; in the last step only one rank has a row.
+// they take at once; in the last step only one rank has a row, and experts have changed places.
 class RankedBitsTest : public ::testing::TestWithParam<switchyard::DeviceLane> {};
 INSTANTIATE_TEST_SUITE_P(Lanes, RankedBitsTest,
                          ::testing::Values(switchyard::DeviceLane::kDirect,
@@ -192,6 +192,9 @@ TEST_P(RankedBitsTest, TwoRanksGiveTheBitsOfOne) {
   }
   options.placement = std::make_shared<const Placement>(
       OrDie(Placement::InOrder(1, c.layers, c.gate.experts, kRanks)));
+  std::mt19937 rng(6);
+  const auto elsewhere = std::make_shared<const Placement>(
+      switchyard::testing::RandomPlacement(rng, c.layers, c.gate.experts, 0, kRanks));
   const EpDispatcher::Options dispatch = {.top_k = c.gate.top_k,
                                           .hidden = c.hidden_size,
                                           .max_tokens = options.max_batch_tokens,
@@ -210,6 +213,14 @@ TEST_P(RankedBitsTest, TwoRanksGiveTheBitsOfOne) {
         };
         open(prompts[rank].size());
         EXPECT_EQ(Append(*model, kv, prompts[rank], 0), wanted[rank]) << "rank " << rank;
+        // Others: some move to another slot, some are fetched ahead, some are loaded now.
+        SpareExperts spare;
+        const ExpertKey ahead{c.layers - 1, elsewhere->Hosted(c.layers - 1, mine.rank).back()};
+        spare.emplace(ahead, OrDie(OrDie(model->OpenExperts())->Load(ahead)));
+        const absl::Status rehosted = model->Rehost(elsewhere, &spare);
+        ASSERT_TRUE(rehosted.ok()) << rehosted;
+        dispatcher->UsePlacement(elsewhere);
+        model->UseDispatcher(dispatcher.get());
         open(rank == 0);
         if (rank == 0) {
           EXPECT_EQ(Append(*model, kv, next, 5), wanted_next);

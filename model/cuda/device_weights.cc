@@ -1,6 +1,7 @@
 #include "model/cuda/device_weights.h"
 
 #include <algorithm>
+#include <map>
 
 #include "common/check.h"
 #include "common/status_macros.h"
@@ -17,6 +18,14 @@ std::vector<const PackedWeight*> Pointers(const std::vector<PackedWeight>& weigh
 
 }  // namespace
 
+size_t DeviceWeights::bytes() const {
+  size_t bytes = memory.held_bytes();
+  for (const DeviceLayer& layer : layers) {
+    for (const DeviceBuffer& buffer : layer.experts.memory) bytes += buffer.size();
+  }
+  return bytes;
+}
+
 absl::StatusOr<const float*> WeightUploader::Vector(std::span<const float> host) {
   if (host.empty()) return nullptr;
   ASSIGN_OR_RETURN(float* const to, to_.memory.Allocate<float>(host.size()));
@@ -24,33 +33,61 @@ absl::StatusOr<const float*> WeightUploader::Vector(std::span<const float> host)
   return to;
 }
 
-absl::StatusOr<DeviceWeight> WeightUploader::Weight(std::span<const PackedWeight* const> groups) {
-  const auto any = std::find_if(groups.begin(), groups.end(),
-                                [](const PackedWeight* w) { return w->bytes.size() > 0; });
-  if (any == groups.end()) return DeviceWeight{};
-  const PackedWeight& like = **any;
-  const PackedSizes sizes = SizesOf(like.format, like.n, like.k);
-  DeviceWeight w{.format = FormatOf(like.format),
+WeightUploader::Group WeightUploader::GroupOf(const PackedWeight& host) {
+  if (host.bytes.size() == 0) return {};
+  const PackedSizes sizes = SizesOf(host.format, host.n, host.k);
+  return {host.bytes.data(), host.bytes.data() + sizes.data};
+}
+
+WeightUploader::Group WeightUploader::GroupOf(const DeviceWeight& w, size_t slot) {
+  const size_t data = WeightBytes(w.format, w.n, w.k), scales = WeightScales(w.format, w.n, w.k);
+  return {w.data + slot * data, reinterpret_cast<const std::byte*>(w.scales + slot * scales)};
+}
+
+absl::StatusOr<std::byte*> WeightUploader::Allocate(size_t bytes, Owned* own) {
+  if (own == nullptr) return to_.memory.Allocate(bytes);
+  ASSIGN_OR_RETURN(DeviceBuffer buffer, DeviceBuffer::Create(bytes));
+  own->push_back(std::move(buffer));
+  return own->back().data();
+}
+
+absl::StatusOr<DeviceWeight> WeightUploader::Weight(WeightFormat format, size_t n, size_t k,
+                                                    std::span<const Group> groups, Owned* own) {
+  const PackedSizes sizes = SizesOf(format, n, k);
+  DeviceWeight w{.format = FormatOf(format),
                  .groups = static_cast<int>(groups.size()),
-                 .n = static_cast<int>(like.n),
-                 .k = static_cast<int>(like.k)};
-  ASSIGN_OR_RETURN(std::byte* const data, to_.memory.Allocate(sizes.data * groups.size()));
-  float* scales = nullptr;
-  if (sizes.scales > 0) {
-    ASSIGN_OR_RETURN(scales, to_.memory.Allocate<float>(sizes.scales * groups.size()));
+                 .n = static_cast<int>(n),
+                 .k = static_cast<int>(k)};
+  ASSIGN_OR_RETURN(std::byte* const data, Allocate(sizes.data * groups.size(), own));
+  const size_t scale_bytes = sizes.scales * sizeof(float);
+  std::byte* scales = nullptr;
+  if (scale_bytes > 0) {
+    ASSIGN_OR_RETURN(scales, Allocate(scale_bytes * groups.size(), own));
   }
   for (size_t i = 0; i < groups.size(); ++i) {
-    const PackedWeight& from = *groups[i];
-    if (from.bytes.size() == 0) continue;
-    SY_CHECK(from.n == like.n && from.k == like.k && from.format == like.format);
-    RETURN_IF_ERROR(CopyAsync(data + i * sizes.data, from.bytes.data(), sizes.data, stream_));
+    const Group& from = groups[i];
+    if (from.data == nullptr) continue;
+    RETURN_IF_ERROR(CopyAsync(data + i * sizes.data, from.data, sizes.data, stream_));
     if (scales == nullptr) continue;
-    RETURN_IF_ERROR(CopyAsync(scales + i * sizes.scales, from.bytes.data() + sizes.data,
-                              sizes.scales * sizeof(float), stream_));
+    RETURN_IF_ERROR(CopyAsync(scales + i * scale_bytes, from.scales, scale_bytes, stream_));
   }
   w.data = data;
-  w.scales = scales;
+  w.scales = reinterpret_cast<const float*>(scales);
   return w;
+}
+
+absl::StatusOr<DeviceWeight> WeightUploader::Weight(std::span<const PackedWeight* const> groups,
+                                                    Owned* own) {
+  const PackedWeight* like = nullptr;
+  std::vector<Group> from;
+  for (const PackedWeight* w : groups) {
+    from.push_back(GroupOf(*w));
+    if (from.back().data == nullptr) continue;
+    SY_CHECK(like == nullptr || (w->n == like->n && w->k == like->k && w->format == like->format));
+    like = w;
+  }
+  if (like == nullptr) return DeviceWeight{};
+  return Weight(like->format, like->n, like->k, from, own);
 }
 
 absl::Status WeightUploader::One(const PackedWeight& host, DeviceWeight* to) {
@@ -83,15 +120,16 @@ absl::Status WeightUploader::Attention(const AttentionWeights& host, DeviceAtten
   return absl::OkStatus();
 }
 
-absl::StatusOr<DeviceFfn> WeightUploader::Ffn(std::span<const PackedExpert* const> experts) {
+absl::StatusOr<DeviceFfn> WeightUploader::Ffn(std::span<const PackedExpert* const> experts,
+                                              Owned* own) {
   std::vector<const PackedWeight*> gate_up, down;
   for (const PackedExpert* e : experts) {
     gate_up.push_back(&e->gate_up);
     down.push_back(&e->down);
   }
   DeviceFfn ffn;
-  ASSIGN_OR_RETURN(ffn.gate_up, Weight(gate_up));
-  ASSIGN_OR_RETURN(ffn.down, Weight(down));
+  ASSIGN_OR_RETURN(ffn.gate_up, Weight(gate_up, own));
+  ASSIGN_OR_RETURN(ffn.down, Weight(down, own));
   return ffn;
 }
 
@@ -104,12 +142,17 @@ absl::Status WeightUploader::Layer(LayerWeights* host) {
   ASSIGN_OR_RETURN(layer.gate_bias, Vector(host->gate_bias));
   std::vector<const PackedExpert*> experts;
   for (const PackedExpert& e : host->experts) experts.push_back(&e);
-  ASSIGN_OR_RETURN(layer.experts, Ffn(experts));
+  if (host->logical_experts.empty()) {
+    ASSIGN_OR_RETURN(layer.dense, Ffn(experts));
+  } else {
+    ASSIGN_OR_RETURN(layer.experts.ffn, Ffn(experts, &layer.experts.memory));
+    layer.experts.logical = host->logical_experts;
+  }
   if (host->shared) {
     const PackedExpert* const shared = &*host->shared;
     ASSIGN_OR_RETURN(layer.shared, Ffn({&shared, 1}));
   }
-  to_.layers.push_back(layer);
+  to_.layers.push_back(std::move(layer));
   // The copies read what is freed now.
   RETURN_IF_ERROR(Synchronize(stream_));
   host->attention = {};
@@ -118,6 +161,56 @@ absl::Status WeightUploader::Layer(LayerWeights* host) {
   host->expert_table.clear();
   host->shared.reset();
   return absl::OkStatus();
+}
+
+absl::Status WeightUploader::Rehost(int layer, std::span<const int32_t> wanted,
+                                    SpareExperts* spare) {
+  DeviceExperts& there = to_.layers[layer].experts;
+  if (std::equal(wanted.begin(), wanted.end(), there.logical.begin(), there.logical.end())) {
+    return absl::OkStatus();
+  }
+  std::multimap<int32_t, size_t> slots;
+  for (size_t i = 0; i < there.logical.size(); ++i) slots.emplace(there.logical[i], i);
+  SpareExperts taken;
+  std::vector<Group> gate_up(wanted.size()), down(wanted.size());
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    if (wanted[i] < 0) continue;
+    if (const auto slot = slots.find(wanted[i]); slot != slots.end()) {
+      gate_up[i] = GroupOf(there.ffn.gate_up, slot->second);
+      down[i] = GroupOf(there.ffn.down, slot->second);
+      slots.erase(slot);
+      continue;
+    }
+    const auto found = spare->find({layer, wanted[i]});
+    SY_CHECK(found != spare->end());
+    const PackedExpert& fetched = taken.insert(spare->extract(found))->second;
+    gate_up[i] = GroupOf(fetched.gate_up);
+    down[i] = GroupOf(fetched.down);
+  }
+  const PackedExpert* const like = taken.empty() ? nullptr : &taken.begin()->second;
+  DeviceExperts next;
+  next.logical.assign(wanted.begin(), wanted.end());
+  const auto copy = [&](const DeviceWeight& old, const PackedWeight* other,
+                        std::span<const Group> groups, DeviceWeight* to) -> absl::Status {
+    if (old.n == 0 && other == nullptr) return absl::OkStatus();  // as ever, none
+    const bool first = old.n == 0;                                // that this rank has of the layer
+    ASSIGN_OR_RETURN(
+        *to, Weight(first ? other->format : static_cast<WeightFormat>(old.format),
+                    first ? other->n : old.n, first ? other->k : old.k, groups, &next.memory));
+    return absl::OkStatus();
+  };
+  absl::Status done =
+      copy(there.ffn.gate_up, like ? &like->gate_up : nullptr, gate_up, &next.ffn.gate_up);
+  if (done.ok()) {
+    done = copy(there.ffn.down, like ? &like->down : nullptr, down, &next.ffn.down);
+  }
+  done.Update(Synchronize(stream_));  // the copies read what is freed now
+  if (done.ok()) {
+    there = std::move(next);
+  } else {
+    spare->merge(taken);
+  }
+  return done;
 }
 
 absl::Status WeightUploader::Rest(const ModelWeights& host, const RopeTable& rope) {

@@ -122,7 +122,7 @@ absl::StatusOr<bool> DeviceLayers::Shared(int layer, const LayerStep& step) {
 
 absl::Status DeviceLayers::Experts(int layer, DeviceRows rows, const int32_t* index,
                                    const int32_t* offsets, DeviceRows out) {
-  const DeviceFfn& w = weights_.layers[layer].experts;
+  const DeviceFfn& w = weights_.layers[layer].experts.ffn;
   ASSIGN_OR_RETURN(const GemmInput x, Input(w.gate_up, rows, index, out.rows, dtype_));
   return FfnOf(w, x, {.offsets = offsets}, out.rows, out);
 }
@@ -135,9 +135,9 @@ absl::Status DeviceLayers::Ffn(int layer, const LayerStep& step) {
                             summed = Floats(w_.summed, tokens, hidden);
   RETURN_IF_ERROR(Gate(layer, step));
   if (!config_.layer_is_moe[layer]) {
-    ASSIGN_OR_RETURN(const GemmInput x, Input(w.experts.gate_up, normed, nullptr, tokens));
+    ASSIGN_OR_RETURN(const GemmInput x, Input(w.dense.gate_up, normed, nullptr, tokens));
     const DeviceRows out = outputs(tokens);
-    RETURN_IF_ERROR(FfnOf(w.experts, x, {}, tokens, out));
+    RETURN_IF_ERROR(FfnOf(w.dense, x, {}, tokens, out));
     return AddRows(stream_.get(), out, residual);
   }
   const int rows = tokens * top_k;
@@ -145,9 +145,9 @@ absl::Status DeviceLayers::Ffn(int layer, const LayerStep& step) {
                                 config_.gate.experts, w_.order));
   // What crosses a wire elsewhere is rounded the same here.
   ASSIGN_OR_RETURN(const GemmInput x,
-                   Input(w.experts.gate_up, normed, w_.order.index, rows, dtype_));
+                   Input(w.experts.ffn.gate_up, normed, w_.order.index, rows, dtype_));
   const DeviceRows out = outputs(rows);
-  RETURN_IF_ERROR(FfnOf(w.experts, x, {.offsets = w_.order.offsets}, rows, out));
+  RETURN_IF_ERROR(FfnOf(w.experts.ffn, x, {.offsets = w_.order.offsets}, rows, out));
   RETURN_IF_ERROR(CombineSlots(stream_.get(), out, w_.order.where, w_.gate_weights, top_k,
                                /*add=*/false, summed));
   ASSIGN_OR_RETURN(const bool shared, Shared(layer, step));

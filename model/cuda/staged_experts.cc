@@ -44,7 +44,11 @@ absl::Status StagedExperts::Compute(int layer, const DispatchedRows& received) {
       std::memcpy(to, tokens.row(index[begin + i]), wire_bytes);
       std::memset(to + wire_bytes, 0, row_bytes_ - wire_bytes);
     }
-    // A part may begin and end within an expert.
+    // A part may begin and end within an expert. Other placements may have more slots.
+    if (offsets.size_bytes() > offsets_.size()) {
+      ASSIGN_OR_RETURN(offsets_, PinnedBuffer::Create(offsets.size_bytes()));
+      ASSIGN_OR_RETURN(device_offsets_, DeviceBuffer::Create(offsets.size_bytes()));
+    }
     int32_t* const cut = offsets_.as<int32_t>();
     const auto first = static_cast<int32_t>(begin), last = static_cast<int32_t>(begin + count);
     for (size_t e = 0; e < offsets.size(); ++e) {
