@@ -111,6 +111,10 @@ absl::Status Launcher::StartGroup(const std::string& role, int group, int ranks,
     if (role == "prefill" && options_.prefill_nice > 0) {
       member.group_arguments.push_back(absl::StrCat("--nice=", options_.prefill_nice));
     }
+    if (options_.devices > 1) {
+      const int n = static_cast<int>(members_.size()) % options_.devices;
+      member.group_arguments.push_back(absl::StrCat("--device-index=", options_.first_device + n));
+    }
     const int number = group * ranks + rank;
     if (options_.metrics_port_base != 0) {
       member.metrics_port =

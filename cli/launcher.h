@@ -24,6 +24,8 @@ struct LauncherOptions {
   int prefill_ep = 1, decode_ep = 1;  // processes of each, which share the experts
   int prefill_tp = 1;                 // of these, so many neighbours compute attention together
   int prefill_nice = 0;               // how far prefill processes give way
+  // Process n computes on device first_device + n mod devices; 1: all as worker_arguments say.
+  int first_device = 0, devices = 1;
   int port = 8000, grpc_port = 50051;
   // Prefill rank n has its metrics at this + n, decode rank n at this + kDecodeMetrics + n; 0: any.
   int metrics_port_base = 0;

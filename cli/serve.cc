@@ -47,6 +47,12 @@ class ServeCommand final : public Command {
                    "prefill processes give way to decode processes: 0 not at all, 19 always")
         ->check(CLI::Range(0, 19))
         ->capture_default_str();
+    app.add_option(
+           "--devices", options_.devices,
+           "with --device cuda: spread the processes over so many of the machine's devices, "
+           "from --device-index on")
+        ->check(CLI::Range(1, 64))
+        ->capture_default_str();
     AddRouterFlags(app, &front_);
     app.add_option("--metrics-port-base", options_.metrics_port_base,
                    absl::StrCat("/metrics of prefill rank n at this port + n, of decode rank n at "
@@ -98,7 +104,10 @@ class ServeCommand final : public Command {
     options_.kv_lane = absl::StrJoin(KvLanes(lane_), ", else ");
     options_.hang = absl::Seconds(hang_seconds_);
     options_.drain = absl::Seconds(drain_seconds_);
-    HandOn(app, EngineFlags::Names(), &options_.worker_arguments);
+    std::vector<std::string> engine = EngineFlags::Names();
+    if (options_.devices > 1) std::erase(engine, "device-index");  // each process has its own
+    options_.first_device = engine_.device_index;
+    HandOn(app, engine, &options_.worker_arguments);
     HandOn(app, {"kv-lane", "metrics-host"}, &options_.worker_arguments);
     HandOn(app, EpFlags::Names(), &options_.group_arguments);
     options_.threads_given = engine_.threads > 0;
