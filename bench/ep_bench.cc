@@ -3,6 +3,8 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <array>
+#include <memory>
 #include <numeric>
 #include <random>
 
@@ -21,7 +23,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr int kTimesMin = 5, kTimesMax = 2000;
+constexpr size_t kTimesMin = 5, kTimesMax = 2000;
 
 // ---- one rank
 struct Tokens {
@@ -46,58 +48,91 @@ Tokens RandomTokens(const BenchEpOptions& o, int rank, int count, int width) {
   return t;
 }
 
+// As it is by default, with tokens of 8 bits, with reduced outputs.
+constexpr std::array<const char*, 3> kWays = {"default", "int8", "reduced"};
+
+EpDispatcher::Options OptionsOf(const BenchEpOptions& o, size_t way, int count, int width) {
+  return {.top_k = o.top_k,
+          .hidden = width,
+          .max_tokens = count,
+          .int8_tokens = way == 1,
+          .reduced = way == 2,
+          .low_latency_tokens = o.low_latency_tokens};
+}
+
+// One exchange after another by one of several dispatchers.
+class Exchanges {
+ public:
+  Exchanges(const BenchEpOptions& o, int rank, int count, int width)
+      : tokens_(RandomTokens(o, rank, count, width)),
+        out_(tokens_.hidden.size()),
+        hidden_(tokens_.hidden.data(), {static_cast<size_t>(count), static_cast<size_t>(width)}),
+        experts_(tokens_.experts.data(),
+                 {static_cast<size_t>(count), static_cast<size_t>(o.top_k)}),
+        weights_(tokens_.weights.data(), experts_.extents()) {}
+
+  absl::Status Run(EpDispatcher& d) {
+    ASSIGN_OR_RETURN(const DispatchHandle handle,
+                     d.Send(0, hidden_, experts_, weights_, tokens_.positions));
+    ASSIGN_OR_RETURN(const DispatchedRows in, d.Receive(handle));
+    const size_t row_bytes = in.tokens.cols * SizeOf(in.tokens.dtype);
+    bytes_.resize(std::max(bytes_.size(), in.index.size() * row_bytes));
+    const Rows outputs(bytes_.data(), in.tokens.dtype, in.index.size(), in.tokens.cols, row_bytes);
+    RETURN_IF_ERROR(d.CombineSend(handle, outputs, {out_.data(), hidden_.extents()}));
+    return d.CombineReceive(handle);
+  }
+
+ private:
+  const Tokens tokens_;
+  std::vector<float> out_;
+  std::vector<std::byte> bytes_;  // what experts would have made
+  const Matrix<const float> hidden_;
+  const Matrix<const int32_t> experts_;
+  const Matrix<const float> weights_;
+};
+
+// All ways in turns, so that they meet the same disturbances.
 absl::StatusOr<Json> MeasureExchange(const BenchEpOptions& o, EpGroup& group, int count,
                                      int width) {
-  const EpDispatcher::Options options = {.top_k = o.top_k,
-                                         .hidden = width,
-                                         .max_tokens = count,
-                                         .low_latency_tokens = o.low_latency_tokens};
   ASSIGN_OR_RETURN(Placement even, Placement::InOrder(1, 1, o.experts, o.ranks));
-  ASSIGN_OR_RETURN(
-      const auto dispatcher,
-      EpDispatcher::Create(&group, std::make_shared<const Placement>(std::move(even)), options));
-  const Tokens t = RandomTokens(o, group.rank(), count, width);
-  const auto rows = static_cast<size_t>(count);
-  std::vector<float> out(t.hidden.size());
-  std::vector<std::byte> bytes;  // what experts would have made
-  const Matrix<const float> hidden(t.hidden.data(), {rows, static_cast<size_t>(width)});
-  const Matrix<const int32_t> experts(t.experts.data(), {rows, static_cast<size_t>(o.top_k)});
-  const Matrix<const float> weights(t.weights.data(), experts.extents());
-  const auto exchange = [&]() -> absl::Status {
-    ASSIGN_OR_RETURN(const DispatchHandle handle,
-                     dispatcher->Send(0, hidden, experts, weights, t.positions));
-    ASSIGN_OR_RETURN(const DispatchedRows in, dispatcher->Receive(handle));
-    const size_t row_bytes = in.tokens.cols * SizeOf(in.tokens.dtype);
-    bytes.resize(std::max(bytes.size(), in.index.size() * row_bytes));
-    const Rows outputs(bytes.data(), in.tokens.dtype, in.index.size(), in.tokens.cols, row_bytes);
-    RETURN_IF_ERROR(dispatcher->CombineSend(handle, outputs, {out.data(), hidden.extents()}));
-    return dispatcher->CombineReceive(handle);
-  };
+  const auto placement = std::make_shared<const Placement>(std::move(even));
+  std::array<std::unique_ptr<EpDispatcher>, kWays.size()> dispatchers;
+  for (size_t way = 0; way < kWays.size(); ++way) {
+    ASSIGN_OR_RETURN(dispatchers[way],
+                     EpDispatcher::Create(&group, placement, OptionsOf(o, way, count, width)));
+  }
+  Exchanges exchanges(o, group.rank(), count, width);
   // All ranks stop after the same round: rank 0 says when, in the step's header.
   const MonotonicClock clock;
   const absl::Time begin = clock.Now();
-  std::vector<double> times;
+  std::array<std::vector<double>, kWays.size()> times;
   bool low_latency = false;
-  for (int n = 0;; ++n) {
+  for (size_t n = 0;; ++n) {
+    const size_t round = n / kWays.size(), way = n % kWays.size();
     const bool enough =
-        n >= kTimesMin && (clock.Now() - begin > absl::Seconds(o.seconds) || n >= kTimesMax);
+        way == 0 && round >= kTimesMin &&
+        (clock.Now() - begin > absl::Seconds(o.seconds * kWays.size()) || round >= kTimesMax);
     StepHeader mine;
     mine.rows = static_cast<uint32_t>(count);
     mine.wants = enough ? 1 : 0;
     ASSIGN_OR_RETURN(const auto headers, group.OpenStep(mine));
     if (headers[0].wants != 0) break;
-    dispatcher->BeginStep(headers);
-    low_latency = EpDispatcher::UsesLowLatency(options, headers);
+    dispatchers[way]->BeginStep(headers);
+    low_latency = EpDispatcher::UsesLowLatency(OptionsOf(o, way, count, width), headers);
     const absl::Time start = clock.Now();
-    RETURN_IF_ERROR(exchange());
-    if (n > 0) times.push_back(absl::ToDoubleSeconds(clock.Now() - start));  // the first one warms
+    RETURN_IF_ERROR(exchanges.Run(*dispatchers[way]));
+    if (round == 0) continue;  // it warms
+    times[way].push_back(absl::ToDoubleSeconds(clock.Now() - start));
   }
-  std::sort(times.begin(), times.end());
-  return Json{{"hidden", width},
-              {"tokens", count},
-              {"path", low_latency ? "low latency" : "throughput"},
-              {"us", times[times.size() / 2] * 1e6},
-              {"bytes", dispatcher->bytes_sent() / (times.size() + 1)}};
+  Json one = {
+      {"hidden", width}, {"tokens", count}, {"path", low_latency ? "low latency" : "throughput"}};
+  for (size_t way = 0; way < kWays.size(); ++way) {
+    std::sort(times[way].begin(), times[way].end());
+    (way == 0 ? one : one[kWays[way]])
+        .update({{"us", times[way][times[way].size() / 2] * 1e6},
+                 {"bytes", dispatchers[way]->bytes_sent() / (times[way].size() + 1)}});
+  }
+  return one;
 }
 
 double CpuSeconds() {
@@ -129,12 +164,9 @@ absl::StatusOr<Json> RunLane(const BenchEpOptions& o, const std::string& lane) {
   g.lanes = {lane};
   for (const int width : o.hidden) {
     for (const int count : o.tokens) {
-      g.ring_bytes = std::max(g.ring_bytes,
-                              EpDispatcher::RingBytes({.top_k = o.top_k,
-                                                       .hidden = width,
-                                                       .max_tokens = count,
-                                                       .low_latency_tokens = o.low_latency_tokens},
-                                                      g.ring_bytes));
+      for (size_t way = 0; way < kWays.size(); ++way) {
+        g.ring_bytes = EpDispatcher::RingBytes(OptionsOf(o, way, count, width), g.ring_bytes);
+      }
     }
   }
   ASSIGN_OR_RETURN(const std::vector<Json> said,
@@ -149,10 +181,17 @@ absl::StatusOr<Json> RunLane(const BenchEpOptions& o, const std::string& lane) {
     const double ideal = 2 * raw.alpha_seconds + e["bytes"].get<double>() / raw.beta_bytes_per_s;
     e["efficiency"] = ideal / (e["us"].get<double>() / 1e6);
     if (o.progress) {
-      o.progress(absl::StrFormat("%s  hidden %5d  tokens %5d  %-12s %10.1f us  %8.2f MB  eta %.2f",
-                                 lane, e["hidden"].get<int>(), e["tokens"].get<int>(),
-                                 e["path"].get<std::string>(), e["us"].get<double>(),
-                                 e["bytes"].get<double>() / 1e6, e["efficiency"].get<double>()));
+      const auto way = [&e](const char* name) {
+        return absl::StrFormat("  %s %.2f, %.2f", name,
+                               e[name]["us"].get<double>() / e["us"].get<double>(),
+                               e[name]["bytes"].get<double>() / e["bytes"].get<double>());
+      };
+      o.progress(absl::StrFormat(
+          "%s  hidden %5d  tokens %5d  %-12s %10.1f us  %8.2f MB  eta %.2f"
+          "  (time, bytes of it:%s%s)",
+          lane, e["hidden"].get<int>(), e["tokens"].get<int>(), e["path"].get<std::string>(),
+          e["us"].get<double>(), e["bytes"].get<double>() / 1e6, e["efficiency"].get<double>(),
+          way("int8"), way("reduced")));
     }
     report["exchanges"].push_back(std::move(e));
   }

@@ -14,7 +14,7 @@ struct EpFlags {
   EpOptions ep;
   std::string lane = "auto", overlap = "auto", device_lane = "auto";
   double timeout_seconds = 30;
-  double rebalance_seconds = 0, rebalance_mb_per_second = 50;
+  double rebalance_seconds = 0, rebalance_mb_per_second = 20;
 
   void AddTo(CLI::App& app);             // what all ranks of a group share
   void AddRankTo(CLI::App& app);         // --ep-rank, --ep-peers, --ep-net-devices

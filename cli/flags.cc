@@ -158,6 +158,25 @@ void EngineFlags::AddTo(CLI::App& app) {
       ->check(CLI::ExistingDirectory)
       ->option_text("DIR")
       ->group(group);
+  AddNumericsTo(app);
+}
+
+void EngineFlags::AddNumericsTo(CLI::App& app) {
+  const char group[] = "Expert parallelism";
+  app.add_option(
+         "--ep-payload", payload,
+         "how tokens travel to experts. int8: half of bfloat16's bytes, and tokens are "
+         "rounded to it on one rank too; auto: so where --quantization does it anyway, else "
+         "as --dtype says")
+      ->check(CLI::IsMember({"auto", "dtype", "int8"}))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--ep-combine", combine,
+                 "how expert outputs return. reduced: one row from each rank instead of one from "
+                 "each expert; the same request gives other bits when experts are placed otherwise")
+      ->check(CLI::IsMember({"unreduced", "reduced"}))
+      ->capture_default_str()
+      ->group(group);
 }
 
 std::vector<std::string> EngineFlags::Names() {
@@ -175,6 +194,8 @@ std::vector<std::string> EngineFlags::Names() {
           "kernels",
           "load-format",
           "weights-cache",
+          "ep-payload",
+          "ep-combine",
           "enable-prefix-caching"};
 }
 
@@ -186,6 +207,10 @@ ModelOptions EngineFlags::Model() const {
   options.dtype = dtype == "float32" ? DType::kFloat32 : DType::kBfloat16;
   if (quantization == "int8") options.quantization = WeightFormat::kInt8;
   if (quantization == "int4") options.quantization = WeightFormat::kInt4;
+  options.ep_payload = payload == "int8"    ? EpPayload::kInt8
+                       : payload == "dtype" ? EpPayload::kDtype
+                                            : EpPayload::kAuto;
+  options.reduced_combine = combine == "reduced";
   options.threads =
       threads > 0 ? threads : std::clamp<int>(std::thread::hardware_concurrency(), 1, kThreadsMax);
   options.max_model_len = engine.max_model_len;

@@ -38,12 +38,15 @@ struct EngineFlags {
   int threads = 0;  // 0: all of this machine's
   int device_index = 0;
   std::string device = "cpu", dtype = "bfloat16", kernels = "auto", load_format = "auto",
-              quantization = "none", weights_cache;
+              quantization = "none", weights_cache, payload = "auto", combine = "unreduced";
 
   void AddTo(CLI::App& app);
   ModelOptions Model() const;
   // Names of the flags above, without dashes: `serve` hands them on.
   static std::vector<std::string> Names();
+
+ private:
+  void AddNumericsTo(CLI::App& app);  // of expert parallelism
 };
 
 struct LogFlags {

@@ -81,6 +81,8 @@ EpRank::EpRank(const EpOptions& options, Model* model, std::shared_ptr<const Pla
                 .hidden = model->config().hidden_size,
                 .max_tokens = model->options().max_batch_tokens,
                 .dtype = model->options().dtype,
+                .int8_tokens = model->options().int8_tokens(),
+                .reduced = model->options().reduced_combine,
                 .low_latency_tokens = options.low_latency_tokens,
                 .overlap = OverlapOf(options, *model),
                 .tensor_ranks = options.tensor_ranks,
@@ -114,7 +116,8 @@ EpHello EpRank::MakeTerms() const {
   terms.config = absl::StrCat(
       model_.numerics_id(), " tokens:", dispatch_.max_tokens,
       " low-latency:", dispatch_.low_latency_tokens,
-      " overlap:", static_cast<int>(dispatch_.overlap), " tensor:", options_.tensor_ranks,
+      " overlap:", static_cast<int>(dispatch_.overlap),
+      " payload:", dispatch_.int8_tokens ? "int8" : "dtype", " tensor:", options_.tensor_ranks,
       " device-lane:", static_cast<int>(dispatch_.device_lane), " placement:", first_digest_,
       " rebalance:", options_.rebalance.threshold, ",", options_.rebalance.fetched_experts_max);
   return terms;

@@ -49,7 +49,7 @@ struct EpOptions {
   TlsOptions tls = {};                                       // the same
   absl::Duration rebalance_interval = absl::ZeroDuration();  // at least; 0: never
   RebalanceLimits rebalance = {};
-  double rebalance_bytes_per_second = 50e6;    // of the experts that a rank fetches
+  double rebalance_bytes_per_second = 20e6;    // of the experts that a rank fetches
   EpOverlap overlap = EpOverlap::kAuto;        // EpDispatcher::Options
   int tensor_ranks = 1;                        // neighbours that compute attention together
   DeviceLane device_lane = DeviceLane::kAuto;  // EpDispatcher::Options

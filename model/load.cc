@@ -110,6 +110,9 @@ absl::StatusOr<ModelOptions> ResolveModelOptions(const ModelConfig& config, Mode
         absl::StrCat("quantization: ", std::string(Name(*options.quantization)),
                      "; supported: int8 and int4, with dtype bfloat16"));
   }
+  if (options.ep_payload == EpPayload::kInt8 && options.dtype != DType::kBfloat16) {
+    return absl::InvalidArgumentError("ep-payload: int8; supported only with dtype bfloat16");
+  }
   RETURN_IF_ERROR(CheckTensorRanks(config, options.tensor_ranks));
   if (options.tensor_rank < 0 || options.tensor_rank >= options.tensor_ranks) {
     return absl::InvalidArgumentError(
@@ -143,7 +146,8 @@ std::string NumericsId(const std::string& digest, const ModelConfig& config,
   const bool mla = config.attention == ModelConfig::Attention::kMla;
   return absl::StrCat(
       digest, options.dummy_weights ? "-dummy:" : ":", std::string(Name(options.dtype)),
-      options.quantization ? absl::StrCat("-", std::string(Name(*options.quantization))) : "", ":",
+      options.quantization ? absl::StrCat("-", std::string(Name(*options.quantization))) : "",
+      options.rounds_tokens() ? "-int8_tokens" : "", options.reduced_combine ? "-reduced" : "", ":",
       kernels, mla ? ":absorbed" : ":gqa", ":", kRulesVersion);
 }
 

@@ -96,6 +96,10 @@ absl::Status LoadedModel::LoadFrom(const std::string& dir) {
   notices_ = config_.notices;
   for (std::string& notice : opened.source->notices()) notices_.push_back(std::move(notice));
   if (cache_ != nullptr) notices_.push_back(cache_->Report());
+  if (options_.reduced_combine) {
+    notices_.push_back(
+        "--ep-combine reduced: the same request may give other bits when experts are elsewhere");
+  }
   return absl::OkStatus();
 }
 
@@ -136,6 +140,7 @@ absl::Status LoadedModel::MakeLoopback() {
                                                           .hidden = config_.hidden_size,
                                                           .max_tokens = options_.max_batch_tokens,
                                                           .dtype = options_.dtype,
+                                                          .int8_tokens = options_.rounds_tokens(),
                                                           .pool = &context_.pool}));
   dispatcher_ = loopback_.get();
   return absl::OkStatus();

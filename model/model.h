@@ -27,6 +27,13 @@ namespace switchyard {
 // Where a model computes.
 enum class Device { kCpu, kCuda };
 
+// How tokens travel to experts (moe/row_codec.h).
+enum class EpPayload {
+  kAuto,   // as 8-bit integers where experts make those of them anyway, so that no bit changes
+  kDtype,  // as they are
+  kInt8,   // as 8-bit integers; those that stay on their rank are rounded alike
+};
+
 struct ModelOptions {
   Device device = Device::kCpu;
   int device_index = 0;  // of the machine's devices of that kind
@@ -35,6 +42,10 @@ struct ModelOptions {
   // --quantization: projections and experts as integers, kInt8 or kInt4, only with kBfloat16. Gate,
   // norms, embeddings, head and what MLA absorbs stay as they are.
   std::optional<WeightFormat> quantization;
+  EpPayload ep_payload = EpPayload::kAuto;  // kInt8: only with kBfloat16
+  // Expert outputs return summed by rank (EpDispatcher::Options::reduced): with a placement bits
+  // depend on it.
+  bool reduced_combine = false;
   int threads = 1;
   int max_model_len = 0;       // positions of the rope table; 0: the model's own limit
   int max_batch_tokens = 0;    // T of one Forward at most; 0: 2048
@@ -50,6 +61,13 @@ struct ModelOptions {
   int tensor_rank = 0, tensor_ranks = 1;
   // Called while weights load: bytes done, bytes in all. May be empty.
   std::function<void(size_t done, size_t total)> progress;
+
+  // Whether tokens travel as 8-bit integers, and whether experts get other numbers for it.
+  bool int8_tokens() const {
+    return ep_payload == EpPayload::kInt8 ||
+           (ep_payload == EpPayload::kAuto && quantization && device == Device::kCpu);
+  }
+  bool rounds_tokens() const { return int8_tokens() && !quantization; }
 };
 
 // A row of logits of which only the token is wanted that is drawn from it as it is.

@@ -6,6 +6,7 @@
 
 #include "model/model_testing.h"
 #include "model/verify.h"
+#include "moe/loopback.h"
 
 namespace switchyard {
 namespace {
@@ -157,7 +158,76 @@ TEST(ModelTest, NumericsIdNamesWeightsAndArithmetic) {
   EXPECT_TRUE(LoadOrDie(c)->numerics_id().ends_with(":bfloat16-int8:reference:absorbed:2"));
   c.quantization = WeightFormat::kInt4;
   EXPECT_TRUE(LoadOrDie(c)->numerics_id().ends_with(":bfloat16-int4:reference:absorbed:2"));
+  c.payload = EpPayload::kInt8;
+  EXPECT_TRUE(LoadOrDie(c)->numerics_id().ends_with(":bfloat16-int4:reference:absorbed:2"))
+      << "the experts do it anyway";
+  c.quantization = std::nullopt;
+  EXPECT_TRUE(LoadOrDie(c)->numerics_id().ends_with(":bfloat16-int8_tokens:reference:absorbed:2"));
+  ModelOptions reduced;
+  reduced.kernels = "reference";
+  reduced.reduced_combine = true;
+  const auto model = Model::Load(kV3, reduced);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_TRUE((*model)->numerics_id().ends_with(":bfloat16-reduced:reference:absorbed:2"));
+  EXPECT_NE((*model)->notices().back().find("--ep-combine reduced"), std::string::npos);
 }
+
+TEST(ModelTest, TokensOf8BitsNeedBfloat16) {
+  ModelOptions options;
+  options.dtype = DType::kFloat32;
+  options.ep_payload = EpPayload::kInt8;
+  const absl::Status status = Model::Load(kV3, options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+}
+
+const std::vector<int32_t> kPayloadBlocks = {0, 1, 2};
+
+class PayloadTest : public testing::TestWithParam<Case> {};
+
+// Logits of a model whose tokens go by a dispatcher, as 8-bit integers or as they are.
+std::vector<float> Dispatched(const Case& c, bool int8_tokens) {
+  ModelOptions options;
+  options.kernels = c.kernels;
+  options.quantization = c.quantization;
+  auto config = LoadModelConfig(c.dir);
+  SY_CHECK(config.ok());
+  options.placement = std::make_shared<const Placement>(
+      *Placement::InOrder(1, config->layers, config->gate.experts, 1));
+  auto model = Model::Load(c.dir, options);
+  SY_CHECK_MSG(model.ok(), model.status().ToString());
+  auto dispatcher = LoopbackDispatcher::Create({.experts = config->gate.experts,
+                                                .top_k = config->gate.top_k,
+                                                .hidden = config->hidden_size,
+                                                .max_tokens = 64,
+                                                .int8_tokens = int8_tokens});
+  SY_CHECK(dispatcher.ok());
+  (*model)->UseDispatcher(dispatcher->get());
+  std::mt19937 rng(5);
+  const auto tokens = RandomTokens(rng, 48, config->vocab_size);
+  const Bench::Part part = {tokens, 0, kPayloadBlocks};
+  return Bench(**model, 3).Run({&part, 1});
+}
+
+TEST_P(PayloadTest, TokensOf8BitsChangeNoBitWhereWeightsAreIntegers) {
+  const Case& c = GetParam();
+  EXPECT_TRUE(SameBits(Dispatched(c, true), Dispatched(c, false)));
+}
+
+TEST_P(PayloadTest, TokensOf8BitsAreRoundedOnOneRankToo) {
+  Case c = GetParam();
+  c.quantization = std::nullopt;
+  c.payload = EpPayload::kInt8;
+  const auto model = LoadOrDie(c);
+  std::mt19937 rng(5);
+  const auto tokens = RandomTokens(rng, 48, model->config().vocab_size);
+  const Bench::Part part = {tokens, 0, kPayloadBlocks};
+  const std::vector<float> alone = Bench(*model, 3).Run({&part, 1});
+  EXPECT_TRUE(SameBits(alone, Dispatched(c, true)));
+  EXPECT_FALSE(SameBits(alone, Dispatched(c, false)));
+}
+
+INSTANTIATE_TEST_SUITE_P(Quantized, PayloadTest, testing::ValuesIn(AllKernelsQuantized({kQwen3})),
+                         CaseName);
 
 TEST(ModelTest, QuantizationNeedsIntegersAndBfloat16) {
   for (const auto& [dtype, format] : {std::pair{DType::kFloat32, WeightFormat::kInt8},

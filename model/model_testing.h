@@ -21,6 +21,7 @@ struct Case {
   std::string dir, kernels;
   DType dtype;
   std::optional<WeightFormat> quantization = {};
+  EpPayload payload = EpPayload::kAuto;
 };
 
 inline constexpr DType kBothDtypes[] = {DType::kFloat32, DType::kBfloat16};
@@ -72,6 +73,7 @@ inline std::unique_ptr<Model> LoadOrDie(const Case& c, int threads = 2, int max_
   options.kernels = c.kernels;
   options.dtype = c.dtype;
   options.quantization = c.quantization;
+  options.ep_payload = c.payload;
   options.threads = threads;
   options.max_batch_tokens = max_batch_tokens;
   auto model = Model::Load(c.dir, options);

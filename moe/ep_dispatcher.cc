@@ -16,13 +16,14 @@ constexpr size_t kRowFrameBytes = 128 << 10;
 // The largest frame that must fit: the plan of a full batch, or one row, which an exchange may want
 // in FP32.
 size_t FrameBytesNeeded(const EpDispatcher::Options& o) {
-  const size_t plan = PlanBytes(o.max_tokens, static_cast<size_t>(o.max_tokens) * o.top_k);
+  const size_t plan =
+      PlanBytes(o.max_tokens, static_cast<size_t>(o.max_tokens) * o.top_k, o.reduced);
   return std::max(plan, static_cast<size_t>(o.hidden) * sizeof(float)) + kEpFrameAlign;
 }
 
 size_t LowLatencyBytes(const EpDispatcher::Options& o, size_t tokens) {
-  return PaddedToEpFrame(PlanBytes(tokens, tokens * o.top_k)) +
-         tokens * static_cast<size_t>(o.hidden) * SizeOf(o.dtype) + kEpFrameAlign;
+  return PaddedToEpFrame(PlanBytes(tokens, tokens * o.top_k, o.reduced)) +
+         tokens * TokenBytes(o.dtype, o.int8_tokens, o.hidden) + kEpFrameAlign;
 }
 
 }  // namespace
@@ -63,6 +64,11 @@ absl::StatusOr<std::unique_ptr<EpDispatcher>> EpDispatcher::Create(
     return refuse("tensor_ranks, which divides the ranks,", options.tensor_ranks, 1,
                   group->world());
   }
+  if (options.int8_tokens && options.dtype != DType::kBfloat16) {
+    return absl::InvalidArgumentError(absl::StrCat("EpDispatcher: int8_tokens of ",
+                                                   std::string(Name(options.dtype)),
+                                                   " rows; only of bfloat16"));
+  }
   if (options.hidden < 1) return refuse("hidden", options.hidden, 1, INT32_MAX);
   const int tokens_max = INT32_MAX / options.top_k;
   if (options.max_tokens < 1 || options.max_tokens > tokens_max) {
@@ -87,9 +93,14 @@ EpDispatcher::EpDispatcher(EpGroup* group, std::shared_ptr<const Placement> plac
       placement_(std::move(placement)),
       options_(options),
       wire_(RowCodecOf(options.dtype)),
+      tokens_(TokenCodecOf(options.dtype, options.int8_tokens)),
+      token_bytes_(TokenBytes(options.dtype, options.int8_tokens, options.hidden)),
+      frame_tokens_(RowsOfFrame(token_bytes_)),
       row_bytes_(static_cast<size_t>(options.hidden) * SizeOf(options.dtype)),
       frame_rows_(RowsOfFrame(row_bytes_)),
       policy_(options.overlap),
+      sum_(options.reduced ? options.hidden : 0),
+      own_sum_(options.reduced ? row_bytes_ : 0),
       exchange_(std::make_unique<ExchangeState>()),
       queues_(group->world()),
       counts_(static_cast<size_t>(placement_->layers()) * placement_->experts()) {
@@ -153,6 +164,9 @@ absl::StatusOr<DispatchHandle> EpDispatcher::Send(int layer, Matrix<const float>
 
 absl::StatusOr<EpDispatcher::Plans> EpDispatcher::ExchangePlans(
     int layer, Matrix<const int32_t> experts, std::span<const int32_t> positions) {
+  if (options_.reduced) {
+    return absl::UnimplementedError("plans without rows: not with reduced outputs");
+  }
   const EpProgress::Hold hold(*progress_);
   const auto elsewhere = [&](size_t cols) {
     return Matrix<const float>(nullptr, {experts.rows(), cols});
@@ -189,7 +203,9 @@ absl::StatusOr<EpDispatcher::Op*> EpDispatcher::Start(int layer, Matrix<const fl
   op.weights = weights;
   op.summed = 0;
   op.peers.assign(group_.world(), {});
-  MakePlans(*placement_, layer, experts, positions, op.out, &op.rank_of);
+  MakePlans(*placement_, layer, experts, positions, op.out, &op.rank_of,
+            options_.reduced ? weights : Matrix<const float>());
+  if (options_.reduced) OrderReduced(op.rank_of, options_.top_k, &op.reduced);
   int32_t* const counts = counts_.data() + static_cast<size_t>(layer) * placement_->experts();
   for (size_t t = 0; t < experts.rows(); ++t) {
     for (size_t k = 0; k < experts.cols(); ++k) ++counts[experts(t, k)];
@@ -234,7 +250,7 @@ absl::Status EpDispatcher::WaitFor(FunctionRef<bool()> done, const Op& op, const
     for (int p = 0; p < group_.world(); ++p) {
       if (group_.link(p) == nullptr) continue;
       const bool combine = op.state == State::kReturned;
-      const bool here = combine ? op.peers[p].returned == op.out[p].slots.size()
+      const bool here = combine ? op.peers[p].returned == ReturnsOf(op.out[p])
                                 : op.peers[p].plan_in && op.peers[p].rows_in == op.RowsOf(p);
       if (!here || !queues_[p].empty()) absl::StrAppend(&late, " ", p);
     }

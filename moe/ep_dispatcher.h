@@ -9,7 +9,11 @@
 //   low latency   plan and rows are one frame, read where it lies when all ranks' have come. For
 //                 decode: half the messages, no wait between counts and rows.
 // Either way a token goes once to a rank, expert outputs return unreduced in the order of the
-// plan's entries, and the token's own rank sums them, in slot order, straight from the rings.
+// plan's entries, and the token's own rank sums them, in slot order, straight from the rings. If
+// the options say so they return reduced: a rank sums the outputs of its experts for a token, in
+// slot order in FP32, rounds the sum to the type of the wire, and the token's own rank sums those
+// in the order of the ranks. That is a row for each rank instead of one for each slot, and other
+// bits in each placement.
 //
 // In a step of two micro-batches (ep_overlap.h) frames move while the caller computes
 // (ep_progress.h).
@@ -47,8 +51,10 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
     int top_k = 0;                   // K, at most kPlanTopKMax
     int hidden = 0;                  // H
     int max_tokens = 0;              // T of one dispatch at most, of any rank
-    DType dtype = DType::kBfloat16;  // of rows on the wire, both ways
-    int low_latency_tokens = 128;    // T of every rank at most; 0: always the throughput path
+    DType dtype = DType::kBfloat16;  // of the rows that experts get and give, and on the wire
+    bool int8_tokens = false;        // TokenCodecOf; only with kBfloat16
+    bool reduced = false;
+    int low_latency_tokens = 128;  // T of every rank at most; 0: always the throughput path
     EpOverlap overlap = EpOverlap::kOff;
     int tensor_ranks = 1;  // so many neighbours exchange rows; divides N
     DeviceLane device_lane = DeviceLane::kAuto;
@@ -128,7 +134,8 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
   struct Piece {  // of what goes to one peer, in the order of the calls
     Op* op;       // null: of the exchange
     bool combine, plan_sent = false;
-    size_t next = 0;  // row or entry
+    size_t next = 0;        // row
+    size_t next_entry = 0;  // of a reduced combine
   };
 
   EpDispatcher(EpGroup* group, std::shared_ptr<const Placement> placement, const Options& options);
@@ -155,8 +162,15 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
   void Group(Op& op);  // once all plans are here
   void Place(Op& op, int peer, const std::byte* rows, size_t count);
   bool Received(const Op& op) const;
+  // Rows that return for a plan.
+  size_t ReturnsOf(const RankPlan& plan) const {
+    return options_.reduced ? plan.counts.size() : plan.slots.size();
+  }
+  // Row `row` of what returns to `peer`, into `to`. `entry` is the cursor of a reduced combine.
+  void OutputRow(const Op& op, int peer, size_t row, size_t* entry, std::byte* to);
   bool SumReturned(Op& op);  // true if it got further
-  // The next returned row of `peer`, or null.
+  // The next row that returns from this rank itself, and the next one of `peer`, or null.
+  const std::byte* OwnOutput(Op& op);
   const std::byte* NextReturned(Op& op, int peer);
   absl::Status WaitFor(FunctionRef<bool()> done, const Op& op, const char* phase);
   std::byte* Begin(int peer, size_t bytes);
@@ -170,11 +184,14 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
   std::shared_ptr<const Placement> placement_;
   const Options options_;
   const RowCodec& wire_;
-  const size_t row_bytes_;                    // of a row on the wire
-  const size_t frame_rows_;                   // rows of a frame
+  const TokenCodec& tokens_;
+  const size_t token_bytes_, frame_tokens_;   // of a token on the wire; tokens of a frame
+  const size_t row_bytes_, frame_rows_;       // the same of an output, as it is in memory
   bool low_latency_ = false, split_ = false;  // this step
   OverlapPolicy policy_;
   absl::Time step_began_;
+  std::vector<float> sum_;            // [H] of a reduced combine
+  AlignedBuffer own_sum_;             // the same of this rank's own, as if it had travelled
   std::unique_ptr<Op> in_flight_[2];  // dispatch id is in slot id % 2
   std::unique_ptr<ExchangeState> exchange_;
   uint64_t next_id_ = 0;

@@ -57,14 +57,14 @@ bool EpDispatcher::SendDispatch(int peer, Piece& piece) {
   const RankPlan& plan = op.out[peer];
   const size_t width = options_.hidden, tokens = plan.tokens.size();
   const auto encode = [&](size_t first, size_t count, std::byte* to) {
-    for (size_t i = first; i < first + count; ++i, to += row_bytes_) {
-      wire_.encode(op.hidden.row(plan.tokens[i]), width, to);
+    for (size_t i = first; i < first + count; ++i, to += token_bytes_) {
+      tokens_.send(op.hidden.row(plan.tokens[i]), width, to);
     }
   };
   if (!piece.plan_sent) {
-    const size_t plan_bytes = PlanBytes(tokens, plan.slots.size());
+    const size_t plan_bytes = PlanBytes(tokens, plan.slots.size(), options_.reduced);
     const size_t rows_at = PaddedToEpFrame(plan_bytes);
-    const size_t bytes = op.low_latency ? rows_at + tokens * row_bytes_ : plan_bytes;
+    const size_t bytes = op.low_latency ? rows_at + tokens * token_bytes_ : plan_bytes;
     std::byte* const to = Begin(peer, bytes);
     if (to == nullptr) return false;
     WritePlan(plan, to);
@@ -77,11 +77,11 @@ bool EpDispatcher::SendDispatch(int peer, Piece& piece) {
     piece.plan_sent = true;
   }
   while (!op.plans_only && piece.next < tokens) {
-    const size_t count = std::min(frame_rows_, tokens - piece.next);
-    std::byte* const to = Begin(peer, count * row_bytes_);
+    const size_t count = std::min(frame_tokens_, tokens - piece.next);
+    std::byte* const to = Begin(peer, count * token_bytes_);
     if (to == nullptr) return false;
     encode(piece.next, count, to);
-    Commit(peer, EpFrameKind::kRows, op.id, piece.next, count, 0, count * row_bytes_);
+    Commit(peer, EpFrameKind::kRows, op.id, piece.next, count, 0, count * token_bytes_);
     piece.next += count;
   }
   return true;
@@ -89,18 +89,32 @@ bool EpDispatcher::SendDispatch(int peer, Piece& piece) {
 
 bool EpDispatcher::SendCombine(int peer, Piece& piece) {
   const Op& op = *piece.op;
-  const std::vector<int32_t>& rows = op.grouping.rows[peer];
-  while (piece.next < rows.size()) {
-    const size_t count = std::min(frame_rows_, rows.size() - piece.next);
+  const size_t rows = ReturnsOf(op.in[peer]);
+  while (piece.next < rows) {
+    const size_t count = std::min(frame_rows_, rows - piece.next);
     std::byte* to = Begin(peer, count * row_bytes_);
     if (to == nullptr) return false;
     for (size_t i = piece.next; i < piece.next + count; ++i, to += row_bytes_) {
-      std::memcpy(to, op.expert_rows.row(rows[i]), row_bytes_);
+      OutputRow(op, peer, i, &piece.next_entry, to);
     }
     Commit(peer, EpFrameKind::kCombine, op.id, piece.next, count, 0, count * row_bytes_);
     piece.next += count;
   }
   return true;
+}
+
+void EpDispatcher::OutputRow(const Op& op, int peer, size_t row, size_t* entry, std::byte* to) {
+  const std::vector<int32_t>& rows = op.grouping.rows[peer];
+  if (!options_.reduced) {
+    std::memcpy(to, op.expert_rows.row(rows[row]), row_bytes_);
+    return;
+  }
+  const RankPlan& plan = op.in[peer];
+  for (int n = 0; n < plan.counts[row]; ++n, ++*entry) {
+    (n == 0 ? wire_.set : wire_.add)(plan.weights[*entry], op.expert_rows.row(rows[*entry]),
+                                     sum_.size(), sum_.data());
+  }
+  wire_.encode(sum_.data(), sum_.size(), to);
 }
 
 bool EpDispatcher::TakeFrame(int peer) {
@@ -121,7 +135,7 @@ bool EpDispatcher::TakeFrame(int peer) {
     return true;
   }
   if (!op.grouped) return false;
-  const size_t tokens = op.RowsOf(peer), rows_bytes = frame->count * row_bytes_;
+  const size_t tokens = op.RowsOf(peer), rows_bytes = frame->count * token_bytes_;
   if (frame->kind == EpFrameKind::kPlanRows && op.low_latency && from.rows_in == 0 &&
       frame->count == tokens && frame->bytes >= rows_bytes) {
     Place(op, peer, link.payload() + (frame->bytes - rows_bytes), frame->count);
@@ -132,7 +146,7 @@ bool EpDispatcher::TakeFrame(int peer) {
   } else {
     link.Break(absl::InternalError(absl::StrCat(
         "rows ", frame->first, " + ", frame->count, " in ", frame->bytes, " bytes where row ",
-        from.rows_in, " of ", tokens, " is wanted, ", row_bytes_, " bytes each")));
+        from.rows_in, " of ", tokens, " is wanted, ", token_bytes_, " bytes each")));
     return false;
   }
   link.Pop();
@@ -142,9 +156,9 @@ bool EpDispatcher::TakeFrame(int peer) {
 bool EpDispatcher::TakePlan(Op& op, int peer, const EpFrameHeader& frame) {
   EpLink& link = *group_.link(peer);
   const size_t tokens = frame.count, entries = frame.entries;
-  const size_t plan_bytes = PlanBytes(tokens, entries);
+  const size_t plan_bytes = PlanBytes(tokens, entries, options_.reduced);
   const bool whole = frame.kind == EpFrameKind::kPlanRows;
-  const size_t wanted = whole ? PaddedToEpFrame(plan_bytes) + tokens * row_bytes_ : plan_bytes;
+  const size_t wanted = whole ? PaddedToEpFrame(plan_bytes) + tokens * token_bytes_ : plan_bytes;
   // The path is a function of the headers: another kind of frame is a rank that computes otherwise.
   if (frame.kind != (op.low_latency ? EpFrameKind::kPlanRows : EpFrameKind::kPlan) ||
       tokens > static_cast<size_t>(options_.max_tokens) || frame.bytes != wanted) {
@@ -153,8 +167,9 @@ bool EpDispatcher::TakePlan(Op& op, int peer, const EpFrameHeader& frame) {
         " entries in ", frame.bytes, " bytes; at most ", options_.max_tokens, " tokens")));
     return false;
   }
-  const absl::Status read = ReadPlan({link.payload(), plan_bytes}, tokens, entries, options_.top_k,
-                                     local_experts(), &op.in[peer]);
+  const PlanTerms terms = {options_.top_k, local_experts(), options_.reduced};
+  const absl::Status read =
+      ReadPlan({link.payload(), plan_bytes}, tokens, entries, terms, &op.in[peer]);
   if (!read.ok()) {
     link.Break(read);
     return false;
@@ -182,7 +197,7 @@ void EpDispatcher::Group(Op& op) {
   Op::Peer& self = op.peers[group_.rank()];
   std::byte* to = op.rows.data() + self.first * row_bytes_;
   for (const int32_t token : op.out[group_.rank()].tokens) {
-    wire_.encode(op.hidden.row(token), options_.hidden, to);
+    tokens_.keep(op.hidden.row(token), options_.hidden, to);
     to += row_bytes_;
     ++self.rows_in;
   }
@@ -190,7 +205,10 @@ void EpDispatcher::Group(Op& op) {
 
 void EpDispatcher::Place(Op& op, int peer, const std::byte* rows, size_t count) {
   Op::Peer& from = op.peers[peer];
-  std::memcpy(op.rows.data() + (from.first + from.rows_in) * row_bytes_, rows, count * row_bytes_);
+  std::byte* to = op.rows.data() + (from.first + from.rows_in) * row_bytes_;
+  for (size_t i = 0; i < count; ++i, rows += token_bytes_, to += row_bytes_) {
+    tokens_.receive(rows, options_.hidden, to);
+  }
   from.rows_in += count;
 }
 
@@ -208,28 +226,37 @@ const std::byte* EpDispatcher::NextReturned(Op& op, int peer) {
   if (frame == nullptr || frame->kind != EpFrameKind::kCombine || frame->op != op.id)
     return nullptr;
   if (from.row_of_frame == 0 && (frame->first != from.returned || frame->count == 0 ||
-                                 frame->count > op.out[peer].slots.size() - from.returned ||
+                                 frame->count > ReturnsOf(op.out[peer]) - from.returned ||
                                  frame->bytes != frame->count * row_bytes_)) {
     link.Break(absl::InternalError(absl::StrCat(
         "outputs ", frame->first, " + ", frame->count, " in ", frame->bytes, " bytes where ",
-        from.returned, " of ", op.out[peer].slots.size(), " is wanted")));
+        from.returned, " of ", ReturnsOf(op.out[peer]), " is wanted")));
     return nullptr;
   }
   return link.payload() + from.row_of_frame * row_bytes_;
 }
 
+const std::byte* EpDispatcher::OwnOutput(Op& op) {
+  Op::Peer& self = op.peers[group_.rank()];
+  if (!options_.reduced) {
+    return op.expert_rows.row(op.grouping.rows[group_.rank()][self.returned]);
+  }
+  OutputRow(op, group_.rank(), self.returned, &self.summed_entries, own_sum_.data());
+  return own_sum_.data();
+}
+
 bool EpDispatcher::SumReturned(Op& op) {
   const size_t before = op.summed;
   const size_t top_k = options_.top_k, width = options_.hidden;
-  for (; op.summed < op.rank_of.size(); ++op.summed) {
-    const int rank = op.rank_of[op.summed];
+  for (; op.summed < op.returns(); ++op.summed) {
+    const auto [token, rank] = op.Returning(op.summed, top_k);
     Op::Peer& from = op.peers[rank];
-    const size_t token = op.summed / top_k, slot = op.summed % top_k;
     const bool own = rank == group_.rank();
-    const std::byte* const row =
-        own ? op.expert_rows.row(op.grouping.rows[rank][from.returned]) : NextReturned(op, rank);
+    const std::byte* const row = own ? OwnOutput(op) : NextReturned(op, rank);
     if (row == nullptr) break;
-    (slot == 0 ? wire_.set : wire_.add)(op.weights(token, slot), row, width, op.sums.row(token));
+    const bool first = op.summed == 0 || op.Returning(op.summed - 1, top_k).token != token;
+    const float weight = options_.reduced ? 1.0f : op.weights(token, op.summed % top_k);
+    (first ? wire_.set : wire_.add)(weight, row, width, op.sums.row(token));
     ++from.returned;
     if (own || ++from.row_of_frame < group_.link(rank)->Peek()->count) continue;
     group_.link(rank)->Pop();

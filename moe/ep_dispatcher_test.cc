@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 
 #include <atomic>
+#include <utility>
 
 #include "absl/time/clock.h"
 #include "moe/ep_testing.h"
@@ -23,10 +24,48 @@ struct Case {
   DType dtype = DType::kBfloat16;
   size_t ring_bytes = kEpRingBytesMin;
   EpOverlap overlap = EpOverlap::kOff;
+  bool int8_tokens = false, reduced = false;
 };
 
+// What reduced outputs have to be: sums of sums of each rank, those as they travel.
+std::vector<float> WantedReduced(const Tokens& t, const Placement& placement, int layer,
+                                 const Case& c) {
+  const RowCodec& codec = RowCodecOf(c.dtype);
+  const auto width = static_cast<size_t>(c.hidden);
+  std::vector<float> out(t.rows.size()), x(width), y(width), sum(width);
+  std::vector<std::byte> row(width * SizeOf(c.dtype));
+  for (size_t i = 0; i < t.count(); ++i) {
+    TokenCodecOf(c.dtype, c.int8_tokens).keep(t.h().row(i), width, row.data());
+    codec.decode(row.data(), width, x.data());
+    bool first_rank = true;
+    for (int rank = 0; rank < c.world; ++rank) {
+      bool first = true;
+      for (int k = 0; k < t.top_k; ++k) {
+        const int32_t e = t.e()(i, k);
+        if (placement.Choose(layer, e, t.positions[i]).rank.value() != rank) continue;
+        for (size_t j = 0; j < width; ++j) {
+          y[j] = x[j] * (static_cast<float>(e) + 1) + static_cast<float>(e);
+        }
+        codec.encode(y.data(), width, row.data());
+        (std::exchange(first, false) ? codec.set : codec.add)(t.w()(i, k), row.data(), width,
+                                                              sum.data());
+      }
+      if (first) continue;
+      codec.encode(sum.data(), width, row.data());
+      (std::exchange(first_rank, false) ? codec.set : codec.add)(1, row.data(), width,
+                                                                 out.data() + i * width);
+    }
+  }
+  return out;
+}
+
+std::vector<float> WantedOf(const Tokens& t, const Placement& placement, int layer, const Case& c) {
+  if (c.reduced) return WantedReduced(t, placement, layer, c);
+  return Wanted(t, kExperts, c.dtype, c.int8_tokens);
+}
+
 // Some rounds of dispatches, two in flight at a time, with any number of tokens per rank.
-void ExpectLoopbackBits(const Case& c, unsigned seed) {
+void ExpectRightBits(const Case& c, unsigned seed) {
   std::mt19937 rng(seed);
   const auto placement = std::make_shared<const Placement>(
       RandomPlacement(rng, kLayers, kExperts, c.redundant, c.world));
@@ -34,6 +73,8 @@ void ExpectLoopbackBits(const Case& c, unsigned seed) {
                                          .hidden = c.hidden,
                                          .max_tokens = c.max_tokens,
                                          .dtype = c.dtype,
+                                         .int8_tokens = c.int8_tokens,
+                                         .reduced = c.reduced,
                                          .low_latency_tokens = c.low_latency_tokens,
                                          .overlap = c.overlap};
   RunRanks(c.world,
@@ -67,8 +108,8 @@ void ExpectLoopbackBits(const Case& c, unsigned seed) {
                ASSERT_TRUE(d.CombineReceive(*ha).ok());
                ASSERT_TRUE(d.CombineSend(*hb, yb.rows, {out_b.data(), b.h().extents()}).ok());
                ASSERT_TRUE(d.CombineReceive(*hb).ok());
-               ASSERT_EQ(out_a, Wanted(a, kExperts, c.dtype)) << "seed " << seed;
-               ASSERT_EQ(out_b, Wanted(b, kExperts, c.dtype)) << "seed " << seed;
+               ASSERT_EQ(out_a, WantedOf(a, *placement, layer, c)) << "seed " << seed;
+               ASSERT_EQ(out_b, WantedOf(b, *placement, layer, c)) << "seed " << seed;
              }
            });
 }
@@ -81,12 +122,12 @@ TEST_P(EpDispatcherTest, BitsAreTheLoopbacksWhateverTheGroup) {
     for (const int redundant : {0, 4}) {
       for (const int low_latency : {0, 64}) {
         const DType dtype = seed % 2 == 0 ? DType::kFloat32 : DType::kBfloat16;
-        ExpectLoopbackBits({.lane = GetParam(),
-                            .world = world,
-                            .redundant = redundant,
-                            .low_latency_tokens = low_latency,
-                            .dtype = dtype},
-                           seed++);
+        ExpectRightBits({.lane = GetParam(),
+                         .world = world,
+                         .redundant = redundant,
+                         .low_latency_tokens = low_latency,
+                         .dtype = dtype},
+                        seed++);
       }
     }
   }
@@ -132,23 +173,45 @@ TEST_P(EpDispatcherTest, PlansGoAlone) {
            });
 }
 
+TEST_P(EpDispatcherTest, TokensOf8BitsAndReducedOutputsAreWhatTheyHaveToBe) {
+  // Two groups of 128 and a part of one, whose size is odd.
+  Case c = {.lane = GetParam(), .redundant = 4, .hidden = 301, .int8_tokens = true};
+  ExpectRightBits(c, 30);
+  c.low_latency_tokens = 64;
+  ExpectRightBits(c, 31);
+  c.reduced = true;
+  ExpectRightBits(c, 32);
+  c.world = 4;
+  c.low_latency_tokens = 0;
+  c.overlap = EpOverlap::kOn;
+  ExpectRightBits(c, 33);
+  c.int8_tokens = false;
+  c.dtype = DType::kFloat32;
+  ExpectRightBits(c, 34);
+  ExpectRightBits({.lane = GetParam(), .world = 1, .int8_tokens = true, .reduced = true}, 35);
+  // Through rings of 128 KiB.
+  ExpectRightBits(
+      {.lane = GetParam(), .hidden = 2048, .max_tokens = 300, .int8_tokens = true, .reduced = true},
+      36);
+}
+
 TEST_P(EpDispatcherTest, ADispatchMayBeManyTimesTheRing) {
   // 300 tokens of 4 KiB and four times as many outputs, through rings of 128 KiB.
-  ExpectLoopbackBits({.lane = GetParam(), .hidden = 2048, .max_tokens = 300}, 50);
-  ExpectLoopbackBits({.lane = GetParam(), .world = 4, .hidden = 1024, .max_tokens = 200}, 51);
+  ExpectRightBits({.lane = GetParam(), .hidden = 2048, .max_tokens = 300}, 50);
+  ExpectRightBits({.lane = GetParam(), .world = 4, .hidden = 1024, .max_tokens = 200}, 51);
 }
 
 TEST_P(EpDispatcherTest, BitsAreTheLoopbacksWhileFramesMoveInTheBackground) {
   unsigned seed = 70;
   for (const int world : {1, 2, 4}) {
     for (const int low_latency : {0, 64}) {
-      ExpectLoopbackBits({.lane = GetParam(),
-                          .world = world,
-                          .redundant = 4,
-                          .hidden = 256,
-                          .low_latency_tokens = low_latency,
-                          .overlap = EpOverlap::kOn},
-                         seed++);
+      ExpectRightBits({.lane = GetParam(),
+                       .world = world,
+                       .redundant = 4,
+                       .hidden = 256,
+                       .low_latency_tokens = low_latency,
+                       .overlap = EpOverlap::kOn},
+                      seed++);
     }
   }
 }
@@ -303,19 +366,26 @@ TEST_P(EpDispatcherTest, SleepsWhileNobodyHasWork) {
 TEST_P(EpDispatcherTest, ARankThatComputesOtherwiseIsAnError) {
   std::mt19937 rng(5);
   const auto placement = std::make_shared<const Placement>(RandomPlacement(rng, 1, kExperts, 0, 2));
-  RunRanks(2, {.lanes = {GetParam()}, .wait_max = absl::Seconds(6)}, [&](EpGroup& group, int rank) {
-    auto d = EpDispatcher::Create(
-        &group, placement,
-        {.top_k = kTopK, .hidden = 8, .max_tokens = 9, .low_latency_tokens = rank == 0 ? 9 : 0});
-    ASSERT_TRUE(d.ok()) << d.status();
-    auto headers = group.OpenStep({.rows = 9});
-    ASSERT_TRUE(headers.ok());
-    (*d)->BeginStep(*headers);
-    std::mt19937 mine(rank);
-    const auto out = Exchange(**d, 0, RandomTokens(mine, 9, kExperts, kTopK, 8));
-    EXPECT_TRUE(absl::IsUnavailable(out.status())) << out.status();
-    EXPECT_TRUE(absl::IsUnavailable(group.OpenStep({}).status()));
-  });
+  const EpDispatcher::Options options = {
+      .top_k = kTopK, .hidden = 8, .max_tokens = 9, .low_latency_tokens = 9};
+  EpDispatcher::Options path = options, payload = options, combine = options;
+  path.low_latency_tokens = 0;
+  payload.int8_tokens = true;
+  combine.reduced = true;
+  for (const EpDispatcher::Options& other : {path, payload, combine}) {
+    RunRanks(2, {.lanes = {GetParam()}, .wait_max = absl::Seconds(6)},
+             [&](EpGroup& group, int rank) {
+               auto d = EpDispatcher::Create(&group, placement, rank == 0 ? options : other);
+               ASSERT_TRUE(d.ok()) << d.status();
+               auto headers = group.OpenStep({.rows = 9});
+               ASSERT_TRUE(headers.ok());
+               (*d)->BeginStep(*headers);
+               std::mt19937 mine(rank);
+               const auto out = Exchange(**d, 0, RandomTokens(mine, 9, kExperts, kTopK, 8));
+               EXPECT_TRUE(absl::IsUnavailable(out.status())) << out.status();
+               EXPECT_TRUE(absl::IsUnavailable(group.OpenStep({}).status()));
+             });
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Lanes, EpDispatcherTest, ::testing::Values("shm", "tcp"),

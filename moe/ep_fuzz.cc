@@ -2,6 +2,7 @@
 // and as the memory of a ring with frames in it. What is taken must be within the input and survive
 // being encoded again.
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -12,17 +13,20 @@
 #include "common/check.h"
 #include "moe/ep_plan.h"
 #include "moe/ep_wire.h"
+#include "moe/row_codec.h"
 
 namespace switchyard {
 namespace {
 
 constexpr int kTopK = 8, kSlots = 24;
+constexpr size_t kHidden = 130;
 
-void TryPlan(const EpFrameHeader& header, std::span<const std::byte> payload) {
-  const size_t bytes = PlanBytes(header.count, header.entries);
+void TryPlan(const EpFrameHeader& header, std::span<const std::byte> payload, bool weighted) {
+  const size_t bytes = PlanBytes(header.count, header.entries, weighted);
   if (bytes > payload.size()) return;
   std::vector<RankPlan> plans(1);
-  if (!ReadPlan(payload.first(bytes), header.count, header.entries, kTopK, kSlots, plans.data())
+  if (!ReadPlan(payload.first(bytes), header.count, header.entries, {kTopK, kSlots, weighted},
+                plans.data())
            .ok()) {
     return;
   }
@@ -39,6 +43,23 @@ void TryPlan(const EpFrameHeader& header, std::span<const std::byte> payload) {
   for (size_t i = 0; i < rows.size(); ++i) SY_CHECK(rows[i] == static_cast<int32_t>(i));
 }
 
+// Any bytes are a token, and what is made of it travels as it is.
+void TryTokens(std::span<const std::byte> payload) {
+  const TokenCodec& codec = TokenCodecOf(DType::kBfloat16, /*int8=*/true);
+  constexpr size_t kBytes = TokenBytes(DType::kBfloat16, true, kHidden);
+  alignas(2) std::array<std::byte, kBytes> wire;
+  alignas(2) std::array<std::byte, kHidden * sizeof(Bf16)> row, again;
+  std::array<float, kHidden> x;
+  if (payload.size() < kBytes) return;
+  std::copy_n(payload.begin(), kBytes, wire.begin());
+  codec.receive(wire.data(), kHidden, row.data());
+  RowCodecOf(DType::kBfloat16).decode(row.data(), kHidden, x.data());
+  codec.keep(x.data(), kHidden, row.data());  // a sender's codes are below the greatest's
+  RowCodecOf(DType::kBfloat16).decode(row.data(), kHidden, x.data());
+  codec.keep(x.data(), kHidden, again.data());
+  SY_CHECK(row == again);
+}
+
 void WalkRing(std::span<const std::byte> ring) {
   while (ring.size() >= sizeof(EpFrameHeader)) {
     EpFrameHeader header;
@@ -47,8 +68,9 @@ void WalkRing(std::span<const std::byte> ring) {
     if (header.magic != kEpFrameMagic || header.bytes > behind.size()) return;
     const auto payload = behind.first(header.bytes);
     if (header.kind == EpFrameKind::kPlan || header.kind == EpFrameKind::kPlanRows) {
-      TryPlan(header, payload);
+      for (const bool weighted : {false, true}) TryPlan(header, payload, weighted);
     }
+    if (header.kind == EpFrameKind::kRows) TryTokens(payload);
     ring = behind.subspan(std::min(behind.size(), PaddedToEpFrame(payload.size())));
   }
 }

@@ -23,26 +23,38 @@ struct RankPlan {
   std::vector<int32_t> tokens;  // [P]: rows of the source's batch; known to the source only
   std::vector<uint8_t> counts;  // [P]: entries of each token, at least 1
   std::vector<uint16_t> slots;  // [M]: of the destination rank
+  std::vector<float> weights;   // [M] of the outputs, where they return reduced; else none
   void Clear();
 };
 inline constexpr int kPlanTopKMax = 255;       // of counts
 inline constexpr int kPlanSlotsMax = 1 << 16;  // S
 
 // plans [N]; rank_of [T, K]: where slot k of token t is computed. Replicas by position
-// (Placement::Choose). Ids must be in range.
+// (Placement::Choose). Ids must be in range. weights: [T, K], or none for plans without.
 void MakePlans(const Placement& placement, int layer, Matrix<const int32_t> experts,
                std::span<const int32_t> positions, std::span<RankPlan> plans,
-               std::vector<int32_t>* rank_of);
+               std::vector<int32_t>* rank_of, Matrix<const float> weights = {});
 
-// On the wire: counts u8 [P], padding to 2 bytes, slots u16 [M].
-constexpr size_t PlanBytes(size_t tokens, size_t entries) {
-  return (tokens + 1) / 2 * 2 + 2 * entries;
+// The rows that come back reduced: of each token one from each rank, in the order of the ranks.
+struct ReturningRow {
+  int32_t token, rank;
+};
+void OrderReduced(std::span<const int32_t> rank_of, int top_k, std::vector<ReturningRow>* rows);
+
+// What both ends of a plan know.
+struct PlanTerms {
+  int top_k = 0, slots_per_rank = 0;
+  bool weighted = false;
+};
+// On the wire: counts u8 [P], padding to 2 bytes, slots u16 [M], if weighted weights f32 [M].
+constexpr size_t PlanBytes(size_t tokens, size_t entries, bool weighted = false) {
+  return (tokens + 1) / 2 * 2 + (weighted ? 6 : 2) * entries;
 }
 void WritePlan(const RankPlan& plan, std::byte* to);
 // kInvalidArgument unless `bytes` is exactly a plan of those sizes whose tokens have 1 to `top_k`
 // entries each and whose slots are below `slots_per_rank`. `tokens` stays empty.
-absl::Status ReadPlan(std::span<const std::byte> bytes, size_t tokens, size_t entries, int top_k,
-                      int slots_per_rank, RankPlan* plan);
+absl::Status ReadPlan(std::span<const std::byte> bytes, size_t tokens, size_t entries,
+                      const PlanTerms& terms, RankPlan* plan);
 
 // Where the entries of all sources become rows, grouped by expert slot; within a slot by source
 // rank, then in the order of the entries.

@@ -18,7 +18,8 @@ using switchyard::testing::RandomPlacement;
 using switchyard::testing::RandomTokens;
 
 std::vector<std::byte> Bytes(const RankPlan& plan) {
-  std::vector<std::byte> bytes(PlanBytes(plan.counts.size(), plan.slots.size()));
+  std::vector<std::byte> bytes(
+      PlanBytes(plan.counts.size(), plan.slots.size(), !plan.weights.empty()));
   WritePlan(plan, bytes.data());
   return bytes;
 }
@@ -37,8 +38,8 @@ TEST(EpPlanTest, EveryChoiceOfATokenHasOneRowOfItsExpert) {
     ASSERT_EQ(rank_of.size(), t.experts.size());
     for (int r = 0; r < ranks; ++r) {
       RankPlan read;
-      ASSERT_TRUE(ReadPlan(Bytes(plans[r]), plans[r].counts.size(), plans[r].slots.size(), top_k,
-                           slots, &read)
+      ASSERT_TRUE(ReadPlan(Bytes(plans[r]), plans[r].counts.size(), plans[r].slots.size(),
+                           {top_k, slots}, &read)
                       .ok())
           << "seed " << seed;
       EXPECT_EQ(read.counts, plans[r].counts);
@@ -55,6 +56,46 @@ TEST(EpPlanTest, EveryChoiceOfATokenHasOneRowOfItsExpert) {
       }
       EXPECT_EQ(entry, read.slots.size());
     }
+  }
+}
+
+TEST(EpPlanTest, ReducedPlansCarryWeightsAndBringOneRowFromEachRank) {
+  std::mt19937 rng(8);
+  const Placement placement = RandomPlacement(rng, 1, 12, 0, 3);
+  const auto t = RandomTokens(rng, 31, 12, 5, 1);
+  std::vector<RankPlan> plans(3);
+  std::vector<int32_t> rank_of;
+  MakePlans(placement, 0, t.e(), t.positions, plans, &rank_of, t.w());
+  std::vector<ReturningRow> rows;
+  OrderReduced(rank_of, 5, &rows);
+  std::map<int32_t, std::vector<float>> sent;  // by token: weights in slot order, of any rank
+  size_t from_ranks = 0;
+  for (const RankPlan& plan : plans) {
+    RankPlan read;
+    ASSERT_TRUE(
+        ReadPlan(Bytes(plan), plan.counts.size(), plan.slots.size(), {5, 4, true}, &read).ok());
+    EXPECT_EQ(read.slots, plan.slots);
+    EXPECT_EQ(read.weights, plan.weights);
+    EXPECT_FALSE(ReadPlan(Bytes(plan), plan.counts.size(), plan.slots.size(), {5, 4}, &read).ok());
+    from_ranks += plan.counts.size();
+    size_t entry = 0;
+    for (size_t i = 0; i < plan.tokens.size(); ++i) {
+      for (int n = 0; n < plan.counts[i]; ++n) {
+        sent[plan.tokens[i]].push_back(plan.weights[entry++]);
+      }
+    }
+  }
+  for (auto& [token, weights] : sent) {
+    std::vector<float> wanted(t.w().row(token), t.w().row(token) + 5);
+    std::sort(weights.begin(), weights.end());
+    std::sort(wanted.begin(), wanted.end());
+    EXPECT_EQ(weights, wanted);
+  }
+  EXPECT_EQ(sent.size(), t.count());
+  ASSERT_EQ(rows.size(), from_ranks);
+  for (size_t i = 1; i < rows.size(); ++i) {
+    EXPECT_TRUE(rows[i - 1].token < rows[i].token ||
+                (rows[i - 1].token == rows[i].token && rows[i - 1].rank < rows[i].rank));
   }
 }
 
@@ -148,15 +189,16 @@ TEST(EpRouteTest, BlocksBringEveryOutputToItsSlot) {
 }
 
 TEST(EpPlanTest, RefusesPlansThatCannotBe) {
-  RankPlan plan{{}, {2, 1}, {0, 3, 1}};
+  RankPlan plan{{}, {2, 1}, {0, 3, 1}, {}};
   const std::vector<std::byte> good = Bytes(plan);
   RankPlan read;
-  ASSERT_TRUE(ReadPlan(good, 2, 3, 2, 4, &read).ok());
-  EXPECT_FALSE(ReadPlan(good, 2, 2, 2, 4, &read).ok());  // size
-  EXPECT_FALSE(ReadPlan(good, 2, 3, 1, 4, &read).ok());  // more than top-k
-  EXPECT_FALSE(ReadPlan(good, 2, 3, 2, 3, &read).ok());  // slot 3 of 3
-  EXPECT_FALSE(ReadPlan(Bytes({{}, {1, 1}, {0, 3, 1}}), 2, 3, 2, 4, &read).ok());  // sum
-  EXPECT_FALSE(ReadPlan(Bytes({{}, {0, 2}, {0, 1}}), 2, 2, 2, 4, &read).ok());     // none
+  ASSERT_TRUE(ReadPlan(good, 2, 3, {2, 4}, &read).ok());
+  EXPECT_FALSE(ReadPlan(good, 2, 2, {2, 4}, &read).ok());        // size
+  EXPECT_FALSE(ReadPlan(good, 2, 3, {1, 4}, &read).ok());        // more than top-k
+  EXPECT_FALSE(ReadPlan(good, 2, 3, {2, 3}, &read).ok());        // slot 3 of 3
+  EXPECT_FALSE(ReadPlan(good, 2, 3, {2, 4, true}, &read).ok());  // no weights
+  EXPECT_FALSE(ReadPlan(Bytes({{}, {1, 1}, {0, 3, 1}, {}}), 2, 3, {2, 4}, &read).ok());  // sum
+  EXPECT_FALSE(ReadPlan(Bytes({{}, {0, 2}, {0, 1}, {}}), 2, 2, {2, 4}, &read).ok());     // none
 }
 
 TEST(EpPlanTest, HellosSurviveTheWireAndDamageIsRefused) {
@@ -244,6 +286,72 @@ TEST(RowCodecTest, RoundsAsToBf16DoesAndSumsInTwoRoundings) {
       if (std::isnan(back[i])) continue;
       const float product = 0.3f * back[i], second = -0.7f * back[i], wanted = product + second;
       ASSERT_EQ(y[i], wanted) << back[i];
+    }
+  }
+}
+
+// What experts with integer weights make of a row of BF16.
+std::vector<int8_t> Codes(const std::vector<std::byte>& row, std::vector<float>* scales) {
+  std::vector<float> x(row.size() / sizeof(Bf16));
+  RowCodecOf(DType::kBfloat16).decode(row.data(), x.size(), x.data());
+  std::vector<int8_t> codes(x.size());
+  scales->clear();
+  for (size_t i = 0; i < x.size(); i += kInt8Group) {
+    const size_t n = std::min(kInt8Group, x.size() - i);
+    scales->push_back(QuantizeInt8(x.data() + i, n, codes.data() + i));
+  }
+  return codes;
+}
+
+TEST(TokenCodecTest, WhatTravelsAs8BitsIsQuantisedToTheSameAgain) {
+  std::mt19937 rng(3);
+  std::normal_distribution<float> normal;
+  for (int round = 0; round < 3000; ++round) {
+    const size_t n = round < 2000 ? kInt8Group : 1 + rng() % 400;
+    const float size = std::ldexp(1.0f + static_cast<float>(round % 128) / 128,
+                                  static_cast<int>(rng() % 200) - 100);
+    std::vector<float> x(n);
+    for (size_t i = 0; i < n; ++i) {
+      // All codes at every mantissa of the scale, then whatever comes.
+      x[i] = size * (round < 256   ? static_cast<float>(i)
+                     : round < 512 ? -static_cast<float>(i) + 0.499f
+                                   : normal(rng));
+    }
+    std::vector<std::byte> wire(TokenBytes(DType::kBfloat16, true, n)), as_is(2 * n), back(2 * n),
+        kept(2 * n), again(wire.size());
+    const TokenCodec& codec = TokenCodecOf(DType::kBfloat16, true);
+    RowCodecOf(DType::kBfloat16).encode(x.data(), n, as_is.data());
+    codec.send(x.data(), n, wire.data());
+    codec.receive(wire.data(), n, back.data());
+    codec.keep(x.data(), n, kept.data());
+    ASSERT_EQ(back, kept);
+    std::vector<float> scales, wanted_scales;
+    const std::vector<int8_t> wanted = Codes(as_is, &wanted_scales);
+    ASSERT_EQ(Codes(back, &scales), wanted) << "round " << round;
+    ASSERT_EQ(scales, wanted_scales) << "round " << round;
+    RowCodecOf(DType::kBfloat16).decode(back.data(), n, x.data());
+    codec.send(x.data(), n, again.data());
+    ASSERT_EQ(again, wire) << "round " << round;
+  }
+}
+
+TEST(TokenCodecTest, ZerosDenormalsAndWhatIsNotFinite) {
+  const TokenCodec& codec = TokenCodecOf(DType::kBfloat16, true);
+  for (const float odd : {0.0f, -0.0f, 1e-40f, INFINITY, -INFINITY, NAN}) {
+    std::vector<float> x(3 * kInt8Group, 1.0f);
+    for (size_t i = kInt8Group; i < 2 * kInt8Group; ++i) x[i] = 0;
+    x[kInt8Group + 7] = odd;
+    std::vector<std::byte> row(2 * x.size());
+    codec.keep(x.data(), x.size(), row.data());
+    RowCodecOf(DType::kBfloat16).decode(row.data(), x.size(), x.data());
+    for (size_t i = 0; i < x.size(); ++i) {
+      if (i / kInt8Group != 1) {
+        EXPECT_EQ(x[i], 1.0f);
+      } else if (std::isfinite(odd)) {
+        EXPECT_EQ(x[i], 0.0f);
+      } else {
+        EXPECT_TRUE(std::isnan(x[i]));
+      }
     }
   }
 }

@@ -122,13 +122,14 @@ absl::StatusOr<std::vector<float>> Exchange(Dispatcher& dispatcher, int layer,
   return std::move(all[0]);
 }
 
-std::vector<float> Wanted(const Tokens& tokens, int experts, DType dtype) {
+std::vector<float> Wanted(const Tokens& tokens, int experts, DType dtype, bool int8_tokens) {
   auto loopback =
       LoopbackDispatcher::Create({.experts = experts,
                                   .top_k = tokens.top_k,
                                   .hidden = tokens.hidden,
                                   .max_tokens = std::max(1, static_cast<int>(tokens.count())),
-                                  .dtype = dtype});
+                                  .dtype = dtype,
+                                  .int8_tokens = int8_tokens});
   SY_CHECK_MSG(loopback.ok(), loopback.status().ToString());
   auto out = Exchange(**loopback, 0, tokens);
   SY_CHECK_MSG(out.ok(), out.status().ToString());

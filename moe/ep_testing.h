@@ -52,6 +52,6 @@ absl::StatusOr<std::vector<std::vector<float>>> ExchangeAll(Dispatcher& dispatch
                                                             std::span<const Tokens> batches,
                                                             const std::function<void()>& between);
 // What it has to be: the same by a loopback dispatcher.
-std::vector<float> Wanted(const Tokens& tokens, int experts, DType dtype);
+std::vector<float> Wanted(const Tokens& tokens, int experts, DType dtype, bool int8_tokens = false);
 
 }  // namespace switchyard::testing

@@ -29,6 +29,7 @@ absl::StatusOr<std::unique_ptr<LoopbackDispatcher>> LoopbackDispatcher::Create(
   if (options.experts < 1) return refuse("experts", options.experts);
   if (options.top_k < 1 || options.top_k > options.experts) return refuse("top_k", options.top_k);
   if (options.hidden < 1) return refuse("hidden", options.hidden);
+  if (options.int8_tokens && options.dtype != DType::kBfloat16) return refuse("int8_tokens", 1);
   // Rows are numbered in 32 bits.
   if (options.max_tokens < 1 || options.max_tokens > INT32_MAX / options.top_k) {
     return refuse("max_tokens", options.max_tokens);
@@ -39,6 +40,7 @@ absl::StatusOr<std::unique_ptr<LoopbackDispatcher>> LoopbackDispatcher::Create(
 LoopbackDispatcher::LoopbackDispatcher(const Options& options)
     : options_(options),
       codec_(RowCodecOf(options.dtype)),
+      tokens_(TokenCodecOf(options.dtype, options.int8_tokens)),
       row_bytes_(static_cast<size_t>(options.hidden) * SizeOf(options.dtype)) {
   const size_t rows_max = static_cast<size_t>(options.max_tokens) * options.top_k;
   for (auto& d : in_flight_) {
@@ -96,7 +98,7 @@ absl::StatusOr<DispatchHandle> LoopbackDispatcher::Send(int, Matrix<const float>
   }
   ForTokens(tokens, width, [&](size_t begin, size_t end, int) {
     for (size_t t = begin; t < end; ++t) {
-      codec_.encode(hidden.row(t), width, &d.rows[t * row_bytes_]);
+      tokens_.keep(hidden.row(t), width, &d.rows[t * row_bytes_]);
     }
   });
   // Each offset now stands at its expert's end, which is the next one's begin.

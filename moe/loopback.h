@@ -20,6 +20,7 @@ class LoopbackDispatcher final : public Dispatcher {
     int hidden = 0;                  // H
     int max_tokens = 0;              // T of one dispatch at most
     DType dtype = DType::kBfloat16;  // of the rows that experts get and give
+    bool int8_tokens = false;        // TokenCodecOf: rounded as if they travelled so
     ComputePool* pool = nullptr;     // moves the rows; borrowed; null: the caller's thread
   };
   // Errors: kInvalidArgument names the option that is out of range.
@@ -55,6 +56,7 @@ class LoopbackDispatcher final : public Dispatcher {
 
   const Options options_;
   const RowCodec& codec_;
+  const TokenCodec& tokens_;
   const size_t row_bytes_;                  // of a token
   std::unique_ptr<InFlight> in_flight_[2];  // dispatch id is in slot id % 2
   uint64_t next_id_ = 0;

@@ -129,6 +129,13 @@ TEST(LoopbackTest, RefusesBadShapesAndIds) {
   }
   EXPECT_FALSE(
       LoopbackDispatcher::Create({.experts = 4, .top_k = 5, .hidden = 1, .max_tokens = 1}).ok());
+  EXPECT_FALSE(LoopbackDispatcher::Create({.experts = 4,
+                                           .top_k = 2,
+                                           .hidden = 1,
+                                           .max_tokens = 1,
+                                           .dtype = DType::kFloat32,
+                                           .int8_tokens = true})
+                   .ok());
   EXPECT_FALSE(
       LoopbackDispatcher::Create({.experts = 4, .top_k = 2, .hidden = 1, .max_tokens = INT32_MAX})
           .ok());

@@ -239,6 +239,12 @@ TEST(DeviceModelTest, WhatIsNotBuiltIsRefused) {
   options.tensor_ranks = 2;
   EXPECT_EQ(Load("qwen3_moe", options).status().code(), absl::StatusCode::kUnimplemented);
   options.tensor_ranks = 1;
+  options.ep_payload = EpPayload::kInt8;
+  EXPECT_EQ(Load("qwen3_moe", options).status().code(), absl::StatusCode::kUnimplemented);
+  options.ep_payload = EpPayload::kAuto;
+  options.reduced_combine = true;
+  EXPECT_EQ(Load("qwen3_moe", options).status().code(), absl::StatusCode::kUnimplemented);
+  options.reduced_combine = false;
   options.device_index = 1;
   EXPECT_EQ(Load("qwen3_moe", options).status().code(), absl::StatusCode::kFailedPrecondition);
 }

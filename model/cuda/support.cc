@@ -68,6 +68,8 @@ AttentionShape AttentionShapeOf(const ModelConfig& c) {
 absl::Status CheckSupported(const ModelConfig& c, const ModelOptions& o, GemmPath path,
                             const DeviceProperties& device) {
   if (o.tensor_ranks > 1) return Refuse("tensor parallelism of attention is not built");
+  if (o.ep_payload == EpPayload::kInt8) return Refuse("--ep-payload int8 is not built");
+  if (o.reduced_combine) return Refuse("--ep-combine reduced is not built");
   RETURN_IF_ERROR(CheckWidths(c));
   RETURN_IF_ERROR(CheckRows(c, o, path));
   const bool mla = c.attention == ModelConfig::Attention::kMla;

@@ -46,6 +46,20 @@ def check_bits(binary, model, count):
                                    check=experts_moved if MOVE[0] in flags else None))
 
 
+def check_payloads(binary, model, count):
+    """Tokens of 8 bits: the bits of one process that rounds them too, or that quantises weights. Reduced outputs: one layout, one answer."""
+    requests = make_requests(count, length_max=400)
+    for name, moved, flags, layout in (
+            ("tokens of 8 bits, prefill EP2, decode alone", True, ("--ep-payload", "int8"), (*ALWAYS, "--prefill-ep", "2")),
+            ("weights of 8 bits, decode EP2", False, ("--quantization", "int8"), (*NEVER, "--decode-ep", "2"))):
+        want = one_process(binary, model, requests, "--max-num-seqs", "1", *flags)
+        compare(name, want, served(binary, model, requests, 32, moved, *layout, *flags))
+    reduced = (*NEVER, "--decode-ep", "2", "--ep-combine", "reduced")
+    want = served(binary, model, requests, 4, False, *reduced, "--ep-lane", "tcp", "--ep-overlap", "off")
+    compare("reduced outputs, decode EP2, twice", want,
+            served(binary, model, requests, 32, False, *reduced, "--ep-low-latency-tokens", "0", "--ep-overlap", "on"))
+
+
 def experts_moved(cluster):
     moves = cluster.log().count("experts are rebalanced")
     assert moves > 0, "no expert moved"
@@ -159,6 +173,7 @@ def check_lost_neighbour(binary, model, count):
 if __name__ == "__main__":
     BINARY, MODEL, COUNT = sys.argv[1], sys.argv[2], int(sys.argv[3])
     check_bits(BINARY, MODEL, COUNT)
+    check_payloads(BINARY, MODEL, COUNT)
     check_memory_and_rest(BINARY)
     check_lost_ranks(BINARY, MODEL, COUNT)
     check_lost_neighbour(BINARY, MODEL, COUNT)
