@@ -3,22 +3,17 @@
 // (ep_plan.h).
 //
 // Two paths, chosen for a step by its headers alone (UsesLowLatency):
-//   throughput    the plan goes ahead as a frame of its own; rows follow in frames of many, and
-//   each
-//                 is put in its place as it comes. For prompts: a dispatch may exceed the rings.
-//   low latency   plan and rows are one frame, read where it lies when all ranks' have come. For
-//                 decode: half the messages, no wait between counts and rows.
+//   throughput   the plan goes ahead as a frame of its own; rows follow in frames of many, and each
+//                is put in its place as it comes. For prompts: a dispatch may exceed the rings.
+//   low latency  plan and rows are one frame, read where it lies when all ranks' have come. For
+//                decode: half the messages, no wait between counts and rows.
 // Either way a token goes once to a rank, expert outputs return unreduced in the order of the
-// plan's entries, and the token's own rank sums them, in slot order, straight from the rings. If
-// the options say so they return reduced: a rank sums the outputs of its experts for a token, in
-// slot order in FP32, rounds the sum to the type of the wire, and the token's own rank sums those
-// in the order of the ranks. That is a row for each rank instead of one for each slot, and other
-// bits in each placement.
-//
+// plan's entries, and the token's own rank sums them, in slot order, straight from the rings.
+// Reduced: a rank sums its experts' outputs for a token in slot order in FP32 and rounds the sum to
+// the type of the wire; the token's own rank adds those in the order of the ranks: other bits in
+// each placement.
 // In a step of two micro-batches (ep_overlap.h) frames move while the caller computes
-// (ep_progress.h).
-//
-// The ranks of a tensor-parallel group also exchange rows of attention through it (row_exchange.h).
+// (ep_progress.h). Tensor-parallel ranks exchange rows of attention through it (row_exchange.h).
 //
 // Owned by the engine thread. Letters as in dispatch.h and ep_plan.h; N ranks.
 #pragma once
@@ -162,15 +157,13 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
   void Group(Op& op);  // once all plans are here
   void Place(Op& op, int peer, const std::byte* rows, size_t count);
   bool Received(const Op& op) const;
-  // Rows that return for a plan.
-  size_t ReturnsOf(const RankPlan& plan) const {
+  size_t ReturnsOf(const RankPlan& plan) const {  // rows
     return options_.reduced ? plan.counts.size() : plan.slots.size();
   }
   // Row `row` of what returns to `peer`, into `to`. `entry` is the cursor of a reduced combine.
   void OutputRow(const Op& op, int peer, size_t row, size_t* entry, std::byte* to);
-  bool SumReturned(Op& op);  // true if it got further
-  // The next row that returns from this rank itself, and the next one of `peer`, or null.
-  const std::byte* OwnOutput(Op& op);
+  bool SumReturned(Op& op);            // true if it got further
+  const std::byte* OwnOutput(Op& op);  // the next row that returns; of `peer`: or null
   const std::byte* NextReturned(Op& op, int peer);
   absl::Status WaitFor(FunctionRef<bool()> done, const Op& op, const char* phase);
   std::byte* Begin(int peer, size_t bytes);
