@@ -105,12 +105,12 @@ absl::StatusOr<Json> MeasureSteps(const BenchEpStepOptions& o, EpGroup& group, R
       d.BeginStep(headers);
       r.model->UseDispatcher(&d);
       const absl::Time start = group.clock().Now();
-      const absl::Duration waited = d.waited();
+      const absl::Duration waited = d.waited().total();
       RETURN_IF_ERROR(
           r.model->Forward({rows.tokens, rows.sequences, rows.logit_rows}, kv, nullptr, out));
       if (round < kWarmRounds) continue;  // memory grows, and the policy tries both ways
       times[way].push_back(absl::ToDoubleMilliseconds(group.clock().Now() - start));
-      waits[way].push_back(absl::ToDoubleMilliseconds(d.waited() - waited));
+      waits[way].push_back(absl::ToDoubleMilliseconds(d.waited().total() - waited));
     }
   }
 }

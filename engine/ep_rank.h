@@ -73,7 +73,7 @@ struct EpSnapshot {
   uint64_t epoch = 0;  // 0: no group
   int ranks = 0;       // that are in the epoch
   uint64_t bytes_sent = 0, overlapped_steps = 0;
-  absl::Duration waited;  // for rows of other ranks, within steps
+  EpWaits waited;  // within steps
   EpRebalanceStats rebalance = {};
   std::vector<int> moe_layers = {};                     // the layer of each row below
   std::vector<std::vector<int64_t>> expert_loads = {};  // [MoE layers][E] tokens

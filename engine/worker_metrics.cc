@@ -85,14 +85,37 @@ struct WorkerMetrics::Series {
   prometheus::Counter& ep_overlapped =
       registry.Counter("ep_overlapped_steps_total",
                        "Steps of two micro-batches, one on the wire while one computes");
-  prometheus::Counter& ep_waited =
-      registry.Counter("ep_wait_seconds_total",
-                       "Time within steps in which the engine waited for other ranks' rows");
+  prometheus::Counter& EpWaited(const char* phase) {
+    return registry.Counter("ep_wait_seconds_total",
+                            "Time within steps in which the engine waited for other ranks' rows",
+                            {{"phase", phase}});
+  }
+  prometheus::Counter& waited_dispatch = EpWaited("dispatch");
+  prometheus::Counter& waited_combine = EpWaited("combine");
+  prometheus::Counter& waited_exchange = EpWaited("exchange");
   prometheus::Gauge& EpRows(int layer, size_t rank) {
     return registry.Gauge("ep_rows", "Rows for the experts of a rank, in the last 256 steps",
                           {{"layer", std::to_string(layer)}, {"to_rank", std::to_string(rank)}});
   }
+  prometheus::Gauge& EpTokens(size_t expert) {
+    return registry.Gauge("ep_expert_tokens",
+                          "Tokens that chose an expert of any layer, in the last 256 steps",
+                          {{"expert", std::to_string(expert)}});
+  }
+  void ShowLoads(const EpSnapshot& now);
 };
+
+void WorkerMetrics::Series::ShowLoads(const EpSnapshot& now) {
+  std::vector<int64_t> tokens;  // of an expert, all layers
+  for (size_t i = 0; i < now.rank_loads.size(); ++i) {
+    for (size_t r = 0; r < now.rank_loads[i].size(); ++r) {
+      EpRows(now.moe_layers[i], r).Set(now.rank_loads[i][r]);
+    }
+    tokens.resize(now.expert_loads[i].size());
+    for (size_t e = 0; e < tokens.size(); ++e) tokens[e] += now.expert_loads[i][e];
+  }
+  for (size_t e = 0; e < tokens.size(); ++e) EpTokens(e).Set(static_cast<double>(tokens[e]));
+}
 
 void WorkerMetrics::Series::ShowRebalances(const EpRebalanceStats& now) {
   ep_placement.Set(static_cast<double>(now.placement));
@@ -161,12 +184,10 @@ std::string WorkerMetrics::Text(const WorkerSnapshot& now) {
   RaiseTo(s.ep_sent, static_cast<double>(now.ep.bytes_sent));
   s.ShowRebalances(now.ep.rebalance);
   RaiseTo(s.ep_overlapped, static_cast<double>(now.ep.overlapped_steps));
-  RaiseTo(s.ep_waited, absl::ToDoubleSeconds(now.ep.waited));
-  for (size_t i = 0; i < now.ep.rank_loads.size(); ++i) {
-    for (size_t r = 0; r < now.ep.rank_loads[i].size(); ++r) {
-      s.EpRows(now.ep.moe_layers[i], r).Set(now.ep.rank_loads[i][r]);
-    }
-  }
+  RaiseTo(s.waited_dispatch, absl::ToDoubleSeconds(now.ep.waited.dispatch));
+  RaiseTo(s.waited_combine, absl::ToDoubleSeconds(now.ep.waited.combine));
+  RaiseTo(s.waited_exchange, absl::ToDoubleSeconds(now.ep.waited.exchange));
+  s.ShowLoads(now.ep);
   ShowWork(now);
   update_();
   return registry_.Text();

@@ -258,7 +258,8 @@ absl::Status EpDispatcher::WaitFor(FunctionRef<bool()> done, const Op& op, const
   };
   absl::Status waited = group_.Wait(
       turn, [this](int peer) { return !queues_[peer].empty(); }, missing);
-  waited_ += group_.clock().Now() - began;
+  (op.state == State::kReturned ? waited_.combine : waited_.dispatch) +=
+      group_.clock().Now() - began;
   return waited;
 }
 

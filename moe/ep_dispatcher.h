@@ -1,6 +1,5 @@
-// moe/ep_dispatcher.h: the dispatcher of an expert-parallel group: rows travel as frames through
-// the rings between ranks (ep_link.h), by plans that both ends derive from the sender's
-// (ep_plan.h).
+// moe/ep_dispatcher.h: a group's dispatcher: rows travel as frames through the rings between ranks
+// (ep_link.h), by plans that both ends derive from the sender's (ep_plan.h).
 //
 // Two paths, chosen for a step by its headers alone (UsesLowLatency):
 //   throughput   the plan goes ahead as a frame of its own; rows follow in frames of many, and each
@@ -30,6 +29,7 @@
 #include "moe/ep_overlap.h"
 #include "moe/ep_plan.h"
 #include "moe/ep_progress.h"
+#include "moe/ep_waits.h"
 #include "moe/placement.h"
 #include "moe/row_codec.h"
 #include "moe/row_exchange.h"
@@ -109,9 +109,9 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
 
   // Payload bytes that this rank has put into rings, plans included, since Create.
   uint64_t bytes_sent() const { return bytes_sent_; }
-  // Steps of two micro-batches, and how long Receive and CombineReceive have waited, since Create.
+  // Steps of two micro-batches, and how long calls have waited for other ranks, since Create.
   uint64_t overlapped_steps() const { return overlapped_steps_; }
-  absl::Duration waited() const { return waited_; }
+  const EpWaits& waited() const { return waited_; }
   // From the last BeginStep to the last CombineReceive that returned; 0 before the first. For
   // StepHeader.
   uint32_t step_micros() const { return step_micros_; }
@@ -191,7 +191,7 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
   std::vector<std::deque<Piece>> queues_;  // [N]
   std::vector<int32_t> counts_;            // [L, E]
   uint64_t bytes_sent_ = 0, overlapped_steps_ = 0;
-  absl::Duration waited_;
+  EpWaits waited_;
   uint32_t step_micros_ = 0;
   std::string rows_travel_;
   std::unique_ptr<EpProgress> progress_;  // goes first: its thread uses all the rest

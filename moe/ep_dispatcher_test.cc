@@ -247,10 +247,10 @@ bool AllMovesWithin(absl::Duration computing, const std::string& lane) {
              ++begun;
              while (begun < 2) absl::SleepFor(absl::Milliseconds(1));
              absl::SleepFor(computing);
-             const absl::Duration before = d->waited();
+             const absl::Duration before = d->waited().total();
              ASSERT_TRUE(d->CombineReceive(ha).ok());
              const DispatchedRows rb = d->Receive(hb).value();
-             waited += d->waited() - before >= absl::Milliseconds(5);
+             waited += d->waited().total() - before >= absl::Milliseconds(5);
              const Computed yb = Compute(*d, 0, rb);
              ASSERT_TRUE(d->CombineSend(hb, yb.rows, {out_b.data(), b.h().extents()}).ok());
              ASSERT_TRUE(d->CombineReceive(hb).ok());

@@ -58,7 +58,7 @@ absl::Status EpDispatcher::Exchange(std::span<const Matrix<const float>> to,
   const absl::Status waited = group_.Wait(
       turn, [this](int peer) { return !queues_[peer].empty(); }, missing);
   x.active = false;
-  waited_ += group_.clock().Now() - began;
+  waited_.exchange += group_.clock().Now() - began;
   return waited;
 }
 
