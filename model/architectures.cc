@@ -89,11 +89,16 @@ void ReadMixtral(JsonFields& f, ModelConfig& c) {
   c.layer_is_moe.assign(c.layers, true);
 }
 
+// Newer files of both have Mixtral's name for it.
+const char* ExpertsField(const JsonFields& f) {
+  return f.Has("num_experts") || !f.Has("num_local_experts") ? "num_experts" : "num_local_experts";
+}
+
 void ReadOlmoe(JsonFields& f, ModelConfig& c) {
   ReadGqa(f, c);
   c.qk_norm = ModelConfig::QkNorm::kFullWidth;
   if (f.Has("clip_qkv")) c.clip_qkv = static_cast<float>(f.Number("clip_qkv", 1e-6, 1e6));
-  ReadPlainGate(f, c, "num_experts");
+  ReadPlainGate(f, c, ExpertsField(f));
   c.gate.normalize = f.Bool("norm_topk_prob", false);
   c.moe_intermediate_size = f.Int("intermediate_size", 1, kWidthMax);
   c.layer_is_moe.assign(c.layers, true);
@@ -105,7 +110,7 @@ void ReadQwen3Moe(JsonFields& f, ModelConfig& c) {
   if (f.Bool("use_sliding_window", false)) {
     c.sliding_window = Window(f.Int("sliding_window", 1, INT_MAX, 4096), c);
   }
-  ReadPlainGate(f, c, "num_experts");
+  ReadPlainGate(f, c, ExpertsField(f));
   c.gate.normalize = f.Bool("norm_topk_prob", false);
   c.intermediate_size = f.Int("intermediate_size", 1, kWidthMax);
   c.moe_intermediate_size = f.Int("moe_intermediate_size", 1, kWidthMax);

@@ -292,6 +292,20 @@ TEST(ConfigTest, OldAndNewSpellingsOfRopeAgree) {
       << Parse(config).status();
 }
 
+TEST(ConfigTest, OldAndNewNamesOfTheNumberOfExpertsAgree) {
+  for (const char* name : {"qwen3_moe", "olmoe"}) {
+    json config = Golden(name);
+    const int experts = config["num_experts"];
+    config["num_local_experts"] = experts + 1;  // the old name counts where both are
+    EXPECT_EQ(Parse(config)->gate.experts, experts);
+    config["num_local_experts"] = experts;
+    config.erase("num_experts");
+    EXPECT_EQ(Parse(config)->gate.experts, experts);
+    config.erase("num_local_experts");
+    EXPECT_NE(Parse(config).status().message().find("num_experts: missing"), std::string::npos);
+  }
+}
+
 TEST(ConfigTest, RopeTableIsThePlainFormula) {
   const auto c = Parse(Golden("qwen3_moe"));
   const RopeTable t = c->MakeRopeTable(300);
