@@ -101,8 +101,9 @@ class Floor {
     if (!ceilings_->Has(arithmetic_)) arithmetic_ = Ceiling::kFloat32Fma;
   }
 
-  // Tokens per second that `run` gives, of them the share that the floor allows, in `shares`.
-  // One step of `rows` tokens that look at `keys` keys each on average, of `sequences` contexts.
+  // Returns the tokens per second that `run` gives, and adds to `shares` the least time of such a
+  // step ÷ the time that it took: `rows` tokens that look at `keys` keys each on average, of
+  // `sequences` contexts.
   absl::StatusOr<double> Measure(const std::function<absl::StatusOr<double>()>& run, double rows,
                                  double sequences, double context, double keys,
                                  std::vector<double>* shares) {

@@ -13,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "bench/ep_processes.h"
 #include "bench/raw_lane.h"
+#include "bench/spread.h"
 #include "common/clock.h"
 #include "common/status_macros.h"
 #include "moe/ep_dispatcher.h"
@@ -127,9 +128,8 @@ absl::StatusOr<Json> MeasureExchange(const BenchEpOptions& o, EpGroup& group, in
   Json one = {
       {"hidden", width}, {"tokens", count}, {"path", low_latency ? "low latency" : "throughput"}};
   for (size_t way = 0; way < kWays.size(); ++way) {
-    std::sort(times[way].begin(), times[way].end());
     (way == 0 ? one : one[kWays[way]])
-        .update({{"us", times[way][times[way].size() / 2] * 1e6},
+        .update({{"us", Median(times[way]) * 1e6},
                  {"bytes", dispatchers[way]->bytes_sent() / (times[way].size() + 1)}});
   }
   return one;

@@ -131,8 +131,7 @@ absl::Status DeviceLayers::Ffn(int layer, const LayerStep& step) {
   const DeviceLayer& w = weights_.layers[layer];
   const int tokens = step.shape.rows, hidden = config_.hidden_size, top_k = config_.gate.top_k;
   const DeviceMatrix<float> residual = Floats(w_.residual, tokens, hidden),
-                            normed = Floats(w_.normed, tokens, hidden),
-                            summed = Floats(w_.summed, tokens, hidden);
+                            normed = Floats(w_.normed, tokens, hidden);
   RETURN_IF_ERROR(Gate(layer, step));
   if (!config_.layer_is_moe[layer]) {
     ASSIGN_OR_RETURN(const GemmInput x, Input(w.dense.gate_up, normed, nullptr, tokens));
@@ -149,12 +148,16 @@ absl::Status DeviceLayers::Ffn(int layer, const LayerStep& step) {
   const DeviceRows out = outputs(rows);
   RETURN_IF_ERROR(FfnOf(w.experts.ffn, x, {.offsets = w_.order.offsets}, rows, out));
   RETURN_IF_ERROR(CombineSlots(stream_.get(), out, w_.order.where, w_.gate_weights, top_k,
-                               /*add=*/false, summed));
+                               /*add=*/false, Floats(w_.summed, tokens, hidden)));
   ASSIGN_OR_RETURN(const bool shared, Shared(layer, step));
-  if (shared) {
-    RETURN_IF_ERROR(AddRows(stream_.get(), outputs(tokens), summed));
-  }
-  return AddRows(stream_.get(), summed, residual);
+  return AddExperts(step, shared);
+}
+
+absl::Status DeviceLayers::AddExperts(const LayerStep& step, bool shared) {
+  const int tokens = step.shape.rows, hidden = config_.hidden_size;
+  const DeviceMatrix<float> summed = Floats(w_.summed, tokens, hidden);
+  if (shared) RETURN_IF_ERROR(AddRows(stream_.get(), outputs(tokens), summed));
+  return AddRows(stream_.get(), summed, Floats(w_.residual, tokens, hidden));
 }
 
 absl::Status DeviceLayers::Logits(const LayerStep& step, DeviceMatrix<float> logits) {

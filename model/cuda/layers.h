@@ -67,8 +67,10 @@ class DeviceLayers {
   // type, or of rows[r] where index is null. offsets [E + 1].
   absl::Status Experts(int layer, DeviceRows rows, const int32_t* index, const int32_t* offsets,
                        DeviceRows out);
-  // summed = the shared expert's output of `normed`, if there is one; says if.
+  // outputs(T) = the shared expert's, of `normed`, if there is one; says if.
   absl::StatusOr<bool> Shared(int layer, const LayerStep& step);
+  // residual += summed [T, H], of the routed experts, + outputs(T) if there was a shared one.
+  absl::Status AddExperts(const LayerStep& step, bool shared);
 
   // [rows, H]: where Ffn and Shared leave what FFNs give.
   DeviceRows outputs(int rows) const;

@@ -155,11 +155,10 @@ absl::Status RankedExperts::RunDirect(int layer, const LayerStep& step, const in
   RETURN_IF_ERROR(GatherRows(stream, RowsOf(outputs_, 0, route_.back.size()), arrays + at_.back,
                              RowsOf(going_, 0, route_.back.size())));
   RETURN_IF_ERROR(exchange(route_.back_first, route_.home_first));
-  const DeviceMatrix<float> summed(w.summed, rows, hidden);
   RETURN_IF_ERROR(CombineSlots(stream, RowsOf(came_, 0, route_.where.size()), arrays + at_.where,
-                               w.gate_weights, top_k, /*add=*/false, summed));
-  if (shared) RETURN_IF_ERROR(AddRows(stream, layers_->outputs(rows), summed));
-  return AddRows(stream, summed, DeviceMatrix<float>(w.residual, rows, hidden));
+                               w.gate_weights, top_k, /*add=*/false,
+                               DeviceMatrix<float>(w.summed, rows, hidden)));
+  return layers_->AddExperts(step, shared);
 }
 
 }  // namespace switchyard::cuda

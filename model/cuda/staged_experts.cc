@@ -37,6 +37,10 @@ absl::Status StagedExperts::Compute(int layer, const DispatchedRows& received) {
   const size_t wire_bytes = config_->hidden_size * SizeOf(wire_);
   outputs_.resize(index.size() * wire_bytes);
   const auto part_max = static_cast<size_t>(workspace_->expert_rows);
+  if (offsets.size_bytes() > offsets_.size()) {  // other placements may have more slots
+    ASSIGN_OR_RETURN(offsets_, PinnedBuffer::Create(offsets.size_bytes()));
+    ASSIGN_OR_RETURN(device_offsets_, DeviceBuffer::Create(offsets.size_bytes()));
+  }
   for (size_t begin = 0; begin < index.size(); begin += part_max) {
     const size_t count = std::min(part_max, index.size() - begin);
     for (size_t i = 0; i < count; ++i) {
@@ -44,11 +48,7 @@ absl::Status StagedExperts::Compute(int layer, const DispatchedRows& received) {
       std::memcpy(to, tokens.row(index[begin + i]), wire_bytes);
       std::memset(to + wire_bytes, 0, row_bytes_ - wire_bytes);
     }
-    // A part may begin and end within an expert. Other placements may have more slots.
-    if (offsets.size_bytes() > offsets_.size()) {
-      ASSIGN_OR_RETURN(offsets_, PinnedBuffer::Create(offsets.size_bytes()));
-      ASSIGN_OR_RETURN(device_offsets_, DeviceBuffer::Create(offsets.size_bytes()));
-    }
+    // A part may begin and end within an expert.
     int32_t* const cut = offsets_.as<int32_t>();
     const auto first = static_cast<int32_t>(begin), last = static_cast<int32_t>(begin + count);
     for (size_t e = 0; e < offsets.size(); ++e) {
@@ -75,16 +75,6 @@ absl::Status StagedExperts::Compute(int layer, const DispatchedRows& received) {
   return absl::OkStatus();
 }
 
-absl::Status StagedExperts::AddToResidual(const LayerStep& step, bool shared) {
-  const int rows = step.shape.rows, hidden = config_->hidden_size;
-  const Workspace& w = *workspace_;
-  const DeviceMatrix<float> summed(w.summed, rows, hidden);
-  RETURN_IF_ERROR(CopyAsync(w.summed, sum_.data(),
-                            static_cast<size_t>(rows) * hidden * sizeof(float), *stream_));
-  if (shared) RETURN_IF_ERROR(AddRows(stream_->get(), layers_->outputs(rows), summed));
-  return AddRows(stream_->get(), summed, DeviceMatrix<float>(w.residual, rows, hidden));
-}
-
 absl::Status StagedExperts::Run(int layer, const LayerStep& step, Dispatcher& dispatcher,
                                 const int32_t* positions) {
   const auto tokens = static_cast<size_t>(step.shape.rows);
@@ -109,7 +99,8 @@ absl::Status StagedExperts::Run(int layer, const LayerStep& step, Dispatcher& di
   const Rows outputs(outputs_.data(), wire_, received.index.size(), hidden, hidden * SizeOf(wire_));
   RETURN_IF_ERROR(dispatcher.CombineSend(handle, outputs, {sum_.as<float>(), {tokens, hidden}}));
   RETURN_IF_ERROR(dispatcher.CombineReceive(handle));
-  return AddToResidual(step, shared);
+  RETURN_IF_ERROR(CopyAsync(w.summed, sum_.data(), tokens * hidden * sizeof(float), *stream_));
+  return layers_->AddExperts(step, shared);
 }
 
 }  // namespace switchyard::cuda

@@ -22,8 +22,6 @@ class StagedExperts {
 
  private:
   absl::Status Compute(int layer, const DispatchedRows& received);
-  // summed, of the host -> residual.
-  absl::Status AddToResidual(const LayerStep& step, bool shared);
 
   const ModelConfig* config_ = nullptr;
   const Workspace* workspace_ = nullptr;
