@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -23,8 +24,9 @@ namespace {
 // Raised with every change of a path's packed form (a test pins its bytes).
 constexpr int kLayout = 1;
 constexpr size_t kAlignment = 64;
-// Read and summed while still in a near cache.
-constexpr size_t kStretch = 1 << 18;
+// Read at once: from the page cache so much as stays in a near cache while it is copied on, from
+// the disk so much as lets it work at its full rate.
+constexpr size_t kNearStretch = 1 << 18, kDiskStretch = 4 << 20;
 
 class Sum {
  public:
@@ -41,16 +43,51 @@ class Sum {
   std::unique_ptr<XXH3_state_t, Free> state_;
 };
 
-// Fails at the end of the file too.
-bool ReadAll(int fd, void* to, size_t bytes) {
-  for (auto* at = static_cast<char*>(to); bytes > 0;) {
-    const ssize_t n = read(fd, at, bytes);
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return false;
-    at += n, bytes -= static_cast<size_t>(n);
+// A file from its beginning, in turn. What the page cache has is copied from there; else the disk
+// is read past it: weights that lie in our own memory need no second copy of them in the kernel's,
+// and to find pages for that one takes longer than the disk does.
+class FileReader {
+ public:
+  // `stretch`: kDiskStretch bytes; so large a buffer is aligned as O_DIRECT wants it.
+  FileReader(int fd, const AlignedBuffer& stretch) : fd_(fd), stretch_(stretch) {
+    std::byte first;
+    const iovec probe{&first, 1};
+    direct_ = preadv2(fd, &probe, 1, 0, RWF_NOWAIT) < 0 && errno == EAGAIN &&
+              fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_DIRECT) == 0;
   }
-  return true;
-}
+  // Fails at the end of the file too.
+  bool Read(void* to, size_t bytes) {
+    for (auto* at = static_cast<std::byte*>(to); bytes > 0;) {
+      if (begin_ == end_ && !Fill()) return false;
+      const size_t count = std::min(bytes, end_ - begin_);
+      std::memcpy(at, stretch_.data() + begin_, count);
+      begin_ += count, at += count, bytes -= count;
+    }
+    return true;
+  }
+
+ private:
+  bool Fill() {
+    for (;;) {
+      const ssize_t n = pread(fd_, stretch_.data(), direct_ ? kDiskStretch : kNearStretch, offset_);
+      if (n > 0) {
+        begin_ = 0, end_ = static_cast<size_t>(n), offset_ += n;
+        return true;
+      }
+      if (n < 0 && errno == EINTR) continue;
+      // A file system may know the flag and refuse such reads, or those behind a short one.
+      if (n == 0 || !direct_ || errno != EINVAL) return false;
+      direct_ = false;
+      if (fcntl(fd_, F_SETFL, fcntl(fd_, F_GETFL) & ~O_DIRECT) != 0) return false;
+    }
+  }
+
+  const int fd_;
+  const AlignedBuffer& stretch_;
+  bool direct_ = false;
+  off_t offset_ = 0;
+  size_t begin_ = 0, end_ = 0;  // of stretch_: read, and not yet taken
+};
 
 bool WriteAll(int fd, const void* from, size_t bytes) {
   for (const auto* at = static_cast<const char*>(from); bytes > 0;) {
@@ -62,10 +99,10 @@ bool WriteAll(int fd, const void* from, size_t bytes) {
   return true;
 }
 
-bool ReadAndSum(int fd, std::byte* to, size_t bytes, Sum& sum) {
-  for (size_t at = 0; at < bytes; at += kStretch) {
-    const size_t count = std::min(kStretch, bytes - at);
-    if (!ReadAll(fd, to + at, count)) return false;
+bool ReadAndSum(FileReader& file, std::byte* to, size_t bytes, Sum& sum) {
+  for (size_t at = 0; at < bytes; at += kNearStretch) {
+    const size_t count = std::min(kNearStretch, bytes - at);
+    if (!file.Read(to + at, count)) return false;
     sum.Add(to + at, count);
   }
   return true;
@@ -117,6 +154,23 @@ std::string PackedCache::Text(const std::string& name, std::span<const PackedSha
   return text;
 }
 
+AlignedBuffer PackedCache::TakeStretch() {
+  {
+    MutexLock lock(mu_);
+    if (!stretches_.empty()) {
+      AlignedBuffer taken = std::move(stretches_.back());
+      stretches_.pop_back();
+      return taken;
+    }
+  }
+  return AlignedBuffer(kDiskStretch);
+}
+
+void PackedCache::GiveBack(AlignedBuffer stretch) {
+  MutexLock lock(mu_);
+  stretches_.push_back(std::move(stretch));
+}
+
 std::optional<std::vector<PackedWeight>> PackedCache::Read(const std::string& name,
                                                            std::span<const PackedShape> shapes) {
   const int fd = open(PathOf(name).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -125,33 +179,37 @@ std::optional<std::vector<PackedWeight>> PackedCache::Read(const std::string& na
     return std::nullopt;
   }
   const absl::Cleanup close_fd = [fd] { close(fd); };
-  const std::string wanted = Text(name, shapes);
-  uint64_t size = wanted.size() + sizeof(uint64_t);
-  for (const PackedShape& s : shapes) size += s.bytes;
+  AlignedBuffer stretch = TakeStretch();
+  std::vector<PackedWeight> weights;
+  const auto outcome = ReadFile(fd, Text(name, shapes), shapes, stretch, &weights);
+  GiveBack(std::move(stretch));
+  Note(outcome, name);
+  if (outcome != &PackedCache::read_) return std::nullopt;
+  return weights;
+}
+
+PackedCache::Count PackedCache::*PackedCache::ReadFile(int fd, const std::string& text,
+                                                       std::span<const PackedShape> shapes,
+                                                       const AlignedBuffer& stretch,
+                                                       std::vector<PackedWeight>* weights) {
   struct stat st;
-  std::string found(wanted.size(), '\0');
-  if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || !ReadAll(fd, found.data(), found.size())) {
-    Note(&PackedCache::damaged_, name);
-    return std::nullopt;
-  }
-  if (found != wanted) {
-    Note(&PackedCache::stale_, name);
-    return std::nullopt;
-  }
+  if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) return &PackedCache::damaged_;
+  FileReader file(fd, stretch);
+  std::string found(text.size(), '\0');
+  if (!file.Read(found.data(), found.size())) return &PackedCache::damaged_;
+  if (found != text) return &PackedCache::stale_;
+  uint64_t size = text.size() + sizeof(uint64_t);
+  for (const PackedShape& s : shapes) size += s.bytes;
+  if (static_cast<uint64_t>(st.st_size) != size) return &PackedCache::damaged_;
   Sum sum;
   sum.Add(found.data(), found.size());
-  std::vector<PackedWeight> weights;
-  bool whole = static_cast<uint64_t>(st.st_size) == size;
-  for (size_t i = 0; whole && i < shapes.size(); ++i) {
-    const auto& [format, n, k, bytes] = shapes[i];
-    weights.push_back({AlignedBuffer(bytes), format, n, k});
-    whole = ReadAndSum(fd, weights.back().bytes.data(), bytes, sum);
+  for (const auto& [format, n, k, bytes] : shapes) {
+    weights->push_back({AlignedBuffer(bytes), format, n, k});
+    if (!ReadAndSum(file, weights->back().bytes.data(), bytes, sum)) return &PackedCache::damaged_;
   }
   uint64_t stored = 0;
-  whole = whole && ReadAll(fd, &stored, sizeof(stored)) && stored == sum.Value();
-  Note(whole ? &PackedCache::read_ : &PackedCache::damaged_, name);
-  if (!whole) return std::nullopt;
-  return weights;
+  const bool whole = file.Read(&stored, sizeof(stored)) && stored == sum.Value();
+  return whole ? &PackedCache::read_ : &PackedCache::damaged_;
 }
 
 void PackedCache::Write(const std::string& name, std::span<const PackedWeight> weights) {

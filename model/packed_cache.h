@@ -11,7 +11,8 @@
 // something else is another model's, or of another release; it is replaced. So a folder is for one
 // model, quantisation and kernel path, and never holds more than their weights. Files are read
 // into memory of huge pages, not mapped: weights are read once per step, and the page walks of a
-// mapping would cost more than its sharing saves.
+// mapping would cost more than its sharing saves. They are read past the page cache, unless they
+// are in it.
 #pragma once
 
 #include <cstdint>
@@ -57,11 +58,20 @@ class PackedCache {
   std::string PathOf(const std::string& name) const;
   std::string Text(const std::string& name, std::span<const PackedShape> shapes) const;
   void Note(Count PackedCache::*count, const std::string& name);
+  // Which of the counts below an open file that should begin with `text` belongs to.
+  static Count PackedCache::*ReadFile(int fd, const std::string& text,
+                                      std::span<const PackedShape> shapes,
+                                      const AlignedBuffer& stretch,
+                                      std::vector<PackedWeight>* weights);
+  // Room to read into, one for each thread that reads.
+  AlignedBuffer TakeStretch();
+  void GiveBack(AlignedBuffer stretch);
 
   const std::string folder_, identity_;
   mutable Mutex mu_;
   Count read_ ABSL_GUARDED_BY(mu_), missing_ ABSL_GUARDED_BY(mu_), stale_ ABSL_GUARDED_BY(mu_),
       damaged_ ABSL_GUARDED_BY(mu_);
+  std::vector<AlignedBuffer> stretches_ ABSL_GUARDED_BY(mu_);
   std::string write_error_ ABSL_GUARDED_BY(mu_);  // not empty: writes no more
 };
 

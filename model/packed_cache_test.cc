@@ -2,6 +2,7 @@
 // it.
 #include "model/packed_cache.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -153,6 +154,44 @@ TEST(PackedCacheTest, RefusesEveryFlippedBitAndEveryLength) {
   fs::remove(path);
   Put(path, whole);
   EXPECT_TRUE(cache.Read("w", shapes));
+}
+
+// Nothing of the file stays in the page cache, where the file system has one.
+void LeaveToTheDisk(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  ASSERT_GE(fd, 0);
+  EXPECT_EQ(fsync(fd), 0);
+  EXPECT_EQ(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+  close(fd);
+}
+
+TEST(PackedCacheTest, WhatOnlyTheDiskHas) {
+  const std::string folder = FreshFolder("disk"), path = folder + "/w.packed";
+  std::vector<PackedWeight> weights;  // in more than one stretch, that end where no sector does
+  weights.push_back(Weight(5'000'007, 3));
+  weights.push_back(Weight(4'000'001, 4));
+  const auto shapes = ShapesOf(weights);
+  PackedCache cache(folder, "model a");
+  cache.Write("w", weights);
+  LeaveToTheDisk(path);
+  const auto read = cache.Read("w", shapes);
+  ASSERT_TRUE(read);
+  EXPECT_TRUE(Same(*read, weights));
+  const size_t size = fs::file_size(path);
+  for (const size_t damaged_at : {size_t{100}, size_t{4'200'000}, size - 1}) {
+    const std::string whole = Content(path);
+    std::string damaged = whole;
+    damaged[damaged_at] = static_cast<char>(damaged[damaged_at] ^ 1);
+    Put(path, damaged);
+    LeaveToTheDisk(path);
+    EXPECT_FALSE(cache.Read("w", shapes)) << damaged_at;
+    Put(path, whole);
+  }
+  for (const size_t shorter : {size - 1, size_t{8192}}) {
+    fs::resize_file(path, shorter);
+    LeaveToTheDisk(path);
+    EXPECT_FALSE(cache.Read("w", shapes)) << shorter;
+  }
 }
 
 TEST(PackedCacheTest, AFullDiskIsNoFailure) {
