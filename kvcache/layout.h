@@ -49,6 +49,10 @@ class KvDevice {
   // The host's bytes of these blocks, all layers, are the newer ones: whoever computes next with
   // them fetches them. Called by the engine thread.
   virtual void TakeFromHost(std::span<const BlockId> blocks) = 0;
+  // [B], on the host: the checksum (kvtransfer/wire.h) of each block of a layer as its writer had
+  // it before it came here: the device's memory, or a peer, whose hand-off writes it beside the
+  // bytes. Read and written when the block's bytes on the host are.
+  virtual uint64_t* Checksums(int layer) = 0;
 };
 
 // The memory of one rank's cache: [L][B][BlockBytes()]. Written by the engine thread (its own

@@ -194,6 +194,55 @@ TEST_P(KvTransferTest, ByteThatChangedAfterHashingIsDataLoss) {
             absl::StatusCode::kDataLoss);
 }
 
+// The sums that a device keeps of its blocks.
+class Sums final : public KvDevice {
+ public:
+  explicit Sums(const KvStorage& kv)
+      : blocks_(static_cast<size_t>(kv.blocks())), sums_(blocks_ * kv.layout().layers, 0) {}
+  void TakeFromHost(std::span<const BlockId>) override {}
+  uint64_t* Checksums(int layer) override { return &sums_[layer * blocks_]; }
+
+ private:
+  const size_t blocks_;
+  std::vector<uint64_t> sums_;
+};
+
+TEST_P(KvTransferTest, ADevicesChecksumsTravelSoThatABadCopyOfItsMemoryIsDataLoss) {
+  for (const bool damaged : {false, true}) {
+    Ends ends(GetParam(), testing::TinyLayout(2), 4);
+    ends.from.Attach(std::make_unique<Sums>(ends.from));
+    ends.to.Attach(std::make_unique<Sums>(ends.to));
+    auto answer = ends.Meet();
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    const KvTarget target = ends.Target("r", 4);
+    const std::vector<BlockId> source = ShuffledBlocks(4, 5);
+    const size_t bytes = ends.from.layout().BlockBytes();
+    for (int l = 0; l < 2; ++l) {
+      for (int i = 0; i < 4; ++i) {
+        const int32_t b = source[i].value();
+        FillBlock(ends.from, l, source[i], kSeed, i);
+        ends.from.device()->Checksums(l)[b] = BlockChecksum({ends.from.Block(l, b), bytes});
+      }
+    }
+    if (damaged) ends.from.Block(1, 2)[bytes - 1] ^= std::byte{1};
+    auto done = Prepare(ends.sender.get(), target.key, 4);
+    auto session = Open(ends.receiver.get(), answer->peer_token, target);
+    ASSERT_TRUE(session.ok()) << session.status();
+    ends.sender->Begin(target.key, answer->peer_token, *session, target.generations);
+    PushAll(ends.sender.get(), target.key, 2, source, 4, 1);
+    auto result = Await(std::move(done));
+    ASSERT_TRUE(result.ok()) << result.status();
+    auto committed = Commit(ends.receiver.get(), answer->peer_token, *session, result->digest);
+    EXPECT_EQ(committed.status().code(),
+              damaged ? absl::StatusCode::kDataLoss : absl::StatusCode::kOk);
+    EXPECT_EQ(ends.receiver->stats().corrupt_blocks, damaged ? 1u : 0u);
+    for (int i = 0; i < 4 && !damaged; ++i) {
+      const int32_t to = target.blocks[i].value(), from = source[i].value();
+      EXPECT_EQ(ends.to.device()->Checksums(1)[to], ends.from.device()->Checksums(1)[from]);
+    }
+  }
+}
+
 TEST_P(KvTransferTest, StaleAndForeignFramesAreNotStored) {
   Ends ends(GetParam(), testing::TinyLayout(2), 8);
   for (int b = 0; b < 8; ++b) std::memset(ends.to.Block(0, b), 0x55, ends.to.layout().BlockBytes());

@@ -131,9 +131,14 @@ std::shared_ptr<SendLane::Staged> SendLane::Stage(SendFrame* frame, const KvStor
   } else {
     staged->payload_bytes += n * bytes;
   }
+  // Where a device has computed, it knows the sums of what it had: a copy that differs shows.
+  const uint64_t* known = kv.device() != nullptr ? kv.device()->Checksums(frame->layer) : nullptr;
   for (size_t i = 0; i < n; ++i, to += stride) {
     const std::byte* block = kv.Block(frame->layer, frame->blocks[i].value());
-    if (ring_) {
+    if (known != nullptr) {
+      CopyNonTemporal(to, block, bytes);
+      frame->entries[i].checksum = known[frame->blocks[i].value()];
+    } else if (ring_) {
       const BlockId next = frame->blocks[std::min(i + 1, n - 1)];
       frame->entries[i].checksum =
           copier_.Copy(to, block, bytes, kv.Block(frame->layer, next.value()));

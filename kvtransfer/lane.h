@@ -77,8 +77,8 @@ class SendLane : public std::enable_shared_from_this<SendLane> {
   bool HasRoom() const;
   bool in_flight() const { return in_flight_bytes_ > 0; }
 
-  // Copies and hashes the blocks and fills in the checksums: afterwards the blocks are not read any
-  // more. HasRoom() must hold.
+  // Copies and hashes the blocks (a device has hashed its own) and fills in the checksums:
+  // afterwards the blocks are not read any more. HasRoom() must hold.
   struct Staged;
   std::shared_ptr<Staged> Stage(SendFrame* frame, const KvStorage& kv);
   // Puts it on its way. `on_sent` comes once (perhaps at once), unless the lane is gone by then.

@@ -236,6 +236,9 @@ void ReceiveEnd::StoreBlocks(const Frame& frame, std::span<const std::byte> byte
     ++stats_.blocks;
     stats_.bytes += block_bytes;
     if (actual != e.checksum) ++stats_.corrupt_blocks;
+    if (kv_->device() != nullptr) {
+      kv_->device()->Checksums(static_cast<int>(h.layer))[to->value()] = e.checksum;
+    }
     Step(ReceiveSessions::Block{h.peer_token, h.session, h.layer, e.index, e.generation, e.checksum,
                                 actual},
          now);

@@ -210,6 +210,7 @@ absl::StatusOr<LayerStep> DeviceModel::Prepare(const ForwardBatch& batch, const 
 absl::Status DeviceModel::Layer(int layer, const LayerStep& step, DeviceKv& kv) {
   RETURN_IF_ERROR(layers_->Attention(layer, step, kv));
   if (!downloads_.empty()) {
+    RETURN_IF_ERROR(kv.Clear(layer, tails_, compute_));  // there: before its next rows are written
     // Beside this layer's experts, and the next layers.
     RETURN_IF_ERROR(Record(written_[layer], compute_));
     RETURN_IF_ERROR(WaitFor(written_[layer], copies_));
@@ -301,15 +302,15 @@ absl::Status DeviceModel::Collect(const ForwardBatch& batch, int drawn_rows, Mat
 }
 
 absl::Status DeviceModel::FetchFromHost(const ForwardBatch& batch, DeviceKv& kv) {
-  const std::vector<BlockRun> uploads = kv.image().TakeUploads(batch.sequences);
-  if (uploads.empty()) return absl::OkStatus();
+  uploads_ = kv.image().TakeUploads(batch.sequences);
+  if (uploads_.empty()) return absl::OkStatus();
   const auto upload = [&]() -> absl::Status {
-    for (int l = 0; l < config_.layers; ++l) RETURN_IF_ERROR(kv.Upload(l, uploads, copies_));
+    for (int l = 0; l < config_.layers; ++l) RETURN_IF_ERROR(kv.Upload(l, uploads_, copies_));
     RETURN_IF_ERROR(Record(uploaded_, copies_));
     return WaitFor(uploaded_, compute_);
   };
   const absl::Status done = upload();
-  if (!done.ok()) kv.image().NotUploaded(uploads);
+  if (!done.ok()) kv.image().NotUploaded(uploads_);
   return done;
 }
 
@@ -337,17 +338,20 @@ absl::Status DeviceModel::Forward(const ForwardBatch& batch, KvStorage& kv, Laye
     if (observer->Reads(i)) wanted.push_back(batch.sequences[i]);
   }
   downloads_ = image.TakeDownloads(wanted);
+  tails_ = TailsOf(wanted, device->addressing().block_tokens);
   const auto compute = [&]() -> absl::Status {
     if (dispatcher_ != nullptr) RETURN_IF_ERROR(experts_.Begin(*dispatcher_));
     ASSIGN_OR_RETURN(const LayerStep step, Prepare(batch, *device));
     const bool replays = Records(ShapeOf(batch)) && downloads_.empty();
     RETURN_IF_ERROR((replays ? Replay(step, *device, observer) : Compute(step, *device, observer)));
-    return Collect(batch, step.shape.logit_rows, logits);
+    RETURN_IF_ERROR(Collect(batch, step.shape.logit_rows, logits));
+    return device->CheckUploads(uploads_);
   };
   const absl::Status done = compute();
   if (!done.ok()) {
     if (dispatcher_ != nullptr) experts_.Abandon();
     image.NotDownloaded(downloads_);
+    image.NotUploaded(uploads_);
   }
   return done;
 }

@@ -92,7 +92,8 @@ class DeviceModel final : public Model {
   PinnedBuffer host_arrays_, results_;  // arrays of a step; tokens and log-probabilities
   DeviceBuffer device_arrays_, attention_, logits_, drawn_;
   StepArrays arrays_;  // on the host
-  std::vector<BlockRun> downloads_;
+  std::vector<BlockRun> uploads_, downloads_;
+  std::vector<BlockTail> tails_;         // of the sequences that are downloaded
   std::map<StepShape, Graph> graphs_;    // decode steps: recorded, or met once (null)
   const DeviceKv* graphs_kv_ = nullptr;  // the cache that they refer to
 };

@@ -4,6 +4,7 @@
 #include "model/cuda/device_model.h"
 
 #include <gtest/gtest.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <cmath>
@@ -127,11 +128,20 @@ TEST_P(DeviceBitsTest, ChunksDrawsAndAHandOffKeepThem) {
   Append(*model, parts, std::span(tokens).subspan(9, 8), 9, &layers);
   EXPECT_EQ(layers.next, model->config().layers);
   std::vector<BlockId> blocks;
+  const size_t bytes = parts.layout().BlockBytes();
   for (int b = 0; b < 2; ++b) {
     blocks.push_back(BlockId(b));
     for (int l = 0; l < model->config().layers; ++l) {
-      std::memcpy(adopted.Block(l, b), parts.Block(l, b), parts.layout().BlockBytes());
+      std::memcpy(adopted.Block(l, b), parts.Block(l, b), bytes);
+      const uint64_t sum = parts.device()->Checksums(l)[b];
+      EXPECT_EQ(sum, XXH3_64bits(parts.Block(l, b), bytes)) << l << " " << b;
+      adopted.device()->Checksums(l)[b] = sum;
     }
+    // Of the second block the prompt has one row: the others are nobody's.
+    const auto* values = reinterpret_cast<const Bf16*>(parts.Block(0, b));
+    const size_t row = parts.layout().Addressing().k_token_stride;
+    EXPECT_EQ(std::any_of(values + row, values + 16 * row, [](Bf16 v) { return v.bits != 0; }),
+              b == 1);
   }
   adopted.device()->TakeFromHost(blocks);
   const auto last = std::span(tokens).last(1);

@@ -27,6 +27,17 @@ std::vector<ByteRange> CutAt(size_t chunk, ByteRange range) {
   return parts;
 }
 
+std::vector<BlockTail> TailsOf(std::span<const AttentionSequence> sequences, int block_tokens) {
+  std::vector<BlockTail> tails;
+  for (const AttentionSequence& s : sequences) {
+    const int rows = s.first_position + s.count;
+    if (rows % block_tokens != 0) {
+      tails.push_back({s.blocks[rows / block_tokens], rows % block_tokens});
+    }
+  }
+  return tails;
+}
+
 void KvImage::HostWrote(std::span<const BlockId> blocks) {
   for (const BlockId b : blocks) pending_[b.value()] = true;
 }

@@ -29,6 +29,14 @@ struct ByteRange {
 // `range` cut where multiples of `chunk` lie: memory that is pinned chunk by chunk is copied so.
 std::vector<ByteRange> CutAt(size_t chunk, ByteRange range);
 
+// Rows of a block from `first_row` on that its sequence does not have yet.
+struct BlockTail {
+  int32_t block = 0, first_row = 0;
+  friend bool operator==(const BlockTail&, const BlockTail&) = default;
+};
+// Of those of `sequences` that end inside a block.
+std::vector<BlockTail> TailsOf(std::span<const AttentionSequence> sequences, int block_tokens);
+
 class KvImage {
  public:
   KvImage(int blocks, int block_tokens)

@@ -21,6 +21,14 @@ TEST(KvImageTest, RangesAreCutAtChunks) {
   EXPECT_EQ(CutAt(100, {30, 171}), (Ranges{{30, 70}, {100, 100}, {200, 1}}));
 }
 
+TEST(KvImageTest, TailsAreOfSequencesThatEndInsideABlock) {
+  const int32_t blocks[] = {6, 2, 3};
+  const AttentionSequence inside{0, 2, 3, blocks}, at_its_end{2, 5, 3, blocks},
+      one{7, 1, 8, blocks};
+  EXPECT_EQ(TailsOf(std::vector{inside, at_its_end, one}, 4),
+            (std::vector<BlockTail>{{2, 1}, {3, 1}}));
+}
+
 TEST(KvImageTest, ABlockFromOutsideIsUploadedOnceBeforeItsFirstUse) {
   KvImage image(8, 16);
   const BlockId from_outside[] = {BlockId(2), BlockId(5)};
