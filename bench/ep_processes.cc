@@ -1,11 +1,15 @@
 #include "bench/ep_processes.h"
 
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
 
+#include "absl/strings/str_cat.h"
 #include "bench/peer_text.h"
 #include "common/status_macros.h"
 
@@ -15,8 +19,23 @@ namespace {
 using Json = nlohmann::ordered_json;
 using Body = FunctionRef<absl::StatusOr<Json>(EpGroup& group, int rank)>;
 
+// With a /sys of its own, where UCX looks for interfaces.
+absl::Status EnterNamespace(const std::string& name) {
+  const std::string path = absl::StrCat("/run/netns/", name);
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0 || setns(fd, CLONE_NEWNET) != 0 || unshare(CLONE_NEWNS) != 0 ||
+      mount("", "/", "none", MS_SLAVE | MS_REC, nullptr) != 0 || umount2("/sys", MNT_DETACH) != 0 ||
+      mount("sys", "/sys", "sysfs", 0, nullptr) != 0) {
+    return absl::ErrnoToStatus(errno, path);
+  }
+  close(fd);
+  return absl::OkStatus();
+}
+
 // Hellos go over `fd`, by the parent.
-absl::StatusOr<Json> RunRank(const EpGroupOptions& options, int fd, Body body) {
+absl::StatusOr<Json> RunRank(const EpGroupOptions& options, int fd,
+                             const std::vector<std::string>& namespaces, Body body) {
+  if (!namespaces.empty()) RETURN_IF_ERROR(EnterNamespace(namespaces[options.rank]));
   static const MonotonicClock clock;
   ASSIGN_OR_RETURN(const auto group, EpGroup::Create(options, &clock));
   std::vector<std::optional<EpHello>> hellos(options.world);
@@ -35,8 +54,13 @@ absl::StatusOr<Json> RunRank(const EpGroupOptions& options, int fd, Body body) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<Json>> RunEpProcesses(EpGroupOptions options, Body body) {
+absl::StatusOr<std::vector<Json>> RunEpProcesses(EpGroupOptions options, Body body,
+                                                 const std::vector<std::string>& namespaces) {
   const int ranks = options.world;
+  if (!namespaces.empty() && namespaces.size() != static_cast<size_t>(ranks)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(namespaces.size(), " network namespaces for ", ranks, " ranks"));
+  }
   std::vector<int> sockets;
   std::vector<pid_t> pids;
   for (int rank = 0; rank < ranks; ++rank) {
@@ -50,7 +74,7 @@ absl::StatusOr<std::vector<Json>> RunEpProcesses(EpGroupOptions options, Body bo
       for (const int fd : sockets) close(fd);
       close(fds[0]);
       options.rank = rank;
-      auto result = RunRank(options, fds[1], body);
+      auto result = RunRank(options, fds[1], namespaces, body);
       SendText(fds[1], result.ok() ? result->dump() : "error: " + result.status().ToString());
       _exit(0);
     }

@@ -12,9 +12,11 @@
 namespace switchyard {
 
 // Runs body(group, rank) in options.world processes, connected; what each has returned, by rank.
-// options.rank is filled in. Forks: to be called before the process has threads.
+// options.rank is filled in. namespaces: if not empty, rank i runs in the i-th network namespace of
+// /run/netns, which takes root. Forks: to be called before the process has threads.
 absl::StatusOr<std::vector<nlohmann::ordered_json>> RunEpProcesses(
     EpGroupOptions options,
-    FunctionRef<absl::StatusOr<nlohmann::ordered_json>(EpGroup& group, int rank)> body);
+    FunctionRef<absl::StatusOr<nlohmann::ordered_json>(EpGroup& group, int rank)> body,
+    const std::vector<std::string>& namespaces = {});
 
 }  // namespace switchyard

@@ -142,6 +142,7 @@ absl::StatusOr<Json> RunBenchEpSteps(const BenchEpStepOptions& o) {
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(o.model_dir));
   EpGroupOptions g;
   g.world = o.ranks;
+  g.net_devices = o.net_devices;
   g.ring_bytes =
       EpDispatcher::RingBytes({.top_k = config.gate.top_k,
                                .hidden = config.hidden_size,
@@ -151,16 +152,16 @@ absl::StatusOr<Json> RunBenchEpSteps(const BenchEpStepOptions& o) {
   Json lanes = Json::array();
   for (const std::string& lane : o.lanes) {
     g.lanes = {lane};
-    ASSIGN_OR_RETURN(const std::vector<Json> said,
-                     RunEpProcesses(g, [&](EpGroup& group, int rank) -> absl::StatusOr<Json> {
-                       ASSIGN_OR_RETURN(Ranked r, LoadRank(o, rank));
-                       Json steps = Json::array();
-                       for (const int count : o.tokens) {
-                         ASSIGN_OR_RETURN(Json one, MeasureSteps(o, group, r, count));
-                         steps.push_back(std::move(one));
-                       }
-                       return Json{{"steps", steps}};
-                     }));
+    const auto body = [&](EpGroup& group, int rank) -> absl::StatusOr<Json> {
+      ASSIGN_OR_RETURN(Ranked r, LoadRank(o, rank));
+      Json steps = Json::array();
+      for (const int count : o.tokens) {
+        ASSIGN_OR_RETURN(Json one, MeasureSteps(o, group, r, count));
+        steps.push_back(std::move(one));
+      }
+      return Json{{"steps", steps}};
+    };
+    ASSIGN_OR_RETURN(const std::vector<Json> said, RunEpProcesses(g, body, o.namespaces));
     Json steps = Json::array();
     for (size_t i = 0; i < o.tokens.size(); ++i) {
       const Json row = RowOf(said[0]["steps"][i], o.tokens[i]);

@@ -19,7 +19,9 @@ struct BenchEpStepOptions {
   // 0: the rows are one prompt. Else each is a sequence of its own with so many tokens before it.
   int context = 0;
   int low_latency_tokens = 128;
-  double seconds = 10;                               // of each measurement, about
+  std::vector<std::string> namespaces;  // of the ranks' networks; empty: this process's
+  std::string net_devices = "lo";       // of the tcp lane
+  double seconds = 10;                  // of each measurement, about
   std::function<void(const std::string&)> progress;  // a line per measurement; may be empty
 };
 

@@ -47,6 +47,11 @@ class BenchEp final : public Command {
     app.add_option("--threads", steps_.threads, "with --model: of each rank")
         ->check(CLI::Range(1, 1024))
         ->capture_default_str();
+    app.add_option("--net-namespaces", steps_.namespaces,
+                   "with --model: of /run/netns, one for each rank")
+        ->delimiter(',');
+    app.add_option("--net-devices", steps_.net_devices, "with --model: of the tcp lane")
+        ->capture_default_str();
     app.add_option("--low-latency-tokens", o_.low_latency_tokens, "up to so many take that path")
         ->check(CLI::Range(0, 1 << 12))
         ->capture_default_str();
