@@ -47,13 +47,16 @@ std::vector<float> WantedReduced(const Tokens& t, const Placement& placement, in
           y[j] = x[j] * (static_cast<float>(e) + 1) + static_cast<float>(e);
         }
         codec.encode(y.data(), width, row.data());
-        (std::exchange(first, false) ? codec.set : codec.add)(t.w()(i, k), row.data(), width,
-                                                              sum.data());
+        const std::byte* const output = row.data();
+        const float weight = t.w()(i, k);
+        codec.sum(!std::exchange(first, false), &weight, &output, 1, width, sum.data());
       }
       if (first) continue;
       codec.encode(sum.data(), width, row.data());
-      (std::exchange(first_rank, false) ? codec.set : codec.add)(1, row.data(), width,
-                                                                 out.data() + i * width);
+      const std::byte* const rounded = row.data();
+      const float one = 1;
+      codec.sum(!std::exchange(first_rank, false), &one, &rounded, 1, width,
+                out.data() + i * width);
     }
   }
   return out;

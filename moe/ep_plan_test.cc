@@ -279,13 +279,30 @@ TEST(RowCodecTest, RoundsAsToBf16DoesAndSumsInTwoRoundings) {
       const float wanted = dtype == DType::kBfloat16 ? RoundToBf16(x[i]) : x[i];
       ASSERT_EQ(std::bit_cast<uint32_t>(back[i]), std::bit_cast<uint32_t>(wanted)) << x[i];
     }
-    std::vector<float> y(x.size());
-    codec.set(0.3f, wire.data(), x.size(), y.data());
-    codec.add(-0.7f, wire.data(), x.size(), y.data());
-    for (size_t i = 0; i < x.size(); ++i) {
-      if (std::isnan(back[i])) continue;
-      const float product = 0.3f * back[i], second = -0.7f * back[i], wanted = product + second;
-      ASSERT_EQ(y[i], wanted) << back[i];
+    // 17 rows: each as far into the first as its number says, in one call and in several.
+    constexpr size_t kRows = 17;
+    const size_t n = x.size() - kRows;
+    std::vector<float> weights(kRows), wanted(n), y(n);
+    std::vector<const std::byte*> rows(kRows);
+    for (size_t k = 0; k < kRows; ++k) {
+      weights[k] = static_cast<float>(rng()) * 0x1p-32f - 0.5f;
+      rows[k] = wire.data() + k * SizeOf(dtype);
+      for (size_t i = 0; i < n; ++i) {
+        const float product = weights[k] * back[k + i];
+        wanted[i] = k == 0 ? product : wanted[i] + product;
+      }
+    }
+    for (const size_t cut : {17, 1, 3, 8, 12}) {
+      for (size_t k = 0; k < kRows; k += cut) {
+        codec.sum(k > 0, &weights[k], &rows[k], std::min(cut, kRows - k), n, y.data());
+      }
+      for (size_t i = 0; i < n; ++i) {
+        if (std::isnan(wanted[i])) {
+          ASSERT_TRUE(std::isnan(y[i]));
+        } else {
+          ASSERT_EQ(std::bit_cast<uint32_t>(y[i]), std::bit_cast<uint32_t>(wanted[i]));
+        }
+      }
     }
   }
 }

@@ -150,9 +150,13 @@ absl::Status LoopbackDispatcher::CombineReceive(DispatchHandle handle) {
   const size_t top_k = options_.top_k, width = options_.hidden;
   ForTokens(in.tokens, top_k * width, [&](size_t begin, size_t end, int) {
     for (size_t t = begin; t < end; ++t) {
-      for (size_t k = 0; k < top_k; ++k) {
-        const std::byte* row = in.expert_rows.row(in.row_of[t * top_k + k]);
-        (k == 0 ? codec_.set : codec_.add)(in.weights(t, k), row, width, in.out.row(t));
+      for (size_t k = 0; k < top_k; k += kSumRows) {
+        const std::byte* rows[kSumRows];
+        const size_t count = std::min(kSumRows, top_k - k);
+        for (size_t i = 0; i < count; ++i) {
+          rows[i] = in.expert_rows.row(in.row_of[t * top_k + k + i]);
+        }
+        codec_.sum(k > 0, in.weights.row(t) + k, rows, count, width, in.out.row(t));
       }
     }
   });

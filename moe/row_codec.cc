@@ -44,13 +44,32 @@ template <typename As>
 SY_INLINE void Decode(const std::byte* from, size_t n, float* to) {
   for (size_t i = 0; i < n; ++i) to[i] = As::At(from, i);
 }
-template <typename As>
-SY_INLINE void Set(float w, const std::byte* x, size_t n, float* y) {
-  for (size_t i = 0; i < n; ++i) y[i] = w * As::At(x, i);
+template <typename As, bool kMore, size_t kRows>
+SY_INLINE void SumOf(const float* weights, const std::byte* const* rows, size_t n,
+                     float* __restrict y) {
+  float w[kRows];
+  const std::byte* x[kRows];
+  std::copy_n(weights, kRows, w);
+  std::copy_n(rows, kRows, x);
+  for (size_t i = 0; i < n; ++i) {
+    float sum = w[0] * As::At(x[0], i);
+    if constexpr (kMore) sum = y[i] + sum;
+    for (size_t k = 1; k < kRows; ++k) sum += w[k] * As::At(x[k], i);
+    y[i] = sum;
+  }
 }
-template <typename As>
-SY_INLINE void Add(float w, const std::byte* x, size_t n, float* y) {
-  for (size_t i = 0; i < n; ++i) y[i] += w * As::At(x, i);
+// kRows at a time, then half as many, …
+template <typename As, size_t kRows>
+SY_INLINE void Sum(bool more, const float* w, const std::byte* const* x, size_t rows, size_t n,
+                   float* y) {
+  for (; rows >= kRows; rows -= kRows, w += kRows, x += kRows, more = true) {
+    if (more) {
+      SumOf<As, true, kRows>(w, x, n, y);
+    } else {
+      SumOf<As, false, kRows>(w, x, n, y);
+    }
+  }
+  if constexpr (kRows > 1) Sum<As, kRows / 2>(more, w, x, rows, n, y);
 }
 
 template <typename As>
@@ -134,38 +153,36 @@ struct AsInt8 {
   }
 };
 
-#define SY_CODEC(isa, attributes)                                                  \
-  template <typename As>                                                           \
-  struct isa {                                                                     \
-    attributes static void encode(const float* from, size_t n, std::byte* to) {    \
-      As::Encode(from, n, to);                                                     \
-    }                                                                              \
-    attributes static void decode(const std::byte* from, size_t n, float* to) {    \
-      Decode<As>(from, n, to);                                                     \
-    }                                                                              \
-    attributes static void set(float w, const std::byte* x, size_t n, float* y) {  \
-      Set<As>(w, x, n, y);                                                         \
-    }                                                                              \
-    attributes static void add(float w, const std::byte* x, size_t n, float* y) {  \
-      Add<As>(w, x, n, y);                                                         \
-    }                                                                              \
-    attributes static void copy(const std::byte* from, size_t n, std::byte* to) {  \
-      Copy<As>(from, n, to);                                                       \
-    }                                                                              \
-    static constexpr RowCodec kCodec = {&encode, &decode, &set, &add};             \
-    static constexpr TokenCodec kTokens = {&encode, &copy, &encode};               \
-  };                                                                               \
-  struct isa##Int8 {                                                               \
-    attributes static void send(const float* from, size_t n, std::byte* wire) {    \
-      AsInt8::Send(from, n, wire);                                                 \
-    }                                                                              \
-    attributes static void receive(const std::byte* w, size_t n, std::byte* row) { \
-      AsInt8::Receive(w, n, row);                                                  \
-    }                                                                              \
-    attributes static void keep(const float* from, size_t n, std::byte* row) {     \
-      AsInt8::Keep(from, n, row);                                                  \
-    }                                                                              \
-    static constexpr TokenCodec kTokens = {&send, &receive, &keep};                \
+#define SY_CODEC(isa, attributes)                                                                 \
+  template <typename As>                                                                          \
+  struct isa {                                                                                    \
+    attributes static void encode(const float* from, size_t n, std::byte* to) {                   \
+      As::Encode(from, n, to);                                                                    \
+    }                                                                                             \
+    attributes static void decode(const std::byte* from, size_t n, float* to) {                   \
+      Decode<As>(from, n, to);                                                                    \
+    }                                                                                             \
+    attributes static void sum(bool more, const float* w, const std::byte* const* x, size_t rows, \
+                               size_t n, float* y) {                                              \
+      Sum<As, kSumRows>(more, w, x, rows, n, y);                                                  \
+    }                                                                                             \
+    attributes static void copy(const std::byte* from, size_t n, std::byte* to) {                 \
+      Copy<As>(from, n, to);                                                                      \
+    }                                                                                             \
+    static constexpr RowCodec kCodec = {&encode, &decode, &sum};                                  \
+    static constexpr TokenCodec kTokens = {&encode, &copy, &encode};                              \
+  };                                                                                              \
+  struct isa##Int8 {                                                                              \
+    attributes static void send(const float* from, size_t n, std::byte* wire) {                   \
+      AsInt8::Send(from, n, wire);                                                                \
+    }                                                                                             \
+    attributes static void receive(const std::byte* w, size_t n, std::byte* row) {                \
+      AsInt8::Receive(w, n, row);                                                                 \
+    }                                                                                             \
+    attributes static void keep(const float* from, size_t n, std::byte* row) {                    \
+      AsInt8::Keep(from, n, row);                                                                 \
+    }                                                                                             \
+    static constexpr TokenCodec kTokens = {&send, &receive, &keep};                               \
   };
 
 SY_CODEC(Plain, )

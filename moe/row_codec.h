@@ -15,10 +15,13 @@ namespace switchyard {
 struct RowCodec {
   void (*encode)(const float* from, size_t n, std::byte* to);
   void (*decode)(const std::byte* from, size_t n, float* to);
-  // y = w · x, or y += w · x, of a row on the wire.
-  void (*set)(float w, const std::byte* x, size_t n, float* y);
-  void (*add)(float w, const std::byte* x, size_t n, float* y);
+  // y = Σ w[i] · x[i], or with `more` y += that, of `rows` rows x[i] on the wire: a chain of
+  // product-then-sum in their order, the same bits however the chain is cut into calls.
+  void (*sum)(bool more, const float* w, const std::byte* const* x, size_t rows, size_t n,
+              float* y);
 };
+// So many rows of one call are read side by side: their cache misses overlap, and y is met once.
+inline constexpr size_t kSumRows = 8;
 
 // Of rows in `dtype` on the wire.
 const RowCodec& RowCodecOf(DType dtype);
