@@ -89,7 +89,8 @@ class Floor {
  public:
   // Without ceilings (a device, the reference) there is none.
   Floor(const BenchEngineOptions& o, const ModelConfig& config)
-      : work_(EstimateWork(config, o.model.dtype, o.model.quantization, 1)),
+      : work_(EstimateWork(config, o.model.dtype, o.model.quantization, 1,
+                           o.model.expands_prompts())),
         head_flops_(2.0 * config.vocab_size * config.hidden_size),
         arithmetic_(o.model.quantization                ? Ceiling::kInt8Dot
                     : o.model.dtype == DType::kBfloat16 ? Ceiling::kBf16Dot
@@ -103,13 +104,13 @@ class Floor {
 
   // Returns the tokens per second that `run` gives, and adds to `shares` the least time of such a
   // step ÷ the time that it took: `rows` tokens that look at `keys` keys each on average, of
-  // `sequences` contexts.
+  // `sequences` contexts; `prompt`: they are prompts' tokens.
   absl::StatusOr<double> Measure(const std::function<absl::StatusOr<double>()>& run, double rows,
-                                 double sequences, double context, double keys,
+                                 double sequences, double context, double keys, bool prompt,
                                  std::vector<double>* shares) {
     if (!ceilings_) return run();
-    const double flops =
-        rows * (work_.token_flops + keys * work_.key_flops) + sequences * head_flops_;
+    const double key_flops = prompt ? work_.prompt_key_flops : work_.key_flops;
+    const double flops = rows * (work_.token_flops + keys * key_flops) + sequences * head_flops_;
     const double bytes = work_.ReadBytes(rows, 1) + sequences * context * work_.key_bytes;
     std::vector<double> computing, reading;  // seconds
     const auto sample = [&] {
@@ -198,7 +199,7 @@ absl::StatusOr<ordered_json> RunBenchEngine(const BenchEngineOptions& o) {
     std::vector<double> rates, shares;
     for (int i = 0; i < o.repeats; ++i) {
       ASSIGN_OR_RETURN(const double rate,
-                       floor.Measure(run, tokens, 1, tokens, (tokens + 1) / 2.0, &shares));
+                       floor.Measure(run, tokens, 1, tokens, (tokens + 1) / 2.0, true, &shares));
       rates.push_back(rate);
     }
     ordered_json row = Row(rates, shares);
@@ -211,7 +212,7 @@ absl::StatusOr<ordered_json> RunBenchEngine(const BenchEngineOptions& o) {
     std::vector<double> rates, shares;
     for (int i = 0; i < o.repeats; ++i) {
       ASSIGN_OR_RETURN(const double rate, floor.Measure(run, batch, batch, o.decode_context,
-                                                        o.decode_context, &shares));
+                                                        o.decode_context, false, &shares));
       rates.push_back(rate);
     }
     ordered_json row = Row(rates, shares);

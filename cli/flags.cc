@@ -144,6 +144,12 @@ void EngineFlags::AddTo(CLI::App& app) {
       ->check(CLI::IsMember({"none", "int8", "int4"}))
       ->capture_default_str()
       ->group(group);
+  app.add_option("--mla", mla,
+                 "multi-head latent attention. auto: of prompts with expanded keys and values, of "
+                 "generated tokens absorbed; absorbed: of all tokens")
+      ->check(CLI::IsMember({"absorbed", "auto"}))
+      ->capture_default_str()
+      ->group(group);
   app.add_option("--kernels", kernels, "")
       ->check(CLI::IsMember({"auto", "reference", "avx2", "avx512", "avx512_bf16"}))
       ->capture_default_str()
@@ -180,23 +186,15 @@ void EngineFlags::AddNumericsTo(CLI::App& app) {
 }
 
 std::vector<std::string> EngineFlags::Names() {
-  return {"max-model-len",
-          "max-num-batched-tokens",
-          "prefill-chunk",
-          "block-size",
-          "kv-blocks",
-          "max-num-seqs",
-          "threads",
-          "device",
-          "device-index",
-          "dtype",
-          "quantization",
-          "kernels",
-          "load-format",
-          "weights-cache",
-          "ep-payload",
-          "ep-combine",
-          "enable-prefix-caching"};
+  return {"max-model-len", "max-num-batched-tokens",
+          "prefill-chunk", "block-size",
+          "kv-blocks",     "max-num-seqs",
+          "threads",       "device",
+          "device-index",  "dtype",
+          "quantization",  "mla",
+          "kernels",       "load-format",
+          "weights-cache", "ep-payload",
+          "ep-combine",    "enable-prefix-caching"};
 }
 
 ModelOptions EngineFlags::Model() const {
@@ -207,6 +205,7 @@ ModelOptions EngineFlags::Model() const {
   options.dtype = dtype == "float32" ? DType::kFloat32 : DType::kBfloat16;
   if (quantization == "int8") options.quantization = WeightFormat::kInt8;
   if (quantization == "int4") options.quantization = WeightFormat::kInt4;
+  options.mla = mla == "auto" ? MlaForms::kAuto : MlaForms::kAbsorbed;
   options.ep_payload = payload == "int8"    ? EpPayload::kInt8
                        : payload == "dtype" ? EpPayload::kDtype
                                             : EpPayload::kAuto;

@@ -38,7 +38,8 @@ struct EngineFlags {
   int threads = 0;  // 0: all of this machine's
   int device_index = 0;
   std::string device = "cpu", dtype = "bfloat16", kernels = "auto", load_format = "auto",
-              quantization = "none", weights_cache, payload = "auto", combine = "unreduced";
+              quantization = "none", mla = "absorbed", weights_cache, payload = "auto",
+              combine = "unreduced";
 
   void AddTo(CLI::App& app);
   ModelOptions Model() const;

@@ -223,9 +223,9 @@ void DecodeAttempts::Lease(const AttemptKey& key, const Attempt& attempt) {
   std::vector<TokenId> ids = attempt.request.prompt_ids;
   ids.insert(ids.end(), attempt.request.generated_ids.begin(), attempt.request.generated_ids.end());
   env_->PostEngine([this, key, tokens = attempt.join.tokens(), ids = std::move(ids),
-                    salt = attempt.request.cache_salt,
+                    prompt = attempt.request.prompt_ids.size(), salt = attempt.request.cache_salt,
                     priority = known ? attempt.request.priority : INT_MAX](Engine& engine) {
-    env_->Post([this, key, reservation = engine.Reserve(tokens, ids, salt, priority)] {
+    env_->Post([this, key, reservation = engine.Reserve(tokens, ids, prompt, salt, priority)] {
       const auto it = attempts_.find(key);
       if (it != attempts_.end() && reservation.ok()) it->second.reservation = *reservation;
       Feed(key, AttemptJoin::Leased{reservation.status()});

@@ -133,7 +133,7 @@ TEST(DeviceSeamTest, BlocksOfAnAdoptedRequestAreFetchedButNotThoseThatItShares) 
   while (engine->HasWork()) ASSERT_TRUE(engine->Step().ok());
   EXPECT_TRUE(model.from_host.empty());
   r.key.attempt = 2;
-  const auto reservation = engine->Reserve(47, r.prompt_ids, {}, 0);
+  const auto reservation = engine->Reserve(47, r.prompt_ids, 47, {}, 0);
   ASSERT_TRUE(reservation.ok()) << reservation.status();
   ASSERT_EQ(reservation->shared(), 2u);  // the first request left them in the cache
   EXPECT_TRUE(model.from_host.empty());

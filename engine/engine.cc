@@ -42,7 +42,7 @@ class EngineImpl final : public Engine, private LayerObserver {
         vocab_(model->config().vocab_size),
         kv_(std::move(kv)),
         pool_(options.kv_blocks),
-        scheduler_(SchedulerOptionsFor(options, vocab_), &pool_) {}
+        scheduler_(SchedulerOptionsFor(options, *model), &pool_) {}
 
   absl::Status Add(EngineRequest request) override {
     RETURN_IF_ERROR(CheckTensorRank());
@@ -54,7 +54,8 @@ class EngineImpl final : public Engine, private LayerObserver {
   void Release(const AttemptKey& key) override { scheduler_.Release(key); }
 
   absl::StatusOr<KvReservation> Reserve(int tokens, std::span<const TokenId> ids,
-                                        std::string_view cache_salt, int priority) override;
+                                        size_t prompt_tokens, std::string_view cache_salt,
+                                        int priority) override;
   void ReleaseReservation(const KvReservation& reservation, bool quarantine) override {
     scheduler_.ReturnPrefix(std::span(reservation.blocks).first(reservation.shared()));
     const auto leased = std::span(reservation.blocks).subspan(reservation.shared());
@@ -136,12 +137,13 @@ class EngineImpl final : public Engine, private LayerObserver {
 };
 
 absl::StatusOr<KvReservation> EngineImpl::Reserve(int tokens, std::span<const TokenId> ids,
-                                                  std::string_view cache_salt, int priority) {
+                                                  size_t prompt_tokens, std::string_view cache_salt,
+                                                  int priority) {
   RETURN_IF_ERROR(
       CheckEngineOption("tokens of a reservation", tokens, 1, options_.max_model_len - 1));
   KvReservation reservation;
   if (ids.size() == static_cast<size_t>(tokens)) {
-    reservation.blocks = scheduler_.LendPrefix(ids, cache_salt);
+    reservation.blocks = scheduler_.LendPrefix(ids, prompt_tokens, cache_salt);
   }
   const auto shared = static_cast<int>(reservation.blocks.size());
   const int blocks = kv_.layout().BlocksFor(tokens) - shared;
@@ -347,7 +349,8 @@ absl::StatusOr<std::vector<EngineOutput>> EngineImpl::Step() {
                            .sequences = batch_.sequences,
                            .logit_rows = batch_.logit_rows,
                            .draws = draws_,
-                           .drawn = drawn_},
+                           .drawn = drawn_,
+                           .prompts = batch_.prompts},
                           kv_, this, logits);
   }
   if (!done.ok()) {

@@ -77,14 +77,16 @@ class Engine {
   // just finished). No output follows.
   virtual void Abort(const AttemptKey& key) = 0;
 
-  // Takes blocks for `tokens` tokens. If they are known (`ids` of that size, with the request's
-  // salt), those that are in the cache are shared. Running requests of lower priority are preempted
+  // Takes blocks for `tokens` tokens. If they are known (`ids` of that size, `prompt_tokens` of the
+  // prompt and then generated ones, with the request's salt), those that are in the cache are
+  // shared. Running requests of lower priority are preempted
   // for it. kResourceExhausted if there are not enough: blocks that the first waiting request of
   // this priority or a higher one needs count as taken. kInvalidArgument outside [1,
   // max_model_len).
   virtual absl::StatusOr<KvReservation> Reserve(int tokens, std::span<const TokenId> ids,
-                                                std::string_view cache_salt, int priority) = 0;
-  absl::StatusOr<KvReservation> Reserve(int tokens) { return Reserve(tokens, {}, {}, 0); }
+                                                size_t prompt_tokens, std::string_view cache_salt,
+                                                int priority) = 0;
+  absl::StatusOr<KvReservation> Reserve(int tokens) { return Reserve(tokens, {}, 0, {}, 0); }
   // Gives the blocks back; leased ones to `free`, or to quarantine while a peer may still write
   // them.
   virtual void ReleaseReservation(const KvReservation& reservation, bool quarantine) = 0;

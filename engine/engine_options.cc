@@ -61,8 +61,8 @@ absl::StatusOr<EngineOptions> ResolveOptions(const Model& model, EngineOptions o
   return o;
 }
 
-SchedulerOptions SchedulerOptionsFor(const EngineOptions& o, int vocab_size) {
-  const size_t row_bytes = static_cast<size_t>(vocab_size) * sizeof(float);
+SchedulerOptions SchedulerOptionsFor(const EngineOptions& o, const Model& model) {
+  const size_t row_bytes = static_cast<size_t>(model.config().vocab_size) * sizeof(float);
   return {.block_tokens = o.block_size,
           .max_num_batched_tokens = o.max_num_batched_tokens,
           .prefill_chunk = o.prefill_chunk,
@@ -72,7 +72,8 @@ SchedulerOptions SchedulerOptionsFor(const EngineOptions& o, int vocab_size) {
           .max_logit_rows = static_cast<int>(std::min<size_t>(
               static_cast<size_t>(o.max_num_batched_tokens), kLogitBytesMax / row_bytes)),
           .prefix_caching = o.prefix_caching,
-          .prefix_seed = o.prefix_seed};
+          .prefix_seed = o.prefix_seed,
+          .by_class = model.options().expands_prompts()};
 }
 
 }  // namespace switchyard

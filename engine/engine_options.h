@@ -14,6 +14,6 @@ absl::Status CheckEngineOption(absl::string_view name, int64_t value, int64_t lo
 // Fills in what is 0 and checks the rest.
 absl::StatusOr<EngineOptions> ResolveOptions(const Model& model, EngineOptions options);
 
-SchedulerOptions SchedulerOptionsFor(const EngineOptions& options, int vocab_size);
+SchedulerOptions SchedulerOptionsFor(const EngineOptions& options, const Model& model);
 
 }  // namespace switchyard

@@ -106,12 +106,13 @@ absl::Status Scheduler::Add(EngineRequest request) {
   return absl::OkStatus();
 }
 
-std::vector<BlockId> Scheduler::LendPrefix(std::span<const TokenId> tokens, std::string_view salt) {
+std::vector<BlockId> Scheduler::LendPrefix(std::span<const TokenId> tokens, size_t prompt,
+                                           std::string_view salt) {
   if (!options_.prefix_caching) return {};
-  const auto bt = static_cast<size_t>(options_.block_tokens);
+  const size_t blocks = tokens.size() / static_cast<size_t>(options_.block_tokens);
   std::vector<PrefixHash> hashes;
-  for (PrefixHash hash = RootOf(salt); tokens.size() >= bt; tokens = tokens.subspan(bt)) {
-    hashes.push_back(hash = PrefixIndex::Next(hash, tokens.first(bt)));
+  for (PrefixHash hash = RootOf(salt); hashes.size() < blocks;) {
+    hashes.push_back(hash = HashOf(hash, tokens, prompt, hashes.size()));
   }
   hashes.resize(static_cast<size_t>(prefixes_.Find(hashes).blocks));
   lent_ += static_cast<int>(hashes.size());
@@ -150,12 +151,23 @@ PrefixHash Scheduler::RootOf(std::string_view salt) const {
   return kv_lost_ == 0 ? root : PrefixIndex::Next(root, {&lost, 1});
 }
 
+PrefixHash Scheduler::HashOf(PrefixHash before, std::span<const TokenId> tokens, size_t prompt,
+                             size_t index) const {
+  const auto bt = static_cast<size_t>(options_.block_tokens), begin = index * bt;
+  if (options_.by_class && prompt >= begin && prompt < begin + bt) {
+    // Here the first generated token is. What follows, here and later, is all generated: one mark
+    // tells it from a prompt. Two tokens, one negative, are no block and no lost KV.
+    const TokenId mark[] = {-1, static_cast<TokenId>(prompt - begin)};
+    before = PrefixIndex::Next(before, mark);
+  }
+  return PrefixIndex::Next(before, tokens.subspan(begin, bt));
+}
+
 std::span<const PrefixHash> Scheduler::HashesOf(Sequence& s, int blocks) {
-  const auto bt = static_cast<size_t>(options_.block_tokens);
   while (static_cast<int>(s.hashes.size()) < blocks) {
     const size_t i = s.hashes.size();
     const PrefixHash before = i > 0 ? s.hashes.back() : RootOf(s.request.cache_salt);
-    s.hashes.push_back(PrefixIndex::Next(before, std::span(s.tokens).subspan(i * bt, bt)));
+    s.hashes.push_back(HashOf(before, s.tokens, s.request.prompt_ids.size(), i));
   }
   return std::span(s.hashes).first(static_cast<size_t>(blocks));
 }

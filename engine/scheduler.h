@@ -50,6 +50,8 @@ struct SchedulerOptions {
   int max_logit_rows = 512;  // rows with logits in one step; at least the sequences running at once
   bool prefix_caching = true;
   uint64_t prefix_seed = 0;  // PrefixIndex
+  // A token has other KV in a prompt than where it was generated (ModelOptions::expands_prompts).
+  bool by_class = false;
 };
 
 class Scheduler {
@@ -73,8 +75,10 @@ class Scheduler {
   // blocks are untouched.
   absl::Status Adopt(EngineRequest request, std::span<const BlockId> blocks, int lent,
                      TokenId first);
-  // Blocks of the cache that hold the beginning of `tokens`, for Adopt or ReturnPrefix.
-  std::vector<BlockId> LendPrefix(std::span<const TokenId> tokens, std::string_view salt);
+  // Blocks of the cache that hold the beginning of `tokens`, the first `prompt` of which are a
+  // prompt's and the others generated, for Adopt or ReturnPrefix.
+  std::vector<BlockId> LendPrefix(std::span<const TokenId> tokens, size_t prompt,
+                                  std::string_view salt);
   void ReturnPrefix(std::span<const BlockId> blocks);
   // Forgets a request in any state and frees its blocks. False if there is none.
   bool Abort(const AttemptKey& key);
@@ -134,6 +138,9 @@ class Scheduler {
   void FreeBlocks(Sequence& sequence);
   // Of no tokens: another one after each loss of the KV, so that nothing of before is found.
   PrefixHash RootOf(std::string_view salt) const;
+  // Of block `index` of `tokens`, all of which are known, and those before it, whose is `before`.
+  PrefixHash HashOf(PrefixHash before, std::span<const TokenId> tokens, size_t prompt,
+                    size_t index) const;
   // The hashes of its first `blocks` blocks, all of whose tokens are known.
   std::span<const PrefixHash> HashesOf(Sequence& sequence, int blocks);
   // What of a waiting sequence is in the cache.

@@ -314,7 +314,10 @@ TokenId Next(uint64_t state) { return static_cast<TokenId>(state >> 54); }
 class Simulation {
  public:
   explicit Simulation(uint32_t seed)
-      : rng_(seed), pool_(Random(8, 40)), scheduler_(Options(), &pool_) {
+      : rng_(seed),
+        by_class_(Random(0, 1) == 0),
+        pool_(Random(8, 40)),
+        scheduler_(Options(), &pool_) {
     kv_.resize(static_cast<size_t>(pool_.counts().total) * 4);
   }
 
@@ -357,11 +360,16 @@ class Simulation {
             .max_waiting = 6,
             .max_model_len = 60,
             .max_logit_rows = Random(1, 24),
-            .prefix_caching = Random(0, 4) > 0};
+            .prefix_caching = Random(0, 4) > 0,
+            .by_class = by_class_};
   }
-  static uint64_t State(std::span<const TokenId> tokens) {
+  // What a token of a sequence with such a prompt adds to the state.
+  TokenId Class(size_t position, size_t prompt, TokenId token) const {
+    return by_class_ && position >= prompt ? token + 4096 : token;
+  }
+  uint64_t State(std::span<const TokenId> tokens, size_t prompt) const {
     uint64_t h = 0;
-    for (TokenId t : tokens) h = Mix(h, t);
+    for (size_t i = 0; i < tokens.size(); ++i) h = Mix(h, Class(i, prompt, tokens[i]));
     return h;
   }
   uint64_t& Kv(const std::vector<BlockId>& blocks, int position) {
@@ -378,10 +386,12 @@ class Simulation {
       r.prompt_ids.push_back(family * 100 + i % 5);
     }
     for (int i = Random(1, 15); i > 0; --i) r.prompt_ids.push_back(Random(0, 1023));
+    // Some are a conversation's next turn.
+    if (!told_.empty() && Random(0, 2) == 0) r.prompt_ids = told_;
     std::vector<TokenId> all = r.prompt_ids;
     r.max_tokens = Random(1, 30);
     for (int i = Random(0, r.max_tokens - 1) / 2; i > 0; --i) {
-      r.generated_ids.push_back(Next(State(all)));
+      r.generated_ids.push_back(Next(State(all, r.prompt_ids.size())));
       all.push_back(r.generated_ids.back());
     }
     r.priority = Random(0, 2);
@@ -390,7 +400,8 @@ class Simulation {
     r.prefill_only = kind == 0;
     if (kind == 1 && static_cast<int>(r.generated_ids.size()) + 1 < r.max_tokens) {
       Lease lease;
-      if (Random(0, 1) == 0) lease.blocks = scheduler_.LendPrefix(all, r.cache_salt);
+      if (Random(0, 1) == 0)
+        lease.blocks = scheduler_.LendPrefix(all, r.prompt_ids.size(), r.cache_salt);
       lease.lent = lease.blocks.size();
       const int blocks = (static_cast<int>(all.size()) + 3) / 4 - static_cast<int>(lease.lent);
       scheduler_.MakeLeasable(blocks, r.priority);
@@ -400,7 +411,7 @@ class Simulation {
       if (Random(0, 3) == 0) return leased_.push_back(lease);  // a hand-off that never commits
       uint64_t state = 0;
       for (size_t i = 0; i < all.size(); ++i) {
-        state = Mix(state, all[i]);
+        state = Mix(state, Class(i, r.prompt_ids.size(), all[i]));
         if (i >= lease.lent * 4) Kv(lease.blocks, static_cast<int>(i)) = state;
       }
       if (!scheduler_.Adopt(r, lease.blocks, static_cast<int>(lease.lent), Next(state)).ok()) {
@@ -438,7 +449,9 @@ class Simulation {
       ASSERT_GT(c.rows, 0);
       ASSERT_LE(s.gave_way, kGiveWayMax);
       for (int p = s.computed; p < s.computed + c.rows; ++p) {
-        Kv(s.blocks, p) = Mix(p == 0 ? 0 : Kv(s.blocks, p - 1), s.tokens[static_cast<size_t>(p)]);
+        const auto i = static_cast<size_t>(p);
+        Kv(s.blocks, p) = Mix(p == 0 ? 0 : Kv(s.blocks, p - 1),
+                              Class(i, s.request.prompt_ids.size(), s.tokens[i]));
       }
     }
     if (Random(0, 19) == 0) return;  // the step fails after it wrote: it runs again
@@ -453,7 +466,7 @@ class Simulation {
       }
       if (!samples) continue;
       const TokenId token = Next(Kv(s.blocks, s.computed - 1));
-      ASSERT_EQ(token, Next(State(s.tokens))) << s.request.key.request;
+      ASSERT_EQ(token, Next(State(s.tokens, s.request.prompt_ids.size()))) << s.request.key.request;
       scheduler_.Append(s, token);
       if (s.request.prefill_only || s.length() >= s.length_max) Done(s);
     }
@@ -465,8 +478,9 @@ class Simulation {
     const size_t length = s.request.prefill_only
                               ? r.prompt_ids.size() + r.generated_ids.size() + 1
                               : std::min<size_t>(r.prompt_ids.size() + r.max_tokens, 60);
-    while (want.size() < length) want.push_back(Next(State(want)));
+    while (want.size() < length) want.push_back(Next(State(want, r.prompt_ids.size())));
     ASSERT_EQ(s.tokens, want);
+    if (want.size() <= 30) told_ = want;
     live_.erase(s.request.key);
     if (s.request.prefill_only) held_.push_back(s.request.key);
     scheduler_.Finish(s);
@@ -474,12 +488,14 @@ class Simulation {
   }
 
   std::mt19937 rng_;
+  const bool by_class_;  // generated tokens have other KV than a prompt's
   BlockPool pool_;
   Scheduler scheduler_;
   std::vector<uint64_t> kv_;
   std::map<AttemptKey, EngineRequest> live_;
   std::vector<AttemptKey> held_;
   std::vector<Lease> leased_;
+  std::vector<TokenId> told_;  // the last request's prompt and answer
   int arrived_ = 0, finished_ = 0;
 };
 

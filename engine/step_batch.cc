@@ -7,11 +7,12 @@
 namespace switchyard {
 namespace {
 
-// Words: these, tokens, {rows, first position, blocks} of each sequence, rows with logits, blocks.
+// Words: these, tokens, {rows, first position, prompt, blocks} of each sequence, rows with logits,
+// blocks.
 struct BatchHeader {
   int32_t block_size, kv_blocks, tokens, sequences, logit_rows, blocks;
 };
-constexpr size_t kHeaderWords = sizeof(BatchHeader) / sizeof(int32_t), kSequenceWords = 3;
+constexpr size_t kHeaderWords = sizeof(BatchHeader) / sizeof(int32_t), kSequenceWords = 4;
 
 }  // namespace
 
@@ -19,6 +20,7 @@ void StepBatch::Clear() {
   tokens.clear();
   tables.clear();
   logit_rows.clear();
+  prompts.clear();
   sequences.clear();
   sampled.clear();
 }
@@ -32,6 +34,7 @@ void BuildBatch(std::span<const Scheduler::Chunk> plan, StepBatch* batch) {
                          s.tokens.begin() + s.computed + c.rows);
     for (BlockId b : s.blocks) batch->tables.push_back(b.value());
     batch->sequences.push_back({first_row, c.rows, s.computed, {}});
+    batch->prompts.push_back(s.prompt_length());
     // Row i scores prompt_ids[i + 1]. A recomputed row is not scored again.
     const int scored = static_cast<int>(s.prompt_scores.size());
     for (int i = 0; i < c.rows; ++i) {
@@ -63,8 +66,9 @@ void EncodeBatch(const StepBatch& batch, const BatchLimits& limits, std::vector<
   *words = {limits.block_size,     limits.kv_blocks,       size(batch.tokens),
             size(batch.sequences), size(batch.logit_rows), size(batch.tables)};
   words->insert(words->end(), batch.tokens.begin(), batch.tokens.end());
-  for (const AttentionSequence& s : batch.sequences) {
-    words->insert(words->end(), {s.count, s.first_position, static_cast<int32_t>(s.blocks.size())});
+  for (size_t i = 0; i < batch.sequences.size(); ++i) {
+    const AttentionSequence& s = batch.sequences[i];
+    words->insert(words->end(), {s.count, s.first_position, batch.prompts[i], size(s.blocks)});
   }
   words->insert(words->end(), batch.logit_rows.begin(), batch.logit_rows.end());
   words->insert(words->end(), batch.tables.begin(), batch.tables.end());
@@ -108,7 +112,7 @@ absl::Status DecodeBatch(std::span<const int32_t> words, const BatchLimits& limi
   copy(h.blocks, &batch->tables);
   int64_t row = 0, table = 0;
   for (size_t i = 0; i < sequences.size(); i += kSequenceWords) {
-    const int32_t count = sequences[i], blocks = sequences[i + 2];
+    const int32_t count = sequences[i], blocks = sequences[i + 3];
     if (count < 1 || count > h.tokens - row || blocks < 0 || blocks > h.blocks - table) {
       return refuse("sequence of ", count, " rows and ", blocks, " blocks from row ", row, " of ",
                     h.tokens, " and block ", table, " of ", h.blocks);
@@ -117,6 +121,7 @@ absl::Status DecodeBatch(std::span<const int32_t> words, const BatchLimits& limi
         {static_cast<int32_t>(row), count, sequences[i + 1],
          std::span<const int32_t>(batch->tables)
              .subspan(static_cast<size_t>(table), static_cast<size_t>(blocks))});
+    batch->prompts.push_back(sequences[i + 2]);
     row += count;
     table += blocks;
   }

@@ -15,6 +15,7 @@ namespace switchyard {
 // Kept from step to step, so that a steady state allocates nothing.
 struct StepBatch {
   std::vector<int32_t> tokens, tables, logit_rows;
+  std::vector<int32_t> prompts;              // [sequences] ForwardBatch::prompts
   std::vector<AttentionSequence> sequences;  // their blocks lie in `tables`
   // [logit_rows] whose next token is sampled; null: the row is scored. Not shared.
   std::vector<const Sequence*> sampled;

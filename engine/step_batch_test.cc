@@ -15,6 +15,7 @@ StepBatch Batch() {
   b.tokens = {7, 8, 9, 10, 11};
   b.tables = {3, 1, 2};
   b.logit_rows = {2, 4};
+  b.prompts = {18, 2};
   b.sequences = {{0, 3, 16, std::span(b.tables).first(2)}, {3, 2, 0, std::span(b.tables).last(1)}};
   return b;
 }
@@ -31,6 +32,7 @@ TEST(StepBatchTest, ArrivesAsItWas) {
   ASSERT_TRUE(DecodeBatch(Words(sent), kLimits, &got).ok());
   EXPECT_EQ(got.tokens, sent.tokens);
   EXPECT_EQ(got.logit_rows, sent.logit_rows);
+  EXPECT_EQ(got.prompts, sent.prompts);
   ASSERT_EQ(got.sequences.size(), sent.sequences.size());
   for (size_t i = 0; i < got.sequences.size(); ++i) {
     const AttentionSequence &a = got.sequences[i], &b = sent.sequences[i];

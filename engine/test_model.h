@@ -18,6 +18,18 @@ inline Model& TestModel() {
   return *model;
 }
 
+// The same with prompts expanded.
+inline Model& ExpandingModel() {
+  static const std::unique_ptr<Model> model = [] {
+    ModelOptions options;
+    options.mla = MlaForms::kAuto;
+    auto loaded = Model::Load("models/fables-7m", options);
+    SY_CHECK_MSG(loaded.ok(), std::string(loaded.status().message()));
+    return *std::move(loaded);
+  }();
+  return *model;
+}
+
 // Computes as `model` does, then spoils the result of chosen steps.
 class FaultyModel final : public Model {
  public:

@@ -8,7 +8,8 @@
 namespace switchyard {
 
 WorkEstimate EstimateWork(const ModelConfig& c, DType dtype,
-                          std::optional<WeightFormat> quantization, int ranks) {
+                          std::optional<WeightFormat> quantization, int ranks,
+                          bool expands_prompts) {
   const double bytes = SizeOf(dtype);
   const double quantised = BytesPerWeight(quantization.value_or(FormatOf(dtype)));
   const AttentionParameters attention = CountAttentionParameters(c);
@@ -27,11 +28,13 @@ WorkEstimate EstimateWork(const ModelConfig& c, DType dtype,
                  bytes * (absorbed + static_cast<double>(c.vocab_size) * c.hidden_size) +
                  sizeof(float) * gates;
   if (c.attention == ModelConfig::Attention::kGqa) {
-    w.key_flops = 4.0 * c.layers * c.heads * c.head_dim;
+    w.key_flops = w.prompt_key_flops = 4.0 * c.layers * c.heads * c.head_dim;
     w.key_bytes = 2 * bytes * c.layers * c.kv_heads * c.head_dim;
   } else {  // absorbed: the latent is the value too
     const double key = c.kv_lora_rank + c.qk_rope_head_dim;
+    const double expanded = c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim;
     w.key_flops = 2.0 * c.layers * c.heads * (key + c.kv_lora_rank);
+    w.prompt_key_flops = expands_prompts ? 2.0 * c.layers * c.heads * expanded : w.key_flops;
     w.key_bytes = bytes * c.layers * key;
   }
   w.expert_bytes = quantised * expert;

@@ -13,8 +13,10 @@ namespace switchyard {
 struct WorkEstimate {
   double token_flops = 0;  // 2 per weight of the layers that one token meets
   double step_bytes = 0;   // weights that each step reads, whatever it computes
-  // Of a key and its value, all layers: for a token that looks at it, and in the cache.
-  double key_flops = 0, key_bytes = 0;
+  // Of a key and its value, all layers: for a token that looks at it, and in the cache; and for a
+  // prompt's token, where that sees them expanded. (To expand each once is in token_flops: the same
+  // weights.)
+  double key_flops = 0, key_bytes = 0, prompt_key_flops = 0;
   // Routed experts, in each of `moe_layers`: `experts` of `expert_bytes`, `top_k` for a token.
   double expert_bytes = 0;
   int moe_layers = 0, experts = 0, top_k = 0;
@@ -26,6 +28,7 @@ struct WorkEstimate {
 };
 
 WorkEstimate EstimateWork(const ModelConfig& config, DType dtype,
-                          std::optional<WeightFormat> quantization, int ranks);
+                          std::optional<WeightFormat> quantization, int ranks,
+                          bool expands_prompts = false);
 
 }  // namespace switchyard

@@ -67,6 +67,10 @@ TEST(WorkEstimateTest, MlaAndNoExperts) {
   EXPECT_EQ(w.token_flops, 2 * (2 * mla + 2 * kDense));
   EXPECT_EQ(w.key_flops, 2 * 4 * 2 * (20 + 16));
   EXPECT_EQ(w.key_bytes, 2 * 2 * 20);
+  EXPECT_EQ(w.prompt_key_flops, w.key_flops);
+  const WorkEstimate expanded = EstimateWork(c, DType::kBfloat16, {}, 1, true);
+  EXPECT_EQ(expanded.prompt_key_flops, 2 * 4 * 2 * (8 + 4 + 8));
+  EXPECT_EQ(expanded.key_flops, w.key_flops);
   EXPECT_EQ(w.ReadBytes(50, 1), w.step_bytes);
   // What is absorbed stays in 16 bits.
   const WorkEstimate int8 = EstimateWork(c, DType::kBfloat16, WeightFormat::kInt8, 1);

@@ -43,6 +43,7 @@ TEST_P(AllocationTest, SteadyStateStepsAllocateNothing) {
   const size_t vocab = model->config().vocab_size;
   KvStorage kv(model->config().KvLayoutFor(model->options().dtype, 16), 4 * kSequences);
   std::mt19937 rng(5);
+  const std::vector<int32_t> given = {kPrompt, 1000, 20};  // generated tokens, and a prompt's
   std::vector<std::vector<int32_t>> blocks;
   std::vector<AttentionSequence> prompts, decoded;
   for (int i = 0; i < kSequences; ++i) blocks.push_back(Blocks(4 * i, 4));
@@ -54,16 +55,19 @@ TEST_P(AllocationTest, SteadyStateStepsAllocateNothing) {
   const std::vector<int32_t> rows = {0, 1, 2};
   std::vector<float> logits(kSequences * vocab);
   const Matrix<float> out(logits.data(), {kSequences, vocab});
-  ASSERT_TRUE(model->Forward({tokens, prompts, rows}, kv, nullptr, out).ok());
+  const auto step = [&](std::span<const int32_t> ids, const std::vector<AttentionSequence>& of) {
+    return model->Forward({.tokens = ids, .sequences = of, .logit_rows = rows, .prompts = given},
+                          kv, nullptr, out);
+  };
+  ASSERT_TRUE(step(tokens, prompts).ok());
 
   const int64_t before_any = allocations;
   auto probe = std::make_unique<int>(1);
   ASSERT_GT(allocations, before_any) << "nothing is counted";
   int64_t before = 0;
-  for (int step = 0; step < kWarm + kSteps; ++step) {
-    if (step == kWarm) before = allocations;
-    const std::span<const int32_t> ids = std::span(tokens).first(kSequences);
-    const auto status = model->Forward({ids, decoded, rows}, kv, nullptr, out);
+  for (int i = 0; i < kWarm + kSteps; ++i) {
+    if (i == kWarm) before = allocations;
+    const auto status = step(std::span(tokens).first(kSequences), decoded);
     ASSERT_TRUE(status.ok()) << status;
     for (AttentionSequence& s : decoded) ++s.first_position;
   }
@@ -71,6 +75,9 @@ TEST_P(AllocationTest, SteadyStateStepsAllocateNothing) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, AllocationTest, testing::ValuesIn(AllKernels({kV3, kQwen3})),
+                         CaseName);
+
+INSTANTIATE_TEST_SUITE_P(Expanded, AllocationTest, testing::ValuesIn(AllKernelsExpanded({kV3})),
                          CaseName);
 
 }  // namespace

@@ -12,6 +12,18 @@ namespace {
 // Parts of large batches are multiples of this: rows of the kernels' tiles.
 constexpr size_t kTileRows = 16, kTiledRowsMin = 8 * kTileRows;
 
+// Positions below `prompt` are the prompt's.
+void SplitByForm(AttentionSequence s, int32_t prompt, MicroBatch& b) {
+  const auto expanded =
+      std::clamp<int32_t>(prompt, s.first_position, s.first_position + s.count) - s.first_position;
+  if (expanded > 0) {
+    b.expanded.push_back({s.first_row, expanded, s.first_position, s.blocks});
+  }
+  if (expanded == s.count) return;
+  b.absorbed.push_back(
+      {s.first_row + expanded, s.count - expanded, s.first_position + expanded, s.blocks});
+}
+
 }  // namespace
 
 Executor::Executor(const ModelConfig& config, const ModelWeights& weights)
@@ -46,8 +58,8 @@ absl::Status Executor::Run(StepContext& step, std::span<MicroBatch> batches,
   return absl::OkStatus();
 }
 
-void ShareRows(std::span<const AttentionSequence> sequences, size_t rows, int rank, int ranks,
-               std::span<MicroBatch> batches) {
+void ShareRows(std::span<const AttentionSequence> sequences, std::span<const int32_t> prompts,
+               size_t rows, int rank, int ranks, std::span<MicroBatch> batches) {
   const size_t multiple = rows < kTiledRowsMin ? 1 : kTileRows;
   size_t begin = 0;
   for (size_t i = 0; i < batches.size(); ++i) {
@@ -57,8 +69,11 @@ void ShareRows(std::span<const AttentionSequence> sequences, size_t rows, int ra
     b.first = begin;
     b.own = SliceOf(end - begin, rank, ranks);
     b.sequences.clear();
+    b.expanded.clear();
+    b.absorbed.clear();
     b.positions.clear();
-    for (AttentionSequence s : sequences) {
+    for (size_t j = 0; j < sequences.size(); ++j) {
+      AttentionSequence s = sequences[j];
       const auto first = std::max<size_t>(begin, s.first_row);
       const auto last = std::min<size_t>(end, s.first_row + s.count);
       if (first >= last) continue;
@@ -66,7 +81,8 @@ void ShareRows(std::span<const AttentionSequence> sequences, size_t rows, int ra
       s.first_row = static_cast<int32_t>(first - begin);
       s.count = static_cast<int32_t>(last - first);
       b.sequences.push_back(s);
-      for (int32_t j = 0; j < s.count; ++j) b.positions.push_back(s.first_position + j);
+      for (int32_t p = 0; p < s.count; ++p) b.positions.push_back(s.first_position + p);
+      SplitByForm(s, prompts.empty() ? 0 : prompts[j], b);
     }
     begin = end;
   }

@@ -39,9 +39,10 @@ class Executor {
 
 // Gives each of `batches` its part of the rows of `sequences`, in order, about as many to each; a
 // sequence may be cut at any token. `rows`: of all sequences. Of each batch, rank `rank` of `ranks`
-// that compute attention together owns a slice.
-void ShareRows(std::span<const AttentionSequence> sequences, size_t rows, int rank, int ranks,
-               std::span<MicroBatch> batches);
+// that compute attention together owns a slice. `prompts`: of each sequence, at positions below
+// which rows are expanded; or empty: none is.
+void ShareRows(std::span<const AttentionSequence> sequences, std::span<const int32_t> prompts,
+               size_t rows, int rank, int ranks, std::span<MicroBatch> batches);
 
 // The last hidden states of the step's `rows`, ascending, on the first of the ranks that compute
 // attention together; the others send it theirs, and get none. `exchange` is null for a rank alone.

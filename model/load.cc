@@ -110,6 +110,10 @@ absl::StatusOr<ModelOptions> ResolveModelOptions(const ModelConfig& config, Mode
         absl::StrCat("quantization: ", std::string(Name(*options.quantization)),
                      "; supported: int8 and int4, with dtype bfloat16"));
   }
+  if (config.attention != ModelConfig::Attention::kMla) options.mla = MlaForms::kAbsorbed;
+  if (options.expands_prompts() && options.device != Device::kCpu) {
+    return absl::InvalidArgumentError("mla: auto; devices compute only absorbed");
+  }
   if (options.ep_payload == EpPayload::kInt8 && options.dtype != DType::kBfloat16) {
     return absl::InvalidArgumentError("ep-payload: int8; supported only with dtype bfloat16");
   }
@@ -148,7 +152,11 @@ std::string NumericsId(const std::string& digest, const ModelConfig& config,
       digest, options.dummy_weights ? "-dummy:" : ":", std::string(Name(options.dtype)),
       options.quantization ? absl::StrCat("-", std::string(Name(*options.quantization))) : "",
       options.rounds_tokens() ? "-int8_tokens" : "", options.reduced_combine ? "-reduced" : "", ":",
-      kernels, mla ? ":absorbed" : ":gqa", ":", kRulesVersion);
+      kernels,
+      !mla                        ? ":gqa"
+      : options.expands_prompts() ? ":expanded_prompts"
+                                  : ":absorbed",
+      ":", kRulesVersion);
 }
 
 absl::Status CheckForward(const ModelConfig& config, const ModelOptions& options,
@@ -178,6 +186,10 @@ absl::Status CheckForward(const ModelConfig& config, const ModelOptions& options
   }
   if (static_cast<size_t>(next_row) != rows) {
     return refuse("sequences cover ", next_row, " rows of ", rows);
+  }
+  if (options.expands_prompts() && batch.prompts.size() != batch.sequences.size()) {
+    return refuse("lengths of ", batch.prompts.size(), " prompts for ", batch.sequences.size(),
+                  " sequences");
   }
   int32_t last = -1;
   for (const int32_t r : batch.logit_rows) {

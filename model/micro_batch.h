@@ -35,15 +35,23 @@ class GrowingArray {
 struct MicroBatch {
   // Set by the executor's caller before layer 0.
   std::vector<AttentionSequence> sequences;  // cover [0, A)
-  std::vector<int32_t> positions;            // [A]
-  size_t first = 0;                          // the batch's first row among all of the step
-  RowSlice own;                              // of the batch: this rank's
-  Matrix<float> residual;                    // [T, H]: in and out of every stage
+  // The same rows by MLA's form: prompt tokens where these are expanded, and all others.
+  std::vector<AttentionSequence> expanded, absorbed;
+  std::vector<int32_t> positions;  // [A]
+  size_t first = 0;                // the batch's first row among all of the step
+  RowSlice own;                    // of the batch: this rank's
+  Matrix<float> residual;          // [T, H]: in and out of every stage
 
   // Attention's own, free between stages.
   GrowingArray<float> normed, q_low, q, q_latent, kv, k, v, context, heads_out, projected, partial,
       gathered, parts;
   GrowingArray<GemmCall> head_calls;
+  // What is expanded at the moment, MLA's: sequences whose blocks are of `expanded_kv`.
+  std::vector<AttentionSequence> expanding;
+  GrowingArray<const std::byte*> cached_tokens;
+  GrowingArray<int32_t> expanded_blocks;
+  GrowingArray<float> latents, expanded_sums;
+  GrowingArray<std::byte> expanded_kv;
 
   // From one stage of an MoE layer to the next.
   GrowingArray<float> gate_logits, gate_weights, moe_sum, shared_out;

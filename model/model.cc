@@ -45,6 +45,7 @@ class LoadedModel final : public Model {
     return {.dtype = options_.dtype,
             .quantization = options_.quantization,
             .heads = heads_,
+            .mla_keys = options_.expands_prompts(),
             .local_experts = std::move(hosted),
             .cache = cache_.get(),
             .progress = {}};
@@ -88,7 +89,11 @@ absl::Status LoadedModel::LoadFrom(const std::string& dir) {
   digest_ = opened.digest;
   numerics_id_ = NumericsId(opened.digest, config_, options_, kernels_.name);
   if (!options_.weights_cache.empty()) {
-    cache_ = std::make_unique<PackedCache>(options_.weights_cache, numerics_id_);
+    // Which form computes does not change a weight: both share a folder.
+    ModelOptions packed = options_;
+    packed.mla = MlaForms::kAbsorbed;
+    cache_ = std::make_unique<PackedCache>(
+        options_.weights_cache, NumericsId(opened.digest, config_, packed, kernels_.name));
   }
   LoadWeightsOptions load = WeightsOptions(local);
   load.progress = options_.progress;
@@ -161,8 +166,9 @@ void LoadedModel::Embed(std::span<const int32_t> tokens, Matrix<float> residual)
 }
 
 void LoadedModel::ShareBatch(const ForwardBatch& batch, std::span<MicroBatch> batches) {
-  ShareRows(batch.sequences, batch.tokens.size(), options_.tensor_rank, options_.tensor_ranks,
-            batches);
+  const auto prompts = options_.expands_prompts() ? batch.prompts : std::span<const int32_t>();
+  ShareRows(batch.sequences, prompts, batch.tokens.size(), options_.tensor_rank,
+            options_.tensor_ranks, batches);
   size_t rows = 0;
   for (const MicroBatch& b : batches) rows += b.own.count;
   const Matrix<float> residual = residual_.Get(rows, config_.hidden_size);

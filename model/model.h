@@ -34,6 +34,13 @@ enum class EpPayload {
   kInt8,   // as 8-bit integers; those that stay on their rank are rounded alike
 };
 
+// How MLA is computed. Its two forms round differently (docs/numerics.md), so both are of a
+// cluster.
+enum class MlaForms {
+  kAbsorbed,  // in latent space, for every token
+  kAuto,      // prompt tokens with expanded keys and values, generated ones in latent space
+};
+
 struct ModelOptions {
   Device device = Device::kCpu;
   int device_index = 0;  // of the machine's devices of that kind
@@ -42,6 +49,7 @@ struct ModelOptions {
   // --quantization: projections and experts as integers, kInt8 or kInt4, only with kBfloat16. Gate,
   // norms, embeddings, head and what MLA absorbs stay as they are.
   std::optional<WeightFormat> quantization;
+  MlaForms mla = MlaForms::kAbsorbed;  // kAuto: not on devices; without effect on other attention
   EpPayload ep_payload = EpPayload::kAuto;  // kInt8: only with kBfloat16
   // Expert outputs return summed by rank (EpDispatcher::Options::reduced): with a placement bits
   // depend on it.
@@ -68,6 +76,8 @@ struct ModelOptions {
            (ep_payload == EpPayload::kAuto && quantization && device == Device::kCpu);
   }
   bool rounds_tokens() const { return int8_tokens() && !quantization; }
+  // Of a loaded model's: whether a token gives other bits in a prompt than where it was generated.
+  bool expands_prompts() const { return mla == MlaForms::kAuto; }
 };
 
 // A row of logits of which only the token is wanted that is drawn from it as it is.
@@ -86,6 +96,9 @@ struct ForwardBatch {
   // logits, whose row stays as it was; -1 where a logit is not finite.
   std::span<const Draw> draws = {};
   std::span<TokenId> drawn = {};
+  // [sequences] where the model expands_prompts, else not looked at: the length of each one's
+  // prompt. Rows at positions below it are of prompt tokens, the others of generated ones.
+  std::span<const int32_t> prompts = {};
 };
 
 // Told when a layer's KV of every row of the batch is in the cache; the bytes of those positions do
@@ -112,7 +125,7 @@ class Model {
                                                      const ModelOptions& options);
 
   virtual const ModelConfig& config() const = 0;
-  virtual const ModelOptions& options() const = 0;
+  virtual const ModelOptions& options() const = 0;  // resolved
   // Everything that decides a request's bits besides the request: "model digest:dtype:kernels:mla
   // mode".
   virtual const std::string& numerics_id() const = 0;

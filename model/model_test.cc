@@ -32,6 +32,11 @@ INSTANTIATE_TEST_SUITE_P(Quantized, GoldenTest,
                          testing::ValuesIn(AllKernelsQuantized({kV3Fp8, kQwen3, kFables})),
                          CaseName);
 
+INSTANTIATE_TEST_SUITE_P(Expanded, GoldenTest,
+                         testing::ValuesIn(AllKernelsExpanded({kV3, kV3Yarn, kV3Fp8, kV2, kV2Groups,
+                                                               kFables})),
+                         CaseName);
+
 class BitsTest : public testing::TestWithParam<Case> {};
 
 TEST_P(BitsTest, ChunksEqualTheWhole) {
@@ -82,6 +87,9 @@ INSTANTIATE_TEST_SUITE_P(All, BitsTest,
 
 INSTANTIATE_TEST_SUITE_P(Quantized, BitsTest,
                          testing::ValuesIn(AllKernelsQuantized({kV3Yarn, kQwen3})), CaseName);
+
+INSTANTIATE_TEST_SUITE_P(Expanded, BitsTest, testing::ValuesIn(AllKernelsExpanded({kV3Yarn})),
+                         CaseName);
 
 TEST(ModelTest, ObserverSeesEveryLayerOnceWithFinalBytes) {
   struct Observer : LayerObserver {

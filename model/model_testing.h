@@ -22,6 +22,7 @@ struct Case {
   DType dtype;
   std::optional<WeightFormat> quantization = {};
   EpPayload payload = EpPayload::kAuto;
+  MlaForms mla = MlaForms::kAbsorbed;
 };
 
 inline constexpr DType kBothDtypes[] = {DType::kFloat32, DType::kBfloat16};
@@ -47,6 +48,12 @@ inline std::vector<Case> AllKernelsQuantized(std::initializer_list<const char*> 
   return cases;
 }
 
+inline std::vector<Case> AllKernelsExpanded(std::initializer_list<const char*> dirs) {
+  std::vector<Case> cases = AllKernels(dirs);
+  for (Case& c : cases) c.mla = MlaForms::kAuto;
+  return cases;
+}
+
 inline constexpr const char* kV3 = "tests/data/goldens/deepseek_v3";
 inline constexpr const char* kV3Yarn = "tests/data/goldens/deepseek_v3_yarn";
 inline constexpr const char* kV3Fp8 = "tests/data/goldens/deepseek_v3_fp8";
@@ -63,7 +70,8 @@ inline std::string CaseName(const testing::TestParamInfo<Case>& info) {
   std::string name =
       info.param.dir.substr(info.param.dir.rfind('/') + 1) + "_" + info.param.kernels + "_" +
       std::string(Name(info.param.dtype)) +
-      (info.param.quantization ? "_" + std::string(Name(*info.param.quantization)) : "");
+      (info.param.quantization ? "_" + std::string(Name(*info.param.quantization)) : "") +
+      (info.param.mla == MlaForms::kAuto ? "_expanded" : "");
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 }
@@ -74,6 +82,7 @@ inline std::unique_ptr<Model> LoadOrDie(const Case& c, int threads = 2, int max_
   options.dtype = c.dtype;
   options.quantization = c.quantization;
   options.ep_payload = c.payload;
+  options.mla = c.mla;
   options.threads = threads;
   options.max_batch_tokens = max_batch_tokens;
   auto model = Model::Load(c.dir, options);
@@ -97,22 +106,25 @@ class Bench {
     std::span<const int32_t> tokens;
     int32_t position;
     std::span<const int32_t> blocks;
+    int32_t prompt = INT32_MAX;  // its length
   };
   // One step over all parts; logits of every row.
   std::vector<float> Run(std::span<const Part> parts, LayerObserver* observer = nullptr) {
-    std::vector<int32_t> tokens, rows;
+    std::vector<int32_t> tokens, rows, prompts;
     std::vector<AttentionSequence> sequences;
     for (const Part& p : parts) {
       sequences.push_back({static_cast<int32_t>(tokens.size()),
                            static_cast<int32_t>(p.tokens.size()), p.position, p.blocks});
       tokens.insert(tokens.end(), p.tokens.begin(), p.tokens.end());
+      prompts.push_back(p.prompt);
     }
     rows.resize(tokens.size());
     std::iota(rows.begin(), rows.end(), 0);
     const size_t vocab = model_.config().vocab_size;
     std::vector<float> logits(tokens.size() * vocab, NAN);
-    const auto status = model_.Forward({tokens, sequences, rows}, kv_, observer,
-                                       {logits.data(), {tokens.size(), vocab}});
+    const auto status = model_.Forward(
+        {.tokens = tokens, .sequences = sequences, .logit_rows = rows, .prompts = prompts}, kv_,
+        observer, {logits.data(), {tokens.size(), vocab}});
     SY_CHECK_MSG(status.ok(), status.ToString());
     return logits;
   }

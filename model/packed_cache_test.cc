@@ -250,6 +250,7 @@ Loaded Load(const Case& c, const std::string& folder) {
   options.kernels = c.kernels;
   options.dtype = c.dtype;
   options.quantization = c.quantization;
+  options.mla = c.mla;
   options.threads = 2;
   options.weights_cache = folder;
   auto model = Model::Load(c.dir, options);
@@ -316,6 +317,24 @@ TEST(CachedModelTest, DamageIsMendedAndAnotherPathTakesThePlace) {
   EXPECT_TRUE(SameBits(wide.logits, Load({kQwen3, "reference", DType::kFloat32}, "").logits));
   EXPECT_TRUE(Has(wide.report, absl::StrCat(" ", files.size(), " of another model or release")))
       << wide.report;
+}
+
+// The form of MLA adds weights and changes none.
+TEST(CachedModelTest, BothFormsOfMlaShareAFolder) {
+  const Case absorbed{kV3, "auto", DType::kBfloat16};
+  Case expanded = absorbed;
+  expanded.mla = MlaForms::kAuto;
+  const std::string folder = FreshFolder("forms");
+  const Loaded first = Load(absorbed, folder), second = Load(expanded, folder),
+               third = Load(expanded, folder), again = Load(absorbed, folder);
+  const int layers = first.model->config().layers;
+  EXPECT_TRUE(Has(second.report, absl::StrCat(" ", layers, " missing"))) << second.report;
+  for (const Loaded* l : {&third, &again}) {
+    EXPECT_FALSE(Has(l->report, "missing") || Has(l->report, "another")) << l->report;
+  }
+  EXPECT_TRUE(SameBits(second.logits, Load(expanded, "").logits));
+  EXPECT_TRUE(SameBits(second.logits, third.logits));
+  EXPECT_TRUE(SameBits(first.logits, again.logits));
 }
 
 // ---- The layout ----

@@ -125,8 +125,9 @@ class Session {
     return Session(model, std::move(kv));
   }
 
-  // Appends tokens; the logits of each, [T, V].
-  absl::StatusOr<std::vector<float>> Append(std::span<const int32_t> tokens) {
+  // Appends tokens, the prompt or generated ones; the logits of each, [T, V].
+  absl::StatusOr<std::vector<float>> Append(std::span<const int32_t> tokens, bool prompt) {
+    if (prompt) prompt_ += static_cast<int32_t>(tokens.size());
     const size_t vocab = model_.config().vocab_size, chunk_max = model_.options().max_batch_tokens;
     std::vector<float> logits(tokens.size() * vocab);
     for (size_t begin = 0; begin < tokens.size(); begin += chunk_max) {
@@ -135,7 +136,11 @@ class Session {
       const AttentionSequence sequence{0, count, position_, blocks_};
       std::vector<int32_t> rows(count);
       std::iota(rows.begin(), rows.end(), 0);
-      RETURN_IF_ERROR(model_.Forward({chunk, {&sequence, 1}, rows}, kv_, nullptr,
+      RETURN_IF_ERROR(model_.Forward({.tokens = chunk,
+                                      .sequences = {&sequence, 1},
+                                      .logit_rows = rows,
+                                      .prompts = {&prompt_, 1}},
+                                     kv_, nullptr,
                                      {logits.data() + begin * vocab, {chunk.size(), vocab}}));
       position_ += count;
     }
@@ -150,7 +155,7 @@ class Session {
   Model& model_;
   KvStorage kv_;
   std::vector<int32_t> blocks_;
-  int32_t position_ = 0;
+  int32_t position_ = 0, prompt_ = 0;
 };
 
 absl::StatusOr<VerifyCase> RunCase(Model& model, const Checkpoint& golden, int index) {
@@ -162,7 +167,7 @@ absl::StatusOr<VerifyCase> RunCase(Model& model, const Checkpoint& golden, int i
   ASSIGN_OR_RETURN(const auto bf16,
                    Floats(golden, Numbered("logits_bf16", index), {ids.size(), vocab}));
   ASSIGN_OR_RETURN(Session session, Session::Create(model, static_cast<int>(ids.size())));
-  ASSIGN_OR_RETURN(const auto found, session.Append(ids));
+  ASSIGN_OR_RETURN(const auto found, session.Append(ids, /*prompt=*/true));
 
   VerifyCase c{index, static_cast<int>(ids.size()), Compare(found, wanted, vocab),
                Compare(bf16, wanted, vocab)};
@@ -184,12 +189,12 @@ absl::Status RunGreedy(Model& model, const Checkpoint& golden, VerifyReport& rep
   const auto tie =
       std::find_if(margins.begin(), margins.end(), [](float m) { return !(m > kGreedyMargin); });
   report.greedy_compared = static_cast<int>(tie - margins.begin());
-  ASSIGN_OR_RETURN(std::vector<float> logits, session.Append(prompt));
+  ASSIGN_OR_RETURN(std::vector<float> logits, session.Append(prompt, /*prompt=*/true));
   for (int i = 0; i < report.greedy_compared; ++i) {
     const auto next = static_cast<int32_t>(ArgMax(std::span(logits).last(vocab)));
     if (next != wanted[i]) break;
     ++report.greedy_equal;
-    ASSIGN_OR_RETURN(logits, session.Append({&next, 1}));
+    ASSIGN_OR_RETURN(logits, session.Append({&next, 1}, /*prompt=*/false));
   }
   return absl::OkStatus();
 }

@@ -260,7 +260,27 @@ class Loader {
       w.uk.push_back(std::move(packed[2 * i]));
       w.uv.push_back(std::move(packed[2 * i + 1]));
     }
+    if (options_.mla_keys) RETURN_IF_ERROR(MlaKeys(name, w));
     return Output(prefix, c_.v_head_dim, w);
+  }
+
+  // W_uk of `name` as it is; uk, its transpose, is packed another way round.
+  absl::Status MlaKeys(const std::string& name, AttentionWeights& w) {
+    const uint64_t latent = c_.kv_lora_rank, nope = c_.qk_nope_head_dim;
+    const uint64_t width = nope + c_.v_head_dim;
+    const HeadShare& h = options_.heads;
+    const WeightFormat format = FormatOf(options_.dtype);
+    const auto pack = [&]() -> absl::StatusOr<std::vector<PackedWeight>> {
+      ASSIGN_OR_RETURN(const LoadedTensor kv_b, Get(name, {c_.heads * width, latent}));
+      std::vector<PackedWeight> packed;
+      for (int i = h.first_head; i < h.first_head + h.heads; ++i) {
+        packed.push_back(kernels_.gemm->Pack(RowsOf(kv_b.view, i * width, nope), format));
+      }
+      return packed;
+    };
+    const std::vector<PackedShape> shapes(h.heads, ShapeOf(format, nope, latent));
+    ASSIGN_OR_RETURN(w.uk_keys, Cached(HeadsPart(width).NameOf(name) + ".keys", shapes, pack));
+    return absl::OkStatus();
   }
 
   absl::Status Output(const std::string& prefix, uint64_t v_dim, AttentionWeights& w) {

@@ -32,6 +32,7 @@ struct AttentionWeights {
   std::vector<float> kv_a_norm;            // [C]
   std::vector<PackedWeight> uk;            // h × [C, nope]: queries into latent space
   std::vector<PackedWeight> uv;            // h × [v, C]: latent values out of it
+  std::vector<PackedWeight> uk_keys;       // h × [nope, C]: latents into keys; or empty
   // The output projection by fixed groups of heads, those of this rank, each [H, group·v]:
   // docs/numerics.md.
   std::vector<PackedWeight> o;
@@ -67,6 +68,7 @@ struct LoadWeightsOptions {
   DType dtype = DType::kBfloat16;
   std::optional<WeightFormat> quantization;  // of projections and experts
   HeadShare heads;                           // of attention, that this rank computes
+  bool mla_keys = false;                     // AttentionWeights::uk_keys
   HostedExperts local_experts;
   PackedCache* cache = nullptr;                             // may be null
   std::function<void(size_t done, size_t total)> progress;  // may be empty

@@ -1,4 +1,4 @@
-// The attention half of a layer, on a device: as model/attention_stage.cc.
+// The attention half of a layer, on a device: as model/gqa_attention.cc and mla_attention.cc.
 #include "common/status_macros.h"
 #include "kernels/cuda/attention.h"
 #include "model/cuda/layers.h"

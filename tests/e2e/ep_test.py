@@ -46,12 +46,15 @@ def check_bits(binary, model, count):
                                    check=experts_moved if MOVE[0] in flags else None))
 
 
-def check_payloads(binary, model, count):
-    """Tokens of 8 bits: the bits of one process that rounds them too, or that quantises weights. Reduced outputs: one layout, one answer."""
+def check_numbers(binary, model, count):
+    """Flags that change bits: those of one process with the same flag. Tokens of 8 bits, weights of 8 bits, prompts expanded.
+    Reduced outputs: one layout, one answer."""
     requests = make_requests(count, length_max=400)
     for name, moved, flags, layout in (
             ("tokens of 8 bits, prefill EP2, decode alone", True, ("--ep-payload", "int8"), (*ALWAYS, "--prefill-ep", "2")),
-            ("weights of 8 bits, decode EP2", False, ("--quantization", "int8"), (*NEVER, "--decode-ep", "2"))):
+            ("weights of 8 bits, decode EP2", False, ("--quantization", "int8"), (*NEVER, "--decode-ep", "2")),
+            ("prompts expanded, prefill TP2 x DP2 x EP4 in two micro-batches, decode alone", True, ("--mla", "auto"),
+             (*ALWAYS, "--prefill-ep", "4", "--prefill-tp", "2", "--ep-overlap", "on"))):
         want = one_process(binary, model, requests, "--max-num-seqs", "1", *flags)
         compare(name, want, served(binary, model, requests, 32, moved, *layout, *flags))
     reduced = (*NEVER, "--decode-ep", "2", "--ep-combine", "reduced")
@@ -173,7 +176,7 @@ def check_lost_neighbour(binary, model, count):
 if __name__ == "__main__":
     BINARY, MODEL, COUNT = sys.argv[1], sys.argv[2], int(sys.argv[3])
     check_bits(BINARY, MODEL, COUNT)
-    check_payloads(BINARY, MODEL, COUNT)
+    check_numbers(BINARY, MODEL, COUNT)
     check_memory_and_rest(BINARY)
     check_lost_ranks(BINARY, MODEL, COUNT)
     check_lost_neighbour(BINARY, MODEL, COUNT)
