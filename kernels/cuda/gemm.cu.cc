@@ -85,7 +85,8 @@ absl::Status Gemm(Stream stream, GemmPath path, const GemmInput& x, const Device
       return path == GemmPath::kWgmma ? GemmWgmma(stream, a) : GemmBf16(stream, a);
     default:
       SY_CHECK_MSG(x.scales != nullptr && w.scales != nullptr, "no scales");
-      return GemmScaled(stream, a);
+      return path == GemmPath::kWgmma && w.format == DeviceFormat::kFp8 ? GemmWgmma(stream, a)
+                                                                        : GemmScaled(stream, a);
   }
 }
 

@@ -18,7 +18,7 @@
 namespace switchyard::cuda {
 
 // kMmaSync: mma.sync m16n8k16 fed by cp.async and ldmatrix (sm_80 and later). kWgmma: warpgroup MMA
-// fed by the tensor memory accelerator (sm_90a); BF16 only, other formats take kMmaSync's kernels.
+// fed by the tensor memory accelerator (sm_90a); BF16 and FP8, others take kMmaSync's kernels.
 enum class GemmPath { kMmaSync, kWgmma };
 
 enum class DeviceFormat : uint8_t {
@@ -92,7 +92,8 @@ absl::Status Gemm(Stream stream, GemmPath path, const GemmInput& x, const Device
 // Gemm ends the process past it.
 constexpr int TileRows(GemmPath path, DeviceFormat format) {
   if (format == DeviceFormat::kFloat32) return 32;
-  return path == GemmPath::kWgmma && format == DeviceFormat::kBfloat16 ? 128 : 64;
+  const bool wgmma = format == DeviceFormat::kBfloat16 || format == DeviceFormat::kFp8;
+  return path == GemmPath::kWgmma && wgmma ? 128 : 64;
 }
 inline constexpr int kRowTilesMax = 65535;
 

@@ -16,7 +16,7 @@ struct GemmArguments {
 };
 
 absl::Status GemmBf16(Stream stream, const GemmArguments& a);
-absl::Status GemmWgmma(Stream stream, const GemmArguments& a);
+absl::Status GemmWgmma(Stream stream, const GemmArguments& a);  // BF16, FP8
 absl::Status GemmScaled(Stream stream, const GemmArguments& a);
 absl::Status GemmFloat(Stream stream, const GemmArguments& a);
 

@@ -256,6 +256,67 @@ TEST_F(GemmTest, GroupsTakeTheirRowsWhateverTheirSizes) {
   }
 }
 
+// Small whole numbers: sums of 128 products are exact however a tensor core adds them, so that y is
+// one chain of fma over groups of k, to the bit.
+TEST_F(GemmTest, Fp8AddsScaledGroupsInAscendingOrderWhateverTheRowsBeside) {
+  constexpr int kRows = 135, kN = 130, kK = 300, kStride = 384, kGroups = 3, kExperts = 2;
+  const std::vector<int32_t> offsets = {0, 3, kRows};
+  const auto numbers = [&](size_t n) {
+    std::vector<int> v(n);
+    for (int& i : v) i = static_cast<int>(rng_() % 5) - 2;
+    return v;
+  };
+  const auto encoded = [](const std::vector<int>& v) {
+    constexpr uint8_t kOf[] = {0xc0, 0xb8, 0x00, 0x38, 0x40};  // -2 … 2
+    std::vector<uint8_t> bytes;
+    for (const int i : v) bytes.push_back(kOf[i + 2]);
+    return bytes;
+  };
+  const auto scales = [&](size_t n) {
+    std::uniform_real_distribution<float> some(0.1f, 2.0f);
+    std::vector<float> v(n);
+    for (float& f : v) f = some(rng_);
+    return v;
+  };
+  const auto x = numbers(kRows * kStride), w = numbers(kExperts * kN * kK);
+  const auto sx = scales(kRows * kGroups), sw = scales(kExperts * 2 * kGroups);
+  std::vector<std::byte> packed(kExperts * WeightBytes(DeviceFormat::kFp8, kN, kK));
+  std::vector<float> packed_scales(sw.size());
+  const std::vector<uint8_t> values = encoded(w);
+  for (int g = 0; g < kExperts; ++g) {
+    PackFp8(&values[g * kN * kK], &sw[g * 2 * kGroups], kN, kK, &packed[g * kN * kStride],
+            &packed_scales[g * 2 * kGroups]);
+  }
+  const DeviceArray<uint8_t> dx(encoded(x));
+  const DeviceArray<float> dsx(sx), dsw(packed_scales);
+  const DeviceArray<std::byte> dw(packed);
+  const DeviceArray<int32_t> bounds(offsets);
+  for (const GemmPath path : TestedPaths()) {
+    DeviceArray<float> y(kRows * kN, kNan);
+    ASSERT_TRUE(Gemm(nullptr, path, QuantizedRows{dx.data(), dsx.data(), kRows, kK},
+                     {DeviceFormat::kFp8, kExperts, kN, kK, dw.data(), dsw.data()},
+                     {.offsets = bounds.data()}, Epilogue::kStore,
+                     DeviceMatrix<float>(y.data(), kRows, kN))
+                    .ok());
+    const std::vector<float> got = y.Get();
+    for (int r = 0; r < kRows; ++r) {
+      const int g = r < offsets[1] ? 0 : 1;
+      for (int n = 0; n < kN; ++n) {
+        float sum = 0;
+        for (int q = 0; q < kGroups; ++q) {
+          int part = 0;
+          for (int k = q * 128; k < std::min(kK, (q + 1) * 128); ++k) {
+            part += x[r * kStride + k] * w[(g * kN + n) * kK + k];
+          }
+          const float scale = sx[r * kGroups + q] * sw[(g * 2 + n / 128) * kGroups + q];
+          sum = std::fmaf(static_cast<float>(part), scale, sum);
+        }
+        ASSERT_EQ(got[r * kN + n], sum) << r << " " << n << " path " << static_cast<int>(path);
+      }
+    }
+  }
+}
+
 TEST_F(GemmTest, SiluTakesPairsOfColumns) {
   const int rows = 4, n = 34, k = 90;
   for (const DeviceFormat format : kFormats) {

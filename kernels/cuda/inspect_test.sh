@@ -52,6 +52,7 @@ done
 ptx attention ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16
 for kernels in gemm_bf16 gemm_scaled; do ptx $kernels cp.async.cg.shared.global; done
 ptx gemm_wgmma wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16
+ptx gemm_wgmma wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3
 ptx gemm_wgmma cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes
 ptx gemm_wgmma mbarrier.try_wait.parity
 
@@ -60,11 +61,11 @@ if command -v cuobjdump >/dev/null && command -v nvdisasm >/dev/null; then
     machine gemm_bf16 $arch HMMA.16816.F32.BF16 LDSM.16.M88.4 LDGSTS.E.BYPASS.128
     machine gemm_scaled $arch HMMA.16816.F32.BF16 LDSM.16.M88.4 LDGSTS.E.BYPASS.128
     machine attention $arch HMMA.16816.F32.BF16 LDSM.16.M88.4 LDSM.16.MT88.4
-    for kernels in attention_float gate gemm permute quant rows sample; do machine $kernels $arch; done
+    for kernels in attention_float blocks gate gemm permute quant rows sample; do machine $kernels $arch; done
   done
-  machine gemm_wgmma sm_90a HGMMA.64x128x16.F32.BF16 UTMALDG.2D SYNCS.PHASECHK.TRANS64.TRYWAIT
+  machine gemm_wgmma sm_90a HGMMA.64x128x16.F32.BF16 QGMMA.64x128x32.F32.E4M3.E4M3 UTMALDG.2D SYNCS.PHASECHK.TRANS64.TRYWAIT
   # A product that ptxas cannot overlap gets a fence and a wait of its own.
-  products=$(grep -c HGMMA "$sass")
+  products=$(grep -cE '[HQ]GMMA\.64x128' "$sass")
   fences=$(grep -c WARPGROUP.ARRIVE "$sass")
   ((products == 4 * fences)) || fail "$products wgmma in $fences groups: 4 in each are wanted"
 else

@@ -96,8 +96,9 @@ __device__ __forceinline__ void CopyTensor(void* shared, const TensorMap& map, i
 #endif
 }
 
-// Of a K-major operand in rows of 64 BF16 with the 128-byte swizzle: address, stride of 1,024 bytes
-// between groups of 8 rows, mode 1 (PTX ISA, "Matrix descriptor"). The leading offset is not used.
+// Of a K-major operand in rows of 128 bytes with the 128-byte swizzle: address, stride of 1,024
+// bytes between groups of 8 rows, mode 1 (PTX ISA, "Matrix descriptor"). The leading offset is not
+// used.
 __device__ __forceinline__ uint64_t Descriptor(const void* shared) {
 #if defined(__CUDACC__)
   const uint32_t address = SharedAddress(shared);
@@ -108,10 +109,38 @@ __device__ __forceinline__ uint64_t Descriptor(const void* shared) {
          uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }
 
-// Before the first product that reads registers which were written otherwise.
-__device__ __forceinline__ void FenceWgmma() {
+#define SY_WGMMA_SUMS                                                                \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "          \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
+#define SY_WGMMA_OPERANDS(d)                                                                      \
+  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
+      "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),    \
+      "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),  \
+      "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),  \
+      "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),  \
+      "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]),  \
+      "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]),  \
+      "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),  \
+      "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+
+// Before the first product that adds to registers which were written otherwise. These two name the
+// registers, so that nvcc moves nothing that reads or writes them across.
+__device__ __forceinline__ void FenceWgmma(float (&d)[64]) {
 #if defined(__CUDACC__)
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  asm volatile("wgmma.fence.sync.aligned;" : SY_WGMMA_OPERANDS(d)::"memory");
+#else
+  static_cast<void>(d);
+#endif
+}
+// Until all products of this warp are made.
+__device__ __forceinline__ void WaitWgmma(float (&d)[64]) {
+#if defined(__CUDACC__)
+  asm volatile("wgmma.wait_group.sync.aligned 0;" : SY_WGMMA_OPERANDS(d)::"memory");
+#else
+  static_cast<void>(d);
+  simt::WaitWgmma();
 #endif
 }
 __device__ __forceinline__ void CommitWgmma() {
@@ -121,41 +150,31 @@ __device__ __forceinline__ void CommitWgmma() {
   simt::CommitWgmma();
 #endif
 }
-// Until all products of this warp are made.
-__device__ __forceinline__ void WaitWgmma() {
+
+// d = (kAdd ? d : 0) + a · bᵀ of a warpgroup, 64 by 128 by 32 bytes of k. Warp w of it has rows 16w
+// …; lane l, g = l / 4, t = l % 4: d[4j], d[4j + 1] are row g, columns 8j + 2t and the next; d[4j +
+// 2], d[4j + 3] row g + 8. kFp8: 32 E4M3, else 16 BF16.
+template <bool kFp8, bool kAdd>
+__device__ __forceinline__ void Wgmma(float (&d)[64], uint64_t a, uint64_t b) {
 #if defined(__CUDACC__)
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  if constexpr (kFp8) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 " SY_WGMMA_SUMS
+                 ", %64, %65, %66, 1, 1;"
+                 : SY_WGMMA_OPERANDS(d)
+                 : "l"(a), "l"(b), "n"(kAdd ? 1 : 0));
+  } else {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " SY_WGMMA_SUMS
+                 ", %64, %65, %66, 1, 1, 0, 0;"
+                 : SY_WGMMA_OPERANDS(d)
+                 : "l"(a), "l"(b), "n"(kAdd ? 1 : 0));
+  }
 #else
-  simt::WaitWgmma();
+  simt::Wgmma(d, a, b, kFp8, kAdd);
 #endif
 }
 
-// d += a · bᵀ of a warpgroup, 64 by 128 by 16. Warp w of it has rows 16w …; lane l, g = l / 4, t =
-// l % 4: d[4j], d[4j + 1] are row g, columns 8j + 2t and the next; d[4j + 2], d[4j + 3] row g + 8.
-__device__ __forceinline__ void Wgmma(float (&d)[64], uint64_t a, uint64_t b) {
-#if defined(__CUDACC__)
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, 1, 1, 1, 0, 0;"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
-        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
-        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
-        "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
-        "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
-        "+f"(d[63])
-      : "l"(a), "l"(b));
-#else
-  simt::Wgmma(d, a, b);
-#endif
-}
+#undef SY_WGMMA_SUMS
+#undef SY_WGMMA_OPERANDS
 
 #endif  // SY_HOPPER
 

@@ -350,6 +350,8 @@ absl::Status DeviceModel::Forward(const ForwardBatch& batch, KvStorage& kv, Laye
   const absl::Status done = compute();
   if (!done.ok()) {
     if (dispatcher_ != nullptr) experts_.Abandon();
+    // What is under way must not land in an image's block that is another's by then.
+    static_cast<void>(Synchronize(copies_));
     image.NotDownloaded(downloads_);
     image.NotUploaded(uploads_);
   }

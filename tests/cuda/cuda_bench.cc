@@ -40,28 +40,38 @@ class Bench {
     RETURN_IF_ERROR(Lt(cublasLtCreate(&lt_), "cublasLtCreate"));
     RETURN_IF_ERROR(ToStatus(cudaEventCreate(&begin_), "cudaEventCreate"));
     RETURN_IF_ERROR(ToStatus(cudaEventCreate(&end_), "cudaEventCreate"));
-    ASSIGN_OR_RETURN(noise_, Noise(kColdBytes));
+    ASSIGN_OR_RETURN(noise_, Noise(kColdBytes, DeviceFormat::kBfloat16));
+    ASSIGN_OR_RETURN(noise8_, Noise(kColdBytes, DeviceFormat::kFp8));
     ASSIGN_OR_RETURN(output_, DeviceBuffer::Create(kColdBytes));
     ASSIGN_OR_RETURN(workspace_, DeviceBuffer::Create(size_t{256} << 20));
     std::printf("%s, compute capability %d.%d, %d multiprocessors; products by %s\n",
                 device.name.c_str(), device.major, device.minor, device.multiprocessors,
                 path_ == GemmPath::kWgmma ? "wgmma" : "mma.sync");
     RETURN_IF_ERROR(DeviceCopy());
-    for (const int m : {1, 16, 64, 256, 1024, 4096}) {
-      RETURN_IF_ERROR(Dense(m, 4096, 7168));
+    std::vector<DeviceFormat> formats = {DeviceFormat::kBfloat16};
+    if (path_ == GemmPath::kWgmma) formats.push_back(DeviceFormat::kFp8);
+    for (const DeviceFormat format : formats) {
+      for (const int m : {1, 16, 64, 256, 1024, 4096}) {
+        RETURN_IF_ERROR(Dense(format, m, 4096, 7168));
+      }
+      for (const int rows : {1, 8, 64, 256}) {
+        RETURN_IF_ERROR(Grouped(format, 32, rows, 4096, 7168));
+      }
     }
-    for (const int rows : {1, 8, 64, 256}) RETURN_IF_ERROR(Grouped(32, rows, 4096, 7168));
     for (const int context : {512, 4096, 16384}) RETURN_IF_ERROR(MlaDecode(64, context));
     return absl::OkStatus();
   }
 
  private:
-  // BF16 numbers in (-1, 1).
-  absl::StatusOr<DeviceBuffer> Noise(size_t bytes) {
+  // BF16 numbers in (-1, 1), or E4M3 up to 30.
+  absl::StatusOr<DeviceBuffer> Noise(size_t bytes, DeviceFormat format) {
     std::mt19937 random(1);
     std::vector<Bf16> host(bytes / sizeof(Bf16));
     std::uniform_real_distribution<float> uniform(-1, 1);
-    for (Bf16& v : host) v = ToBf16(uniform(random));
+    const bool fp8 = format == DeviceFormat::kFp8;
+    for (Bf16& v : host) {
+      v = fp8 ? Bf16{static_cast<uint16_t>(random() & 0xdfdf)} : ToBf16(uniform(random));
+    }
     ASSIGN_OR_RETURN(DeviceBuffer buffer, DeviceBuffer::Create(bytes));
     RETURN_IF_ERROR(CopyAsync(buffer.data(), host.data(), bytes, stream_));
     RETURN_IF_ERROR(Synchronize(stream_));
@@ -93,9 +103,13 @@ class Bench {
     return absl::OkStatus();
   }
 
+  static size_t BytesOf(DeviceFormat format) { return format == DeviceFormat::kFp8 ? 1 : 2; }
+
   // FLOP/s of y [m, n] = x [m, k] · w [n, k]ᵀ by the fastest of the algorithms that cuBLASLt
-  // proposes.
-  absl::StatusOr<double> BestOfLibrary(int m, int n, int k) {
+  // proposes; FP8 without scales of rows and blocks.
+  absl::StatusOr<double> BestOfLibrary(DeviceFormat format, int m, int n, int k) {
+    const cudaDataType_t type = format == DeviceFormat::kFp8 ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
+    const std::byte* const x = Cold(0, 0, format);
     cublasLtMatmulDesc_t op;
     cublasLtMatrixLayout_t a, b, c;
     cublasLtMatmulPreference_t preference;
@@ -104,8 +118,8 @@ class Bench {
     RETURN_IF_ERROR(Lt(cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
                                                       sizeof(transposed)),
                        "transposed"));
-    RETURN_IF_ERROR(Lt(cublasLtMatrixLayoutCreate(&a, CUDA_R_16BF, k, n, k), "w"));
-    RETURN_IF_ERROR(Lt(cublasLtMatrixLayoutCreate(&b, CUDA_R_16BF, k, m, k), "x"));
+    RETURN_IF_ERROR(Lt(cublasLtMatrixLayoutCreate(&a, type, k, n, k), "w"));
+    RETURN_IF_ERROR(Lt(cublasLtMatrixLayoutCreate(&b, type, k, m, k), "x"));
     RETURN_IF_ERROR(Lt(cublasLtMatrixLayoutCreate(&c, CUDA_R_32F, n, m, n), "y"));
     RETURN_IF_ERROR(Lt(cublasLtMatmulPreferenceCreate(&preference), "preference"));
     const size_t workspace = workspace_.size();
@@ -122,10 +136,11 @@ class Bench {
     double best = 0;
     for (int i = 0; i < count; ++i) {
       const auto seconds = Time([&](int run) {
-        return Lt(cublasLtMatmul(lt_, op, &one, Cold(run, size_t{2} * n * k), a, noise_.data(), b,
-                                 &zero, output_.data(), c, output_.data(), c, &found[i].algo,
-                                 workspace_.data(), workspace, stream_.get()),
-                  "cublasLtMatmul");
+        const std::byte* const w = Cold(run, BytesOf(format) * n * k, format);
+        return Lt(
+            cublasLtMatmul(lt_, op, &one, w, a, x, b, &zero, output_.data(), c, output_.data(), c,
+                           &found[i].algo, workspace_.data(), workspace, stream_.get()),
+            "cublasLtMatmul");
       });
       if (seconds.ok()) best = std::max(best, 2.0 * m * n * k / *seconds);
     }
@@ -136,9 +151,10 @@ class Bench {
   }
 
   // `bytes` of noise that the last runs have not read, where there is so much.
-  const std::byte* Cold(int run, size_t bytes) const {
-    const size_t places = kColdBytes / bytes;
-    return noise_.data() + (places > 1 ? run % places * bytes : 0) / 256 * 256;
+  const std::byte* Cold(int run, size_t bytes, DeviceFormat format) const {
+    const size_t places = bytes > 0 ? kColdBytes / bytes : 0;
+    const DeviceBuffer& noise = format == DeviceFormat::kFp8 ? noise8_ : noise_;
+    return noise.data() + (places > 1 ? run % places * bytes : 0) / 256 * 256;
   }
 
   // What is reached of the lesser ceiling: multiplying, or reading and writing `bytes`.
@@ -151,46 +167,60 @@ class Bench {
         library_flops * 1e-12, least / seconds);
   }
 
-  absl::Status Dense(int m, int n, int k) {
-    ASSIGN_OR_RETURN(const double library, BestOfLibrary(m, n, k));
+  // Rows of noise, with scales where the format has them.
+  GemmInput Left(DeviceFormat format, int rows, int k) const {
     GemmInput x;
-    x.values = noise_.data();
-    x.rows = m;
+    x.values = Cold(0, 0, format);
+    x.rows = rows;
     x.stride = k;
-    DeviceWeight w{.n = n, .k = k};
+    x.scales = noise_.as<float>();
+    return x;
+  }
+  static const char* Name(DeviceFormat format) {
+    return format == DeviceFormat::kFp8 ? " FP8 " : " BF16 ";
+  }
+
+  absl::Status Dense(DeviceFormat format, int m, int n, int k) {
+    ASSIGN_OR_RETURN(const double library, BestOfLibrary(format, m, n, k));
+    const GemmInput x = Left(format, m, k);
+    DeviceWeight w{.format = format, .n = n, .k = k, .scales = noise_.as<float>()};
     const DeviceMatrix<float> y(output_.as<float>(), m, n);
     ASSIGN_OR_RETURN(const double seconds, Time([&](int run) {
-                       w.data = Cold(run, WeightBytes(w.format, n, k));
+                       w.data = Cold(run, WeightBytes(format, n, k), format);
                        return Gemm(stream_.get(), path_, x, w, {}, Epilogue::kStore, y);
                      }));
-    Report(absl::StrCat("dense ", m, " x ", n, " x ", k), seconds, 2.0 * m * n * k,
-           2.0 * n * k + 2.0 * m * k + 4.0 * m * n, library);
+    const double bytes = static_cast<double>(BytesOf(format)) * (1.0 * n * k + 1.0 * m * k);
+    Report(absl::StrCat("dense", Name(format), m, " x ", n, " x ", k), seconds, 2.0 * m * n * k,
+           bytes + 4.0 * m * n, library);
     return absl::OkStatus();
   }
 
   // `groups` experts of `rows` rows each. The library multiplies all of them by one weight.
-  absl::Status Grouped(int groups, int rows, int n, int k) {
+  absl::Status Grouped(DeviceFormat format, int groups, int rows, int n, int k) {
     const int all = groups * rows;
-    ASSIGN_OR_RETURN(const double library, BestOfLibrary(all, n, k));
-    const size_t bytes = WeightBytes(DeviceFormat::kBfloat16, n, k) * groups;
-    ASSIGN_OR_RETURN(const DeviceBuffer weights, Noise(bytes));
+    ASSIGN_OR_RETURN(const double library, BestOfLibrary(format, all, n, k));
+    const size_t bytes = WeightBytes(format, n, k) * groups;
+    ASSIGN_OR_RETURN(const DeviceBuffer weights, Noise(bytes, format));
     std::vector<int32_t> host(groups + 1);
     for (int g = 0; g <= groups; ++g) host[g] = g * rows;
     ASSIGN_OR_RETURN(const DeviceBuffer offsets,
                      DeviceBuffer::Create(host.size() * sizeof(int32_t)));
     RETURN_IF_ERROR(CopyAsync(offsets.data(), host.data(), offsets.size(), stream_));
-    GemmInput x;
-    x.values = noise_.data();
-    x.rows = all;
-    x.stride = k;
-    const DeviceWeight w{.groups = groups, .n = n, .k = k, .data = weights.data()};
+    const GemmInput x = Left(format, all, k);
+    const DeviceWeight w{.format = format,
+                         .groups = groups,
+                         .n = n,
+                         .k = k,
+                         .data = weights.data(),
+                         .scales = noise_.as<float>()};
     const DeviceMatrix<float> y(output_.as<float>(), all, n);
     ASSIGN_OR_RETURN(const double seconds, Time([&](int) {
                        return Gemm(stream_.get(), path_, x, w, {.offsets = offsets.as<int32_t>()},
                                    Epilogue::kStore, y);
                      }));
-    Report(absl::StrCat("grouped ", groups, " x ", rows, " x ", n, " x ", k), seconds,
-           2.0 * all * n * k, static_cast<double>(bytes) + 2.0 * all * k + 4.0 * all * n, library);
+    const double rest = static_cast<double>(BytesOf(format)) * all * k + 4.0 * all * n;
+    Report(absl::StrCat("grouped", Name(format), groups, " x ", rows, " x ", n, " x ", k), seconds,
+           2.0 * all * n * k, static_cast<double>(bytes) + rest, library);
     return absl::OkStatus();
   }
 
@@ -206,7 +236,8 @@ class Bench {
                                   .v_head_stride = size_t{kBlock} * kKey,
                                   .v_token_stride = kKey};
     const int blocks = context / kBlock;
-    ASSIGN_OR_RETURN(const DeviceBuffer kv, Noise(size_t{2} * sequences * blocks * kBlock * kKey));
+    ASSIGN_OR_RETURN(const DeviceBuffer kv, Noise(size_t{2} * sequences * blocks * kBlock * kKey,
+                                                  DeviceFormat::kBfloat16));
     std::vector<DeviceSequence> host;
     std::vector<int32_t> tables;
     for (int s = 0; s < sequences; ++s) {
@@ -232,7 +263,8 @@ class Bench {
                                              true, parts.data(), out);
                      }));
     const double pairs = static_cast<double>(sequences) * context * kHeads;
-    ASSIGN_OR_RETURN(const double library, BestOfLibrary(4096, 4096, 7168));
+    ASSIGN_OR_RETURN(const double library,
+                     BestOfLibrary(DeviceFormat::kBfloat16, 4096, 4096, 7168));
     Report(absl::StrCat("MLA decode ", sequences, " x ", context), seconds,
            2.0 * pairs * (kKey + kValue), static_cast<double>(kv.size()), library);
     return absl::OkStatus();
@@ -242,7 +274,7 @@ class Bench {
   OwnedStream stream_;
   cublasLtHandle_t lt_ = nullptr;  // these three live as long as the process
   cudaEvent_t begin_ = nullptr, end_ = nullptr;
-  DeviceBuffer noise_, output_, workspace_;
+  DeviceBuffer noise_, noise8_, output_, workspace_;
   double copy_bytes_ = 0;  // per second
 };
 

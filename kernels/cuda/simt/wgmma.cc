@@ -1,7 +1,10 @@
 #include "kernels/cuda/simt/wgmma.h"
 
+#include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -20,6 +23,7 @@ struct TensorCopy {
 struct Product {
   float (*d)[64];
   uint64_t a, b;
+  bool fp8, add;
 };
 // Under way in this block: copies of all threads, products by thread.
 thread_local std::vector<TensorCopy> copies;
@@ -37,32 +41,50 @@ void Complete(Mbarrier& b) {
 }
 
 void Land(const TensorCopy& c) {
-  constexpr int kChunk = 8, kChunks = 8;  // of 16 bytes, in a row of 128
+  constexpr uint32_t kChunk = 16, kChunks = 8;  // bytes; in a row of 128
   auto* to = static_cast<std::byte*>(c.to);
   for (uint32_t r = 0; r < c.map.box_rows; ++r) {
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      uint16_t values[kChunk] = {};
-      for (int i = 0; i < kChunk; ++i) {
-        const uint64_t row = static_cast<uint64_t>(c.row) + r;
-        const uint64_t column = static_cast<uint64_t>(c.column + chunk * kChunk + i);
-        if (row >= c.map.rows || column >= c.map.columns) continue;  // out of bounds: zeros
-        std::memcpy(&values[i],
-                    static_cast<const std::byte*>(c.map.data) + row * c.map.stride + column * 2, 2);
+    for (uint32_t chunk = 0; chunk < kChunks; ++chunk) {
+      std::byte bytes[kChunk] = {};  // out of bounds: zeros
+      const uint64_t row = static_cast<uint64_t>(c.row) + r,
+                     end = c.map.columns * c.map.element_bytes;
+      const uint64_t at = static_cast<uint64_t>(c.column) * c.map.element_bytes + chunk * kChunk;
+      if (row < c.map.rows && at < end) {
+        std::memcpy(bytes, static_cast<const std::byte*>(c.map.data) + row * c.map.stride + at,
+                    std::min<uint64_t>(kChunk, end - at));
       }
-      std::memcpy(to + r * 128 + ((chunk ^ static_cast<int>(r % 8)) * 16), values, 16);
+      std::memcpy(to + r * 128 + ((chunk ^ r % 8) * kChunk), bytes, kChunk);
     }
   }
 }
 
+float E4m3(uint8_t v) {
+  const int exponent = v >> 3 & 15, mantissa = v & 7;
+  if ((v & 0x7f) == 0x7f) return std::numeric_limits<float>::quiet_NaN();
+  const float magnitude = exponent == 0
+                              ? std::ldexp(static_cast<float>(mantissa), -9)
+                              : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+  return v & 0x80 ? -magnitude : magnitude;
+}
+
 // Element (row, k) of a K-major operand with the 128-byte swizzle: 8 rows of 128 bytes make an
 // atom, atoms are the stride offset apart; address bits 4…6 are xored with bits 7…9.
-float Operand(uint64_t descriptor, int row, int k) {
+float Operand(uint64_t descriptor, int row, int k, bool fp8) {
   const uint32_t start = static_cast<uint32_t>(descriptor & 0x3fff) << 4;
   const uint32_t stride = static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4;
   SY_CHECK_MSG(descriptor >> 62 == 1, "wgmma: a descriptor without the 128-byte swizzle");
   uint32_t address = start + static_cast<uint32_t>(row / 8) * stride +
-                     static_cast<uint32_t>(row % 8) * 128 + static_cast<uint32_t>(k) * 2;
+                     static_cast<uint32_t>(row % 8) * 128 +
+                     static_cast<uint32_t>(k) * (fp8 ? 1 : 2);
   address ^= (address >> 7 & 7) << 4;
+  if (fp8) {
+    static const std::vector<float> values = [] {
+      std::vector<float> v;
+      for (int i = 0; i < 256; ++i) v.push_back(E4m3(static_cast<uint8_t>(i)));
+      return v;
+    }();
+    return values[static_cast<uint8_t>(Shared()[address])];
+  }
   uint16_t bits;
   std::memcpy(&bits, Shared() + address, sizeof bits);
   return std::bit_cast<float>(uint32_t{bits} << 16);
@@ -70,19 +92,21 @@ float Operand(uint64_t descriptor, int row, int k) {
 
 // What this thread holds: 2 rows by 32 columns.
 void Multiply(unsigned thread, const Product& p) {
-  constexpr int kDepth = 16;
+  constexpr int kDepthMax = 32;
+  const int depth = p.fp8 ? kDepthMax : kDepthMax / 2;
   const int row = static_cast<int>(thread / 32 % 4 * 16 + thread % 32 / 4);
-  float left[2][kDepth];
-  for (int i = 0; i < 2 * kDepth; ++i) {
-    left[i / kDepth][i % kDepth] = Operand(p.a, row + i / kDepth * 8, i % kDepth);
+  float left[2][kDepthMax];
+  for (int i = 0; i < 2 * depth; ++i) {
+    left[i / depth][i % depth] = Operand(p.a, row + i / depth * 8, i % depth, p.fp8);
   }
   for (int j = 0; j < 32; ++j) {
     const int column = j / 2 * 8 + static_cast<int>(thread % 4) * 2 + j % 2;
-    float right[kDepth];
-    for (int k = 0; k < kDepth; ++k) right[k] = Operand(p.b, column, k);
+    float right[kDepthMax];
+    for (int k = 0; k < depth; ++k) right[k] = Operand(p.b, column, k, p.fp8);
     for (int half = 0; half < 2; ++half) {
       float& sum = (*p.d)[j / 2 * 4 + half * 2 + j % 2];
-      for (int k = 0; k < kDepth; ++k) sum += left[half][k] * right[k];
+      if (!p.add) sum = 0;
+      for (int k = 0; k < depth; ++k) sum += left[half][k] * right[k];
     }
   }
 }
@@ -124,8 +148,8 @@ void CopyBox(void* shared, const TensorMap& map, int column, int row, uint64_t* 
   copies.push_back({barrier, shared, map, column, row});
 }
 
-void Wgmma(float (&d)[64], uint64_t a, uint64_t b) {
-  products.push_back({Here().thread.x, {&d, a, b}});
+void Wgmma(float (&d)[64], uint64_t a, uint64_t b, bool fp8, bool add) {
+  products.push_back({Here().thread.x, {&d, a, b, fp8, add}});
 }
 
 void CommitWgmma() {
