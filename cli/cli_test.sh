@@ -186,6 +186,12 @@ says err "prefill-tp is 3; it must divide prefill-ep, which is 4"
 expect 1 serve "$model" --prefill-ep 8 --prefill-tp 8
 says err "tensor parallelism of 8: the model's 4 heads can be split over 4 ranks at most"
 
+# Only devices have multiprocessors to limit, and at most so many.
+expect 2 serve "$model" --decode-ep 2 --ep-device-ctas 8
+says err "ep-device-ctas is 8; it limits devices: without --device cuda only 0 is allowed"
+expect 2 serve "$model" --device cuda --ep-device-ctas 65
+says err "--ep-device-ctas: Value 65 not in range [0 - 64]"
+
 # Configuration files.
 printf 'role: decode\nmodel: %s\nport: 7001\nkv-lane: tcp\nblock-size: 16\n' "$model" >"$work/good.yaml"
 expect 0 check "$work/good.yaml"

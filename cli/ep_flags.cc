@@ -1,5 +1,6 @@
 #include "cli/ep_flags.h"
 
+#include "absl/strings/str_cat.h"
 #include "cli/flags.h"
 
 namespace switchyard {
@@ -37,6 +38,13 @@ void EpFlags::AddTo(CLI::App& app) {
          "with --device cuda, how rows go from rank to rank: from device to device by NCCL, "
          "staged through the host by --ep-lane, or the first where it can be")
       ->check(CLI::IsMember({"auto", "nccl", "staged"}))
+      ->capture_default_str()
+      ->group(kGroup);
+  app.add_option(
+         "--ep-device-ctas", ep.device_ctas,
+         "with --device cuda, how many multiprocessors moving rows between devices may take "
+         "from computing; 0: as many as NCCL likes")
+      ->check(CLI::Range(0, kDeviceCtasMax))
       ->capture_default_str()
       ->group(kGroup);
   app.add_option("--ep-timeout-seconds", timeout_seconds,
@@ -110,6 +118,13 @@ EpOptions EpFlags::Options() const {
   return options;
 }
 
+absl::Status EpFlags::CheckFor(bool on_device) const {
+  if (on_device || ep.device_ctas == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("ep-device-ctas is ", ep.device_ctas,
+                   "; it limits devices: without --device cuda only 0 is allowed"));
+}
+
 std::vector<std::string> EpFlags::Names() {
   return {"redundant-experts",
           "expert-placement",
@@ -121,7 +136,8 @@ std::vector<std::string> EpFlags::Names() {
           "ep-rebalance-bandwidth",
           "ep-spare-experts",
           "ep-overlap",
-          "ep-device-lane"};
+          "ep-device-lane",
+          "ep-device-ctas"};
 }
 
 }  // namespace switchyard

@@ -20,6 +20,8 @@ struct EpFlags {
   void AddRankTo(CLI::App& app);         // --ep-rank, --ep-peers, --ep-net-devices
   void AddTensorRanksTo(CLI::App& app);  // --tp
   EpOptions Options() const;
+  // kInvalidArgument names a flag that needs a device where the model computes on none.
+  absl::Status CheckFor(bool on_device) const;
   // Names of the shared flags, without dashes.
   static std::vector<std::string> Names();
 

@@ -81,6 +81,7 @@ class ServeCommand final : public Command {
   }
   absl::Status CheckFlags() const override {
     RETURN_IF_ERROR(CheckModelGiven(options_.model));
+    RETURN_IF_ERROR(ep_.CheckFor(engine_.device == "cuda"));
     if (front_.disaggregate == "always" && options_.prefill == 0) {
       return absl::InvalidArgumentError("disaggregate: always needs --prefill of at least 1");
     }

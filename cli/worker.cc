@@ -67,6 +67,7 @@ class WorkerCommand final : public Command {
   }
   absl::Status CheckFlags() const override {
     RETURN_IF_ERROR(CheckModelGiven(model_));
+    RETURN_IF_ERROR(ep_.CheckFor(engine_.device == "cuda"));
     if (!ep_.ep.alone() && ep_.ep.rank >= ep_.ep.world()) {
       return absl::InvalidArgumentError(
           absl::StrCat("ep-rank is ", ep_.ep.rank, "; ep-peers names ", ep_.ep.world(), " ranks"));

@@ -86,7 +86,8 @@ EpRank::EpRank(const EpOptions& options, Model* model, std::shared_ptr<const Pla
                 .low_latency_tokens = options.low_latency_tokens,
                 .overlap = OverlapOf(options, *model),
                 .tensor_ranks = options.tensor_ranks,
-                .device_lane = options.device_lane},
+                .device_lane = options.device_lane,
+                .device_ctas = options.device_ctas},
       terms_(MakeTerms()),
       clock_(*clock),
       log_(log),
@@ -118,7 +119,8 @@ EpHello EpRank::MakeTerms() const {
       " low-latency:", dispatch_.low_latency_tokens,
       " overlap:", static_cast<int>(dispatch_.overlap),
       " payload:", dispatch_.int8_tokens ? "int8" : "dtype", " tensor:", options_.tensor_ranks,
-      " device-lane:", static_cast<int>(dispatch_.device_lane), " placement:", first_digest_,
+      " device-lane:", static_cast<int>(dispatch_.device_lane),
+      " device-ctas:", dispatch_.device_ctas, " placement:", first_digest_,
       " rebalance:", options_.rebalance.threshold, ",", options_.rebalance.fetched_experts_max);
   return terms;
 }

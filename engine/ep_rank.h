@@ -53,6 +53,7 @@ struct EpOptions {
   EpOverlap overlap = EpOverlap::kAuto;        // EpDispatcher::Options
   int tensor_ranks = 1;                        // neighbours that compute attention together
   DeviceLane device_lane = DeviceLane::kAuto;  // EpDispatcher::Options
+  int device_ctas = 0;                         // the same
 
   int world() const { return static_cast<int>(peers.size()); }
   bool alone() const { return peers.empty(); }

@@ -69,6 +69,9 @@ absl::StatusOr<std::unique_ptr<EpDispatcher>> EpDispatcher::Create(
                                                    std::string(Name(options.dtype)),
                                                    " rows; only of bfloat16"));
   }
+  if (options.device_ctas < 0 || options.device_ctas > kDeviceCtasMax) {
+    return refuse("device_ctas", options.device_ctas, 0, kDeviceCtasMax);
+  }
   if (options.hidden < 1) return refuse("hidden", options.hidden, 1, INT32_MAX);
   const int tokens_max = INT32_MAX / options.top_k;
   if (options.max_tokens < 1 || options.max_tokens > tokens_max) {

@@ -39,6 +39,7 @@ namespace switchyard {
 // By what rows travel between ranks whose models compute on devices: from device to device, through
 // the host by frames, or the first where it can be. Equal on all ranks.
 enum class DeviceLane { kAuto, kDirect, kStaged };
+inline constexpr int kDeviceCtasMax = 64;  // as many as NCCL takes
 
 class EpDispatcher final : public Dispatcher, public RowExchange {
  public:
@@ -53,6 +54,7 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
     EpOverlap overlap = EpOverlap::kOff;
     int tensor_ranks = 1;  // so many neighbours exchange rows; divides N
     DeviceLane device_lane = DeviceLane::kAuto;
+    int device_ctas = 0;  // multiprocessors that rows between devices may take; 0: any
   };
   // The size of ring that these options need: a power of two, `wanted` if that is enough.
   static size_t RingBytes(const Options& options, size_t wanted);
@@ -98,6 +100,7 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
   void CountSent(uint64_t bytes) { bytes_sent_ += bytes; }
   EpGroup& group() { return group_; }
   DeviceLane device_lane() const { return options_.device_lane; }
+  int device_ctas() const { return options_.device_ctas; }
   // How rows travel between devices, in words, from who decides it (model/cuda); empty: not yet.
   const std::string& rows_travel() const { return rows_travel_; }
   void SetRowsTravel(std::string how) { rows_travel_ = std::move(how); }

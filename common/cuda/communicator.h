@@ -45,8 +45,9 @@ class Communicator {
 
   Communicator() = default;
   // Begins to join as `rank` of `ranks`, 2 at least, with the calling thread's device. Not Ready()
-  // before all have come.
-  static absl::StatusOr<Communicator> Join(const CommunicatorId& id, int rank, int ranks);
+  // before all have come. Moving bytes takes at most `ctas` multiprocessors of a device, the same
+  // on all ranks; 0: as many as the library likes.
+  static absl::StatusOr<Communicator> Join(const CommunicatorId& id, int rank, int ranks, int ctas);
   Communicator(Communicator&& other) noexcept : comm_(std::exchange(other.comm_, nullptr)) {}
   Communicator& operator=(Communicator&& other) noexcept {
     std::swap(comm_, other.comm_);

@@ -70,7 +70,8 @@ absl::StatusOr<CommunicatorId> MakeCommunicatorId() {
   return id;
 }
 
-absl::StatusOr<Communicator> Communicator::Join(const CommunicatorId& id, int rank, int ranks) {
+absl::StatusOr<Communicator> Communicator::Join(const CommunicatorId& id, int rank, int ranks,
+                                                int) {
   std::shared_ptr<Meeting> meeting;
   {
     Meetings& all = AllMeetings();

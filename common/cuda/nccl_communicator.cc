@@ -41,11 +41,13 @@ absl::StatusOr<CommunicatorId> MakeCommunicatorId() {
   return id;
 }
 
-absl::StatusOr<Communicator> Communicator::Join(const CommunicatorId& id, int rank, int ranks) {
+absl::StatusOr<Communicator> Communicator::Join(const CommunicatorId& id, int rank, int ranks,
+                                                int ctas) {
   ncclUniqueId made;
   std::memcpy(&made, id.data(), sizeof made);
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
+  if (ctas > 0) config.maxCTAs = ctas;  // NCCL's own minimum is 1
   Communicator communicator;
   RETURN_IF_ERROR(
       NcclStatus(ncclCommInitRankConfig(&communicator.comm_, ranks, made, rank, &config),

@@ -65,8 +65,8 @@ absl::Status DirectLane::Begin(EpDispatcher& dispatcher, int device_index) {
   }
   number_ = choice.number;
   if (choice.ranks > 1) {
-    absl::StatusOr<Communicator> joined =
-        Communicator::Join(choice.id, number_[group.rank()], choice.ranks);
+    absl::StatusOr<Communicator> joined = Communicator::Join(
+        choice.id, number_[group.rank()], choice.ranks, dispatcher.device_ctas());
     if (!joined.ok()) return Fail(joined.status());
     communicator_ = *std::move(joined);
     RETURN_IF_ERROR(WaitFor([this] { return communicator_.Ready(); }, "joining of devices",
