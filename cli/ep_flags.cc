@@ -35,15 +35,16 @@ void EpFlags::AddTo(CLI::App& app) {
       ->group(kGroup);
   app.add_option(
          "--ep-device-lane", device_lane,
-         "with --device cuda, how rows go from rank to rank: from device to device by NCCL, "
-         "staged through the host by --ep-lane, or the first where it can be")
-      ->check(CLI::IsMember({"auto", "nccl", "staged"}))
+         "with --device cuda, how rows go from rank to rank: from device to device by NCCL, into "
+         "each other's memory on one machine, staged through the host by --ep-lane, or the first "
+         "that can be")
+      ->check(CLI::IsMember({"auto", "nccl", "peer", "staged"}))
       ->capture_default_str()
       ->group(kGroup);
   app.add_option(
          "--ep-device-ctas", ep.device_ctas,
          "with --device cuda, how many multiprocessors moving rows between devices may take "
-         "from computing; 0: as many as NCCL likes")
+         "from computing; 0: as many as it likes")
       ->check(CLI::Range(0, kDeviceCtasMax))
       ->capture_default_str()
       ->group(kGroup);
@@ -110,6 +111,7 @@ EpOptions EpFlags::Options() const {
                     : overlap == "off" ? EpOverlap::kOff
                                        : EpOverlap::kAuto;
   options.device_lane = device_lane == "nccl"     ? DeviceLane::kDirect
+                        : device_lane == "peer"   ? DeviceLane::kPeer
                         : device_lane == "staged" ? DeviceLane::kStaged
                                                   : DeviceLane::kAuto;
   options.wait_max = absl::Seconds(timeout_seconds);

@@ -36,9 +36,10 @@
 
 namespace switchyard {
 
-// By what rows travel between ranks whose models compute on devices: from device to device, through
-// the host by frames, or the first where it can be. Equal on all ranks.
-enum class DeviceLane { kAuto, kDirect, kStaged };
+// By what rows travel between ranks whose models compute on devices: from device to device by NCCL,
+// into each other's memory, through the host by frames, or the first of these that can be. Equal on
+// all ranks.
+enum class DeviceLane { kAuto, kDirect, kPeer, kStaged };
 inline constexpr int kDeviceCtasMax = 64;  // as many as NCCL takes
 
 class EpDispatcher final : public Dispatcher, public RowExchange {

@@ -55,11 +55,14 @@ ptx gemm_wgmma wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16
 ptx gemm_wgmma wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3
 ptx gemm_wgmma cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes
 ptx gemm_wgmma mbarrier.try_wait.parity
+ptx peer st.release.sys.global.u64
+ptx peer ld.acquire.sys.global.u64
 
 if command -v cuobjdump >/dev/null && command -v nvdisasm >/dev/null; then
   for arch in sm_80 sm_90a; do
     machine gemm_bf16 $arch HMMA.16816.F32.BF16 LDSM.16.M88.4 LDGSTS.E.BYPASS.128
     machine gemm_scaled $arch HMMA.16816.F32.BF16 LDSM.16.M88.4 LDGSTS.E.BYPASS.128
+    machine peer $arch MEMBAR
     machine attention $arch HMMA.16816.F32.BF16 LDSM.16.M88.4 LDSM.16.MT88.4
     for kernels in attention_float blocks gate gemm permute quant rows sample; do machine $kernels $arch; done
   done

@@ -183,6 +183,7 @@ TEST(DeviceModelTest, ExpertsBehindADispatcherGiveTheBitsOfThoseHere) {
 class RankedBitsTest : public ::testing::TestWithParam<switchyard::DeviceLane> {};
 INSTANTIATE_TEST_SUITE_P(Lanes, RankedBitsTest,
                          ::testing::Values(switchyard::DeviceLane::kDirect,
+                                           switchyard::DeviceLane::kPeer,
                                            switchyard::DeviceLane::kStaged));
 
 TEST_P(RankedBitsTest, TwoRanksGiveTheBitsOfOne) {
@@ -238,9 +239,11 @@ TEST_P(RankedBitsTest, TwoRanksGiveTheBitsOfOne) {
           const absl::Status done = model->Forward({}, kv, nullptr, {});
           EXPECT_TRUE(done.ok()) << done;
         }
-        const bool direct = GetParam() == switchyard::DeviceLane::kDirect;
-        EXPECT_EQ(dispatcher->rows_travel(),
-                  direct ? "from device to device" : "through the host, as asked");
+        using enum switchyard::DeviceLane;
+        EXPECT_EQ(dispatcher->rows_travel(), GetParam() == kDirect ? "from device to device"
+                                             : GetParam() == kPeer
+                                                 ? "from device to device, into each other's memory"
+                                                 : "through the host, as asked");
       });
 }
 

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/net/lanes.h"
 #include "common/status_macros.h"
 
 namespace switchyard::cuda {
@@ -13,40 +14,43 @@ constexpr absl::Duration kJoinMin = absl::Seconds(60);
 }  // namespace
 
 void DirectLane::End() {
-  direct_ = false;
+  direct_ = by_peers_ = false;
+  peers_.Close();
   communicator_ = Communicator();
 }
 
 LaneOffer DirectLane::Offer() {
   EpGroup& group = dispatcher_->group();
   LaneOffer offer;
-  const auto unable = [&](std::string why) {
+  offer.trusts = history_.trusts();
+  offer.host = HostId();
+  const auto unable = [&](const absl::Status& why) {
     offer.able = false;
-    offer.why = std::move(why);
+    offer.why = std::string(why.message());
     return offer;
   };
   const absl::StatusOr<CommunicatorFacts> facts = ReadCommunicatorFacts(device_index_);
-  if (!facts.ok()) return unable(std::string(facts.status().message()));
+  if (!facts.ok()) return unable(facts.status());
   offer.able = true;
   offer.facts = *facts;
-  if (!history_.trusts()) return unable("its lane broke twice although no rank was lost");
   int first = 0;
   while (!group.present(first)) ++first;
-  if (first != group.rank()) return offer;
+  if (first != group.rank() || !offer.trusts) return offer;
   const absl::StatusOr<CommunicatorId> id = MakeCommunicatorId();
-  if (!id.ok()) return unable(std::string(id.status().message()));
+  if (!id.ok()) return unable(id.status());
   offer.id = *id;
   return offer;
 }
 
-absl::Status DirectLane::Begin(EpDispatcher& dispatcher, int device_index) {
+absl::Status DirectLane::Begin(EpDispatcher& dispatcher, int device_index, size_t slot_bytes) {
   EpGroup& group = dispatcher.group();
   if (dispatcher_ == &dispatcher && epoch_ == group.epoch()) return absl::OkStatus();
   End();
   device_index_ = device_index;
   epoch_ = group.epoch();
   dispatcher_ = &dispatcher;
-  if (dispatcher.device_lane() == DeviceLane::kStaged) {
+  const DeviceLane wanted = dispatcher.device_lane();
+  if (wanted == DeviceLane::kStaged) {
     dispatcher.SetRowsTravel("through the host, as asked");
     return absl::OkStatus();
   }
@@ -54,27 +58,62 @@ absl::Status DirectLane::Begin(EpDispatcher& dispatcher, int device_index) {
   for (int r = 0; r < group.world(); ++r) incarnations.push_back(group.incarnation(r));
   history_.Begin(incarnations);
   ASSIGN_OR_RETURN(const std::vector<std::string> offers, group.Gather(EncodeLaneOffer(Offer())));
-  ASSIGN_OR_RETURN(const LaneChoice choice, ChooseLane(offers));
-  if (!choice.direct) {
-    if (dispatcher.device_lane() == DeviceLane::kDirect) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("rows from device to device are asked for: ", choice.why));
+  ASSIGN_OR_RETURN(LaneChoice choice, ChooseLane(offers, wanted));
+  if (choice.rows_go == RowsGo::kByPeerMemory && choice.ranks > 1) {
+    ASSIGN_OR_RETURN(const std::string why, OpenPeers(slot_bytes));
+    if (!why.empty()) {
+      peers_.Close();
+      choice.rows_go = RowsGo::kStaged;
+      choice.why = choice.why.empty() ? why : absl::StrCat(choice.why, "; ", why);
     }
-    dispatcher.SetRowsTravel(absl::StrCat("through the host: ", choice.why));
+  }
+  if (choice.rows_go == RowsGo::kStaged && wanted != DeviceLane::kAuto) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("rows from device to device are asked for: ", choice.why));
+  }
+  return Join(choice);
+}
+
+absl::Status DirectLane::Join(const LaneChoice& choice) {
+  EpGroup& group = dispatcher_->group();
+  number_ = choice.number;
+  by_peers_ = choice.rows_go == RowsGo::kByPeerMemory;
+  if (choice.rows_go == RowsGo::kStaged) {
+    dispatcher_->SetRowsTravel(absl::StrCat("through the host: ", choice.why));
     return absl::OkStatus();
   }
-  number_ = choice.number;
-  if (choice.ranks > 1) {
+  if (choice.ranks > 1 && !by_peers_) {
     absl::StatusOr<Communicator> joined = Communicator::Join(
-        choice.id, number_[group.rank()], choice.ranks, dispatcher.device_ctas());
+        choice.id, number_[group.rank()], choice.ranks, dispatcher_->device_ctas());
     if (!joined.ok()) return Fail(joined.status());
     communicator_ = *std::move(joined);
     RETURN_IF_ERROR(WaitFor([this] { return communicator_.Ready(); }, "joining of devices",
                             std::max(kJoinMin, group.options().wait_max)));
   }
   direct_ = true;
-  dispatcher.SetRowsTravel("from device to device");
+  dispatcher_->SetRowsTravel(
+      absl::StrCat("from device to device", by_peers_ ? ", into each other's memory" : ""));
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> DirectLane::OpenPeers(size_t slot_bytes) {
+  EpGroup& group = dispatcher_->group();
+  // All tell each other how far they are, so that all go on or none does.
+  const auto tell = [&](const absl::Status& mine,
+                        const PeerHandle& window) -> absl::StatusOr<PeerAnswers> {
+    const PeerOffer offer{
+        .why = std::string(mine.message()), .slot_bytes = slot_bytes, .window = window};
+    ASSIGN_OR_RETURN(const std::vector<std::string> all, group.Gather(EncodePeerOffer(offer)));
+    return DecodePeerOffers(all);
+  };
+  const absl::StatusOr<PeerHandle> mine =
+      peers_.Prepare({.ranks = group.world(), .slot_bytes = slot_bytes});
+  ASSIGN_OR_RETURN(PeerAnswers answers, tell(mine.status(), mine.value_or(PeerHandle())));
+  if (!answers.why.empty()) return answers.why;
+  answers.windows[group.rank()].reset();
+  const absl::Status opened = peers_.Open(group.rank(), epoch_, answers.windows);
+  ASSIGN_OR_RETURN(answers, tell(opened, PeerHandle()));
+  return answers.why;
 }
 
 absl::Status DirectLane::Exchange(const std::byte* from, const BlockFirsts& from_first,
@@ -102,16 +141,21 @@ absl::Status DirectLane::Exchange(const std::byte* from, const BlockFirsts& from
                             own * row_bytes, stream));
   if (sends_.empty() && receives_.empty()) return absl::OkStatus();
   for (const Communicator::Block& b : sends_) dispatcher_->CountSent(b.bytes);
+  const absl::Duration wait_max = dispatcher_->group().options().wait_max;
+  if (by_peers_) {
+    return peers_.Exchange(from, from_first, to, to_first, row_bytes,
+                           {.wait_max = wait_max, .ctas = dispatcher_->device_ctas()}, stream);
+  }
   const absl::Status begun = communicator_.Exchange(sends_, receives_, stream);
   if (!begun.ok()) return Fail(begun);
-  return WaitFor([this] { return communicator_.Ready(); }, "rows between devices",
-                 dispatcher_->group().options().wait_max);
+  return WaitFor([this] { return communicator_.Ready(); }, "rows between devices", wait_max);
 }
 
 absl::Status DirectLane::Await(const Event& event) {
   const auto done = [&]() -> absl::StatusOr<bool> {
     ASSIGN_OR_RETURN(const bool is, Done(event));
     if (!is && communicator_) RETURN_IF_ERROR(communicator_.Ready().status());
+    if (by_peers_) RETURN_IF_ERROR(peers_.status());  // work that is done may have given up
     return is;
   };
   return WaitFor(done, "work of devices", dispatcher_->group().options().wait_max);

@@ -25,7 +25,10 @@ absl::Status RankedExperts::Create(const ModelConfig& config, DType wire, int de
 absl::Status RankedExperts::Begin(Dispatcher& dispatcher) {
   dispatcher_ = &dispatcher;
   auto* const ranks = dynamic_cast<EpDispatcher*>(&dispatcher);
-  if (ranks != nullptr) return lane_.Begin(*ranks, device_index_);
+  if (ranks != nullptr) {
+    const size_t row = (row_bytes_ + 255) / 256 * 256;
+    return lane_.Begin(*ranks, device_index_, std::max(row, kPeerSlotBytes));
+  }
   lane_.End();  // one that only the host has
   return absl::OkStatus();
 }
