@@ -31,7 +31,8 @@ size_t GatherBytes(const Placement& p) {
          sizeof(uint64_t);
 }
 
-// Devices do not compute in two halves; who asks for it is told so by the model.
+// Devices compute in two halves where they are asked to: how long a step takes is not measured
+// there.
 EpOverlap OverlapOf(const EpOptions& options, const Model& model) {
   const bool measure = options.overlap == EpOverlap::kAuto;
   return measure && model.options().device != Device::kCpu ? EpOverlap::kOff : options.overlap;

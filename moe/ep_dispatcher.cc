@@ -224,7 +224,7 @@ absl::StatusOr<EpDispatcher::Op*> EpDispatcher::Start(int layer, Matrix<const fl
   }
   if (alone) Group(op);
   Pump();
-  progress_->Enable(split_);
+  progress_->Enable(split_ && !plans_only);  // rows between devices go without it
   RETURN_IF_ERROR(group_.status());
   return &op;
 }

@@ -10,7 +10,6 @@
 #include "model/cuda/packers.h"
 #include "model/cuda/support.h"
 #include "model/head_share.h"
-#include "model/hosted_experts.h"
 
 namespace switchyard::cuda {
 namespace {
@@ -84,13 +83,10 @@ absl::Status DeviceModel::LoadFrom(const std::string& dir, const std::string& nu
 absl::Status DeviceModel::Allocate() {
   const int rows = options_.max_batch_tokens, groups = std::max(config_.heads, 1);
   limits_ = {.rows = rows, .sequences = rows, .tables = 0, .logit_rows = rows, .groups = groups};
-  ASSIGN_OR_RETURN(workspace_, MakeWorkspace(config_, rows, &memory_));
-  layers_ = std::make_unique<DeviceLayers>(config_, weights_, options_.dtype, path_, workspace_,
-                                           compute_);
   if (options_.placement != nullptr) {
-    RETURN_IF_ERROR(experts_.Create(config_, options_.dtype, options_.device_index, workspace_,
-                                    *layers_, compute_));
+    RETURN_IF_ERROR(experts_.Create(config_, options_.dtype, options_.device_index, compute_));
   }
+  RETURN_IF_ERROR(AddPart(0, rows));
   // Taken now, so that no context is too long for it later.
   const StepShape longest{
       .rows = rows, .sequences = rows, .rows_max = 1, .context_max = options_.max_model_len};
@@ -102,66 +98,21 @@ absl::Status DeviceModel::Allocate() {
   return absl::OkStatus();
 }
 
+absl::Status DeviceModel::AddPart(int part, int rows) {
+  Part& p = parts_[part];
+  ASSIGN_OR_RETURN(p.workspace, MakeWorkspace(config_, rows, &memory_));
+  p.layers = std::make_unique<DeviceLayers>(config_, weights_, options_.dtype, path_, p.workspace,
+                                            compute_);
+  if (options_.placement == nullptr) return absl::OkStatus();
+  return experts_.AddPart(part, p.workspace, *p.layers);
+}
+
 absl::StatusOr<KvStorage> DeviceModel::MakeKv(const KvLayout& layout, int blocks) {
   ASSIGN_OR_RETURN(KvStorage kv, KvStorage::Create(layout, blocks));
   ASSIGN_OR_RETURN(std::unique_ptr<DeviceKv> device, DeviceKv::Create(kv));
   graphs_.clear();  // a cache that is gone may have had the new one's address
   kv.Attach(std::move(device));
   return kv;
-}
-
-LoadWeightsOptions DeviceModel::WeightsOptions(HostedExperts hosted) const {
-  return {.dtype = options_.dtype,
-          .quantization = options_.quantization,
-          .heads = HeadsOf(config_, 0, 1),
-          .local_experts = std::move(hosted),
-          .cache = cache_.get(),
-          .progress = {}};
-}
-
-ExpertsFrom DeviceModel::Source() const {
-  return {.dir = dir_,
-          .config = config_,
-          .dummy_weights = options_.dummy_weights,
-          .digest = digest_,
-          .kernels = packers_,
-          .load = WeightsOptions(nullptr)};
-}
-
-absl::StatusOr<std::unique_ptr<ExpertSource>> DeviceModel::OpenExperts() const {
-  return OpenExpertSource(Source());
-}
-
-// A layer at a time, so that the device has at most one of them twice.
-absl::Status DeviceModel::Host(const Placement& placement, SpareExperts* spare) {
-  const HostedExperts wanted = [&](int l) { return placement.Hosted(l, options_.rank); };
-  const HostedExperts there = [&](int l) -> std::span<const int32_t> {
-    return weights_.layers[l].experts.logical;
-  };
-  ComputePool pool(options_.threads);
-  RETURN_IF_ERROR(
-      LoadExperts(Source(), MissingExperts(config_.layers, there, wanted, *spare), pool, spare));
-  WeightUploader uploader(&weights_, compute_);
-  for (int l = 0; l < config_.layers; ++l) {
-    if (config_.layer_is_moe[l]) RETURN_IF_ERROR(uploader.Rehost(l, wanted(l), spare));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status DeviceModel::Rehost(std::shared_ptr<const Placement> placement, SpareExperts* spare) {
-  if (options_.placement == nullptr) {
-    return absl::FailedPreconditionError("a model without a placement hosts all experts");
-  }
-  RETURN_IF_ERROR(CheckPlacement(config_, *placement, options_.rank));
-  RETURN_IF_ERROR(UseDevice(options_.device_index));
-  const absl::Status done = Host(*placement, spare);
-  if (!done.ok()) {
-    RETURN_IF_ERROR(Host(*options_.placement, spare));
-    return done;
-  }
-  options_.placement = std::move(placement);
-  dispatcher_ = nullptr;  // it speaks of the old placement
-  return absl::OkStatus();
 }
 
 template <Memory kind>
@@ -176,51 +127,83 @@ absl::Status DeviceModel::Grow(size_t bytes, Buffer<kind>* buffer) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<LayerStep> DeviceModel::Prepare(const ForwardBatch& batch, const DeviceKv& kv) {
+absl::Status DeviceModel::ReserveArrays(int tables) {
+  const bool there = host_arrays_.size() > 0 && device_arrays_.size() > 0;
+  if (there && tables <= limits_.tables) return absl::OkStatus();
+  StepLimits limits = limits_;
+  limits.tables = std::max(tables, limits_.tables * 2);
+  const int sets = options_.placement != nullptr ? 1 + RankedExperts::kParts : 1;
+  limits_.tables = 0;  // until there is room
+  RETURN_IF_ERROR(Grow(sets * BytesFor(limits), &host_arrays_));
+  RETURN_IF_ERROR(Grow(sets * BytesFor(limits), &device_arrays_));
+  graphs_.clear();
+  limits_ = limits;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<LayerStep> DeviceModel::Upload(const ForwardBatch& batch, const DeviceKv& kv,
+                                              int set) {
   const StepShape exact = ShapeOf(batch);
   LayerStep step;
   step.shape = Records(exact)
                    ? DecodeClass(exact, options_.max_batch_tokens, options_.max_model_len)
                    : exact;
-  if (const int tables = TablesOf(batch); tables > limits_.tables || arrays_.tokens == nullptr) {
-    StepLimits limits = limits_;
-    limits.tables = std::max(tables, limits_.tables * 2);
-    arrays_ = {};  // until there are others
-    RETURN_IF_ERROR(Grow(BytesFor(limits), &host_arrays_));
-    RETURN_IF_ERROR(Grow(BytesFor(limits), &device_arrays_));
-    graphs_.clear();
-    limits_ = limits;
-    arrays_ = PlaceArrays(host_arrays_.data(), limits_);
-  }
-  step.arrays = PlaceArrays(device_arrays_.data(), limits_);
+  const size_t at = set * BytesFor(limits_);
+  const StepArrays here = PlaceArrays(host_arrays_.data() + at, limits_);
+  step.arrays = PlaceArrays(device_arrays_.data() + at, limits_);
   step.split =
       SplitBytes(step.shape, AttentionShapeOf(config_), options_.dtype, attention_.size()) > 0;
   step.attention_workspace = attention_.data();
-  const size_t logits = static_cast<size_t>(step.shape.logit_rows) * config_.vocab_size;
-  RETURN_IF_ERROR(Grow(logits * sizeof(float), &logits_));
-  FillArrays(batch, kv.addressing().block_tokens, limits_.groups, step.shape, arrays_);
-  RETURN_IF_ERROR(ForFilled(arrays_, host_arrays_.data(), step.shape, TablesOf(batch),
-                            limits_.groups, [&](size_t at, size_t bytes) {
+  FillArrays(batch, kv.addressing().block_tokens, limits_.groups, step.shape, here);
+  RETURN_IF_ERROR(ForFilled(here, host_arrays_.data(), step.shape, TablesOf(batch), limits_.groups,
+                            [&](size_t at, size_t bytes) {
                               return CopyAsync(device_arrays_.data() + at, host_arrays_.data() + at,
                                                bytes, compute_);
                             }));
-  return step;
+  Part& part = parts_[std::max(set - 1, 0)];
+  part.positions = here.positions;
+  return part.step = step;
 }
 
-absl::Status DeviceModel::Layer(int layer, const LayerStep& step, DeviceKv& kv) {
-  RETURN_IF_ERROR(layers_->Attention(layer, step, kv));
-  if (!downloads_.empty()) {
-    RETURN_IF_ERROR(kv.Clear(layer, tails_, compute_));  // there: before its next rows are written
-    // Beside this layer's experts, and the next layers.
-    RETURN_IF_ERROR(Record(written_[layer], compute_));
-    RETURN_IF_ERROR(WaitFor(written_[layer], copies_));
-    RETURN_IF_ERROR(kv.Download(layer, downloads_, copies_));
-    RETURN_IF_ERROR(Record(copied_[layer], copies_));
+absl::StatusOr<LayerStep> DeviceModel::Prepare(const ForwardBatch& batch, const DeviceKv& kv) {
+  RETURN_IF_ERROR(ReserveArrays(TablesOf(batch)));
+  ASSIGN_OR_RETURN(const LayerStep whole, Upload(batch, kv, 0));
+  const size_t logits = static_cast<size_t>(whole.shape.logit_rows) * config_.vocab_size;
+  RETURN_IF_ERROR(Grow(logits * sizeof(float), &logits_));
+  if (micro_batches_ == 1) return whole;
+  const int second = std::max(1, options_.max_batch_tokens / 2);  // rows at most
+  if (parts_[1].layers == nullptr) RETURN_IF_ERROR(AddPart(1, second));
+  const size_t rows = batch.tokens.size(), cut = rows - rows / 2;
+  std::vector<AttentionSequence> sequences;
+  RETURN_IF_ERROR(Upload(RowsOfBatch(batch, 0, cut, &sequences), kv, 1).status());
+  RETURN_IF_ERROR(Upload(RowsOfBatch(batch, cut, rows, &sequences), kv, 2).status());
+  return whole;
+}
+
+absl::Status DeviceModel::Download(int layer, DeviceKv& kv) {
+  if (downloads_.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(kv.Clear(layer, tails_, compute_));  // there: before its next rows are written
+  // Beside this layer's experts, and the next layers.
+  RETURN_IF_ERROR(Record(written_[layer], compute_));
+  RETURN_IF_ERROR(WaitFor(written_[layer], copies_));
+  RETURN_IF_ERROR(kv.Download(layer, downloads_, copies_));
+  return Record(copied_[layer], copies_);
+}
+
+absl::Status DeviceModel::Layer(int layer, DeviceKv& kv) {
+  for (int i = 0; i < micro_batches_; ++i) {
+    Part& part = parts_[i];
+    // What the other ranks' experts give has travelled while the other micro-batch was computed.
+    if (layer > 0 && Ranked(layer - 1)) RETURN_IF_ERROR(experts_.Sum(i));
+    RETURN_IF_ERROR(part.layers->Attention(layer, part.step, kv));
+    if (i + 1 == micro_batches_) RETURN_IF_ERROR(Download(layer, kv));
+    RETURN_IF_ERROR(Ranked(layer) ? experts_.Open(i, layer, part.step, part.positions)
+                                  : part.layers->Ffn(layer, part.step));
   }
-  if (dispatcher_ != nullptr && config_.layer_is_moe[layer]) {
-    return experts_.Run(layer, step, arrays_.positions);
-  }
-  return layers_->Ffn(layer, step);
+  if (!Ranked(layer)) return absl::OkStatus();
+  for (int i = 0; i < micro_batches_; ++i) RETURN_IF_ERROR(experts_.Send(i));
+  for (int i = 0; i < micro_batches_; ++i) RETURN_IF_ERROR(experts_.Compute(i));
+  return absl::OkStatus();
 }
 
 absl::Status DeviceModel::Tell(int layer, LayerObserver* observer) {
@@ -234,10 +217,19 @@ absl::Status DeviceModel::Tell(int layer, LayerObserver* observer) {
 }
 
 absl::Status DeviceModel::Finish(const LayerStep& step) {
+  const int ranked = Ranked(config_.layers - 1) ? micro_batches_ : 0;
+  for (int i = 0; i < ranked; ++i) RETURN_IF_ERROR(experts_.Sum(i));
   const int rows = step.shape.logit_rows;
   if (rows == 0) return absl::OkStatus();
+  const Part &first = parts_[0], &second = parts_[1];
+  if (micro_batches_ > 1) {  // logits are of the step's rows, whichever half they were in
+    const auto row = static_cast<size_t>(config_.hidden_size);
+    RETURN_IF_ERROR(CopyAsync(first.workspace.residual + first.step.shape.rows * row,
+                              second.workspace.residual,
+                              second.step.shape.rows * row * sizeof(float), compute_));
+  }
   const DeviceMatrix<float> logits(logits_.as<float>(), rows, config_.vocab_size);
-  RETURN_IF_ERROR(layers_->Logits(step, logits));
+  RETURN_IF_ERROR(first.layers->Logits(step, logits));
   int32_t* const tokens = drawn_.as<int32_t>();
   float* const logprobs = reinterpret_cast<float*>(tokens + rows);
   int32_t* const ranks = reinterpret_cast<int32_t*>(logprobs + rows);
@@ -249,9 +241,11 @@ absl::Status DeviceModel::Compute(const LayerStep& step, DeviceKv& kv, LayerObse
   // Layers are launched so far ahead of the one whose bytes are waited for that the device has
   // work.
   constexpr int kAhead = 2;
-  RETURN_IF_ERROR(layers_->Begin(step));
+  for (int i = 0; i < micro_batches_; ++i) {
+    RETURN_IF_ERROR(parts_[i].layers->Begin(parts_[i].step));
+  }
   for (int l = 0; l < config_.layers; ++l) {
-    RETURN_IF_ERROR(Layer(l, step, kv));
+    RETURN_IF_ERROR(Layer(l, kv));
     if (l >= kAhead) RETURN_IF_ERROR(Tell(l - kAhead, observer));
   }
   RETURN_IF_ERROR(Finish(step));
@@ -324,11 +318,8 @@ absl::Status DeviceModel::Forward(const ForwardBatch& batch, KvStorage& kv, Laye
   if (options_.placement != nullptr && dispatcher_ == nullptr) {
     return absl::FailedPreconditionError("the model has a placement and no dispatcher");
   }
-  if (dispatcher_ != nullptr && dispatcher_->micro_batches() != 1) {
-    return absl::UnimplementedError(
-        "device cuda: two micro-batches are not built; --ep-overlap off");
-  }
   if (batch.tokens.empty() && dispatcher_ == nullptr) return absl::OkStatus();
+  micro_batches_ = dispatcher_ != nullptr ? dispatcher_->micro_batches() : 1;
   RETURN_IF_ERROR(UseDevice(options_.device_index));
   RETURN_IF_ERROR(FetchFromHost(batch, *device));
   KvImage& image = device->image();

@@ -53,8 +53,12 @@ class DeviceModel final : public Model {
   absl::Status Grow(size_t bytes, Buffer<kind>* buffer);
   // Blocks of `batch` that other ranks wrote go to the device.
   absl::Status FetchFromHost(const ForwardBatch& batch, DeviceKv& kv);
-  // Room for a step, and its arrays on the device.
+  // Room for a step, and its arrays on the device: those of the whole, and of each micro-batch.
   absl::StatusOr<LayerStep> Prepare(const ForwardBatch& batch, const DeviceKv& kv);
+  absl::Status ReserveArrays(int tables);
+  // The arrays of `batch`, as the step's `set`.
+  absl::StatusOr<LayerStep> Upload(const ForwardBatch& batch, const DeviceKv& kv, int set);
+  absl::Status AddPart(int part, int rows);
 
   // Whether a step without downloads is recorded once and replayed.
   bool Records(const StepShape& exact) const {
@@ -62,7 +66,9 @@ class DeviceModel final : public Model {
   }
   // What a step launches: layers, logits, draws.
   absl::Status Compute(const LayerStep& step, DeviceKv& kv, LayerObserver* observer);
-  absl::Status Layer(int layer, const LayerStep& step, DeviceKv& kv);
+  absl::Status Layer(int layer, DeviceKv& kv);
+  absl::Status Download(int layer, DeviceKv& kv);
+  bool Ranked(int layer) const { return dispatcher_ != nullptr && config_.layer_is_moe[layer]; }
   absl::Status Finish(const LayerStep& step);
   absl::Status Replay(const LayerStep& step, DeviceKv& kv, LayerObserver* observer);
   // Tells `observer` of a layer, once the bytes that it wants are there.
@@ -80,18 +86,26 @@ class DeviceModel final : public Model {
   Dispatcher* dispatcher_ = nullptr;  // null: all experts are here
 
   OwnedStream compute_, copies_;
-  std::vector<Event> written_, copied_;  // [layers]: KV on the device; on the host
+  std::vector<Event> written_,
+      copied_;  // [layers]: KV on the device; on the host
   Event uploaded_;
   DeviceWeights weights_;
   DeviceArena memory_;
-  Workspace workspace_;
-  std::unique_ptr<DeviceLayers> layers_;
+  // A step's micro-batches, if it has two; the first has room for a whole step, which is its own
+  // then. The second's memory is taken when it is first wanted.
+  struct Part {
+    Workspace workspace;
+    std::unique_ptr<DeviceLayers> layers;
+    LayerStep step;
+    const int32_t* positions = nullptr;  // on the host
+  };
+  Part parts_[RankedExperts::kParts];
+  int micro_batches_ = 1;  // of this step
   RankedExperts experts_;  // with a placement
 
-  StepLimits limits_;
-  PinnedBuffer host_arrays_, results_;  // arrays of a step; tokens and log-probabilities
+  StepLimits limits_;                   // of each set of arrays
+  PinnedBuffer host_arrays_, results_;  // sets of arrays; tokens and log-probabilities
   DeviceBuffer device_arrays_, attention_, logits_, drawn_;
-  StepArrays arrays_;  // on the host
   std::vector<BlockRun> uploads_, downloads_;
   std::vector<BlockTail> tails_;         // of the sequences that are downloaded
   std::map<StepShape, Graph> graphs_;    // decode steps: recorded, or met once (null)

@@ -178,13 +178,19 @@ TEST(DeviceModelTest, ExpertsBehindADispatcherGiveTheBitsOfThoseHere) {
 }
 
 // Two ranks, threads of this process, each with half of the experts: rows go from device to device,
-// or through the host. A step has at most 5 rows, so that what one rank's experts get is more than
-// they take at once; in the last step only one rank has a row, and experts have changed places.
-class RankedBitsTest : public ::testing::TestWithParam<switchyard::DeviceLane> {};
+// into each other's memory, or through the host, in one micro-batch or two. A step has at most 5
+// rows, so that what one rank's experts get is more than they take at once; in the last step only
+// one rank has a row, and experts have changed places.
+struct Ranked {
+  switchyard::DeviceLane lane;
+  EpOverlap overlap;
+};
+class RankedBitsTest : public ::testing::TestWithParam<Ranked> {};
 INSTANTIATE_TEST_SUITE_P(Lanes, RankedBitsTest,
-                         ::testing::Values(switchyard::DeviceLane::kDirect,
-                                           switchyard::DeviceLane::kPeer,
-                                           switchyard::DeviceLane::kStaged));
+                         ::testing::Values(Ranked{switchyard::DeviceLane::kDirect, EpOverlap::kOff},
+                                           Ranked{switchyard::DeviceLane::kPeer, EpOverlap::kOn},
+                                           Ranked{switchyard::DeviceLane::kStaged,
+                                                  EpOverlap::kOn}));
 
 TEST_P(RankedBitsTest, TwoRanksGiveTheBitsOfOne) {
   constexpr int kRanks = 2;
@@ -209,7 +215,8 @@ TEST_P(RankedBitsTest, TwoRanksGiveTheBitsOfOne) {
   const EpDispatcher::Options dispatch = {.top_k = c.gate.top_k,
                                           .hidden = c.hidden_size,
                                           .max_tokens = options.max_batch_tokens,
-                                          .device_lane = GetParam()};
+                                          .overlap = GetParam().overlap,
+                                          .device_lane = GetParam().lane};
   switchyard::testing::RunRanks(
       kRanks, {.lanes = {"shm"}, .ring_bytes = EpDispatcher::RingBytes(dispatch, kEpRingBytesMin)},
       [&](EpGroup& group, int rank) {
@@ -240,8 +247,9 @@ TEST_P(RankedBitsTest, TwoRanksGiveTheBitsOfOne) {
           EXPECT_TRUE(done.ok()) << done;
         }
         using enum switchyard::DeviceLane;
-        EXPECT_EQ(dispatcher->rows_travel(), GetParam() == kDirect ? "from device to device"
-                                             : GetParam() == kPeer
+        EXPECT_EQ(dispatcher->overlapped_steps(), GetParam().overlap == EpOverlap::kOn ? 2u : 0u);
+        EXPECT_EQ(dispatcher->rows_travel(), GetParam().lane == kDirect ? "from device to device"
+                                             : GetParam().lane == kPeer
                                                  ? "from device to device, into each other's memory"
                                                  : "through the host, as asked");
       });

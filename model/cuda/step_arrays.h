@@ -7,6 +7,7 @@
 #include <compare>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/sample.h"
@@ -55,6 +56,11 @@ struct StepArrays {
 // or of a device.
 size_t BytesFor(const StepLimits& limits);
 StepArrays PlaceArrays(std::byte* memory, const StepLimits& limits);
+
+// Rows [begin, end) of `batch` as a batch of their own, without logits; a sequence may be cut at
+// any row. `sequences` is its memory.
+ForwardBatch RowsOfBatch(const ForwardBatch& batch, size_t begin, size_t end,
+                         std::vector<AttentionSequence>* sequences);
 
 // Elements of `tables` that a batch needs.
 int TablesOf(const ForwardBatch& batch);

@@ -78,6 +78,10 @@ check "conformance of the kernels" conformance
 check "verify on all goldens" verify_all
 # Batches, chunks, pools, prefill and decode as processes of their own on one GPU, both KV lanes.
 check "same bits" python3 tests/e2e/bits_test.py "$bin/cli/switchyard" models/fables-7m 24 auto --device cuda
+# Two ranks, on one GPU if there is one: into each other's memory, through the host, and by NCCL where each has its own.
+count=$(nvidia-smi --query-gpu=index --format=csv,noheader | wc -l)
+check "same bits on two ranks" python3 tests/cuda/ranks_bits.py "$bin/cli/switchyard" models/fables-7m 12 \
+  "$((count > 1 ? 2 : 1))" --device cuda
 check "speed" "$bin/tests/cuda/cuda_bench"
 check "engine" "$bin/cli/switchyard" bench engine bench/configs/qwen3-moe-1.2b --load-format dummy --device cuda \
   --prefill-tokens 512 --decode-batches 1,8,64 --decode-steps 64 --kv-blocks 4096
