@@ -190,7 +190,7 @@ says err "tensor parallelism of 8: the model's 4 heads can be split over 4 ranks
 expect 2 serve "$model" --decode-ep 2 --ep-device-ctas 8
 says err "ep-device-ctas is 8; it limits devices: without --device cuda only 0 is allowed"
 expect 2 serve "$model" --device cuda --ep-device-ctas 65
-says err "--ep-device-ctas: Value 65 not in range [0 - 64]"
+says err "--ep-device-ctas: Value 65 not in range 0 to 64"
 
 # Configuration files.
 printf 'role: decode\nmodel: %s\nport: 7001\nkv-lane: tcp\nblock-size: 16\n' "$model" >"$work/good.yaml"
