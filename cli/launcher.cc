@@ -12,7 +12,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "cli/api_key.h"
-#include "cli/ports.h"
 #include "cluster/grpc_server.h"
 #include "common/file.h"
 #include "common/status_macros.h"
@@ -94,7 +93,9 @@ absl::Status Launcher::StartGroup(const std::string& role, int group, int ranks,
   std::vector<int> ports(ranks);
   std::vector<std::string> shared;
   if (ranks > 1) {  // they must know each other's ports before they start
-    ASSIGN_OR_RETURN(ports, FreePorts(ranks));
+    ASSIGN_OR_RETURN(ReservedPorts reserved, ReservedPorts::Any(ranks));
+    ports = reserved.ports();
+    reserved_.push_back(std::move(reserved));
     shared = options_.group_arguments;
     std::vector<std::string> peers;
     for (const int port : ports) peers.push_back(absl::StrCat("127.0.0.1:", port));

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "cli/child.h"
+#include "cli/ports.h"
 #include "common/clock.h"
 #include "common/telemetry/log.h"
 
@@ -79,6 +80,7 @@ class Launcher {
   std::vector<std::string> RouterArguments() const;
 
   const LauncherOptions options_;
+  std::vector<ReservedPorts> reserved_;  // of groups; also for ranks that start again
   const MonotonicClock clock_;
   sigset_t signals_;
   std::vector<Member> members_;  // the router is the last

@@ -93,25 +93,27 @@ absl::Status ChoosePorts(const CLI::App& app, FrontFlags* flags) {
   return Choose(app, "--grpc-port", flags->host, flags->port, &flags->grpc_port);
 }
 
-absl::StatusOr<std::vector<int>> FreePorts(int count) {
-  std::vector<int> sockets, ports;  // all are open at once, so that no port comes twice
-  absl::Status status;
-  for (int i = 0; i < count && status.ok(); ++i) {
+absl::StatusOr<ReservedPorts> ReservedPorts::Any(int count) {
+  ReservedPorts reserved;
+  for (int i = 0; i < count; ++i) {
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     socklen_t size = sizeof address;
-    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd >= 0) sockets.push_back(fd);
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
+    if (fd >= 0) reserved.sockets_.push_back(fd);
     auto* const any = reinterpret_cast<sockaddr*>(&address);
-    if (fd < 0 || bind(fd, any, size) != 0 || getsockname(fd, any, &size) != 0) {
-      status = absl::ErrnoToStatus(errno, "no free port of 127.0.0.1");
+    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0 ||
+        bind(fd, any, size) != 0 || getsockname(fd, any, &size) != 0) {
+      return absl::ErrnoToStatus(errno, "no free port of 127.0.0.1");
     }
-    ports.push_back(ntohs(address.sin_port));
+    reserved.ports_.push_back(ntohs(address.sin_port));
   }
-  for (const int fd : sockets) close(fd);
-  RETURN_IF_ERROR(status);
-  return ports;
+  return reserved;
+}
+
+ReservedPorts::~ReservedPorts() {
+  for (const int fd : sockets_) close(fd);
 }
 
 }  // namespace switchyard

@@ -29,7 +29,23 @@ std::vector<std::string> RouterFlagNames();
 // given twice.
 absl::Status ChoosePorts(const CLI::App& app, FrontFlags* flags);
 
-// `count` different ports of 127.0.0.1 that nobody listens on now.
-absl::StatusOr<std::vector<int>> FreePorts(int count);
+// Ports of 127.0.0.1 for servers of other processes, until it ends. Each is bound here and not
+// listened on: a server that sets SO_REUSEADDR, as gRPC does, can have it, and Linux gives it to
+// nobody who asks for any port. A port that is only looked up is taken by another process's
+// connection before its server starts, some time or other.
+class ReservedPorts {
+ public:
+  // `count` different ones. kUnavailable or the like: there are no more.
+  static absl::StatusOr<ReservedPorts> Any(int count);
+  ~ReservedPorts();
+  ReservedPorts(ReservedPorts&&) = default;
+  ReservedPorts& operator=(ReservedPorts&&) = delete;
+
+  const std::vector<int>& ports() const { return ports_; }
+
+ private:
+  ReservedPorts() = default;
+  std::vector<int> sockets_, ports_;
+};
 
 }  // namespace switchyard
