@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cstdint>
 #include <limits>
 
@@ -12,16 +11,11 @@
 #include "engine/engine_options.h"
 #include "engine/scheduler.h"
 #include "engine/step_batch.h"
+#include "kernels/finite.h"
 #include "kernels/sample.h"
 
 namespace switchyard {
 namespace {
-
-bool AllFinite(std::span<const float> values) {
-  uint32_t bad = 0;
-  for (float v : values) bad |= (std::bit_cast<uint32_t>(v) & 0x7f800000u) == 0x7f800000u;
-  return bad == 0;
-}
 
 bool Holds(const std::vector<TokenId>& ids, TokenId token) {
   return std::find(ids.begin(), ids.end(), token) != ids.end();

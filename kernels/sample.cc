@@ -9,6 +9,7 @@
 
 #include "common/check.h"
 #include "common/philox.h"
+#include "kernels/token_weights.h"
 
 namespace switchyard {
 namespace {
@@ -23,38 +24,14 @@ uint64_t RankKey(float logit, uint32_t id) {
 uint32_t IdOf(uint64_t key) { return ~static_cast<uint32_t>(key); }
 
 TokenId ArgMax(std::span<const float> logits) {
-  return static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  const auto best = std::find(logits.begin(), logits.end(), HighestLogit(logits));
+  return best == logits.end() ? 0 : static_cast<TokenId>(best - logits.begin());
 }
-
-// Probabilities in fixed point: integers add up to the same sum in any order, so the choice does
-// not depend on how the selection below happens to partition. The most probable token weighs 2^bits
-// and V of them fit 63 bits.
-class Weights {
- public:
-  Weights(std::span<const float> logits, float temperature)
-      : logits_(logits),
-        highest_(logits[ArgMax(logits)]),
-        inverse_temperature_(1.0 / temperature),
-        bits_(62 - std::bit_width(logits.size())) {}
-
-  uint64_t operator()(uint32_t id) const {
-    const double x = (static_cast<double>(logits_[id]) - highest_) * inverse_temperature_;
-    if (!(x > -64.0)) return 0;  // too small to count, or NaN
-    return static_cast<uint64_t>(std::ldexp(std::exp(x), bits_));
-  }
-  double highest() const { return std::ldexp(1.0, bits_); }  // the most probable token's weight
-
- private:
-  std::span<const float> logits_;
-  double highest_;
-  double inverse_temperature_;
-  int bits_;
-};
 
 // A token that may be drawn.
 struct Candidate {
   uint64_t key;     // RankKey
-  uint64_t weight;  // Weights
+  uint64_t weight;  // TokenWeights
 };
 bool Better(const Candidate& a, const Candidate& b) { return a.key > b.key; }
 uint64_t SumOf(const Candidate* begin, const Candidate* end) {
@@ -62,11 +39,9 @@ uint64_t SumOf(const Candidate* begin, const Candidate* end) {
                          [](uint64_t s, const Candidate& c) { return s + c.weight; });
 }
 
-// The number of candidates that top-p keeps; they are moved to the front. Halves the range that
-// holds the cut, so that the time is linear.
-size_t TopP(std::span<Candidate> all, float top_p) {
-  const double limit =
-      static_cast<double>(top_p) * static_cast<double>(SumOf(all.data(), all.data() + all.size()));
+// The number of candidates that a nucleus of so much weight takes, the best first; they are moved
+// to the front. Halves the range that holds the cut, so that the time is linear.
+size_t TopP(std::span<Candidate> all, double limit) {
   // Tokens before `begin` are kept, `mass` is theirs; tokens from `end` on are dropped.
   size_t begin = 0, end = all.size();
   uint64_t mass = 0;
@@ -86,23 +61,59 @@ size_t TopP(std::span<Candidate> all, float top_p) {
 
 bool Truncates(const SamplingParams& p) { return p.top_k > 0 || p.top_p < 1 || p.min_p > 0; }
 
-// The tokens that min-p, top-k and top-p leave, ascending by id.
-std::vector<Candidate> Truncate(std::span<const float> logits, const SamplingParams& params,
-                                const Weights& weights) {
-  const double weight_min = static_cast<double>(params.min_p) * weights.highest();
+// The tokens whose logit is at least `logit_min` and that weigh `weight_min` or more, ascending by
+// id. Blocks without any are passed over.
+void Collect(const TokenWeights& tokens, double logit_min, double weight_min,
+             std::vector<Candidate>* found) {
+  found->clear();
+  uint64_t weights[TokenWeights::kBlock];
+  for (size_t b = 0; b < tokens.blocks(); ++b) {
+    if (tokens.highest(b) < logit_min) continue;
+    tokens.Weigh(b, weights);
+    const std::span<const float> logits = tokens.logits(b);
+    for (size_t i = 0; i < logits.size(); ++i) {
+      if (!(logits[i] >= logit_min) || static_cast<double>(weights[i]) < weight_min) continue;
+      const auto id = static_cast<uint32_t>(b * TokenWeights::kBlock + i);
+      found->push_back({RankKey(logits[i], id), weights[i]});
+    }
+  }
+}
+
+uint64_t SumOf(const TokenWeights& tokens) {
+  uint64_t sum = 0;
+  for (size_t b = 0; b < tokens.blocks(); ++b) sum += tokens.Sum(b);
+  return sum;
+}
+
+// The tokens that min-p, top-k and top-p leave, ascending by id. Most tokens are far below the few
+// that are kept: the best are looked for a little below the highest logit, then further down.
+std::vector<Candidate> Truncate(const SamplingParams& params, const TokenWeights& tokens) {
+  constexpr double kNearest = -4, kLowest = -64;  // below it nothing weighs anything
+  const double weight_min = static_cast<double>(params.min_p) * static_cast<double>(tokens.most());
+  // Weights are rounded by far less than a factor of e.
+  const double last =
+      params.min_p > 0 ? std::max<double>(std::log(params.min_p) - 1, kLowest) : kLowest;
+  const auto most = static_cast<size_t>(params.top_k);
+  const bool nucleus_of_all = params.top_k == 0 && params.top_p < 1.0f && params.min_p == 0;
+  const double top_p = params.top_p;
+  const double mass = nucleus_of_all ? top_p * static_cast<double>(SumOf(tokens)) : 0;
   std::vector<Candidate> kept;
-  kept.reserve(logits.size());
-  for (uint32_t id = 0; id < logits.size(); ++id) {
-    const uint64_t weight = weights(id);
-    if (static_cast<double>(weight) < weight_min) continue;
-    kept.push_back({RankKey(logits[id], id), weight});
+  const auto sum = [&] {
+    return static_cast<double>(SumOf(kept.data(), kept.data() + kept.size()));
+  };
+  const auto enough = [&] {
+    return params.top_k > 0 ? kept.size() >= most : nucleus_of_all && sum() >= mass;
+  };
+  double x = params.top_k > 0 || nucleus_of_all ? std::max(kNearest, last) : last;
+  for (Collect(tokens, tokens.LogitAt(x), weight_min, &kept); x > last && !enough();) {
+    x = std::max(2 * x, last);
+    Collect(tokens, tokens.LogitAt(x), weight_min, &kept);
   }
-  if (kept.empty()) return kept;  // only where logits are not finite
-  if (params.top_k > 0 && static_cast<size_t>(params.top_k) < kept.size()) {
+  if (params.top_k > 0 && most < kept.size()) {
     std::nth_element(kept.begin(), kept.begin() + params.top_k, kept.end(), Better);
-    kept.resize(params.top_k);
+    kept.resize(most);
   }
-  if (params.top_p < 1.0f) kept.resize(TopP(kept, params.top_p));
+  if (params.top_p < 1.0f) kept.resize(TopP(kept, nucleus_of_all ? mass : top_p * sum()));
   std::sort(kept.begin(), kept.end(),
             [](const Candidate& a, const Candidate& b) { return IdOf(a.key) < IdOf(b.key); });
   return kept;
@@ -113,25 +124,35 @@ uint64_t Pick(double u, uint64_t total) {
   return std::min(static_cast<uint64_t>(u * static_cast<double>(total)), total - 1);
 }
 
+// The first that, with all before it, weighs more than `left`, which is below the sum.
+size_t Find(std::span<const uint64_t> weights, uint64_t* left) {
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (*left < weights[i]) return i;
+    *left -= weights[i];
+  }
+  SY_CHECK(false);
+  return 0;
+}
+
 TokenId Draw(std::span<const float> logits, const SamplingParams& params, uint64_t position) {
-  const Weights weights(logits, params.temperature);
+  const TokenWeights tokens(logits, params.temperature);
   const double u = PhiloxUniform(params.seed, position, params.sample);
   std::vector<Candidate> kept;
+  std::vector<uint64_t> sums;  // of candidates, or of blocks of all tokens
   if (Truncates(params)) {
-    kept = Truncate(logits, params, weights);
+    kept = Truncate(params, tokens);
+    for (const Candidate& c : kept) sums.push_back(c.weight);
   } else {
-    kept.resize(logits.size());
-    for (uint32_t id = 0; id < logits.size(); ++id) kept[id] = {~id, weights(id)};
+    for (size_t b = 0; b < tokens.blocks(); ++b) sums.push_back(tokens.Sum(b));
   }
-  const uint64_t total = SumOf(kept.data(), kept.data() + kept.size());
+  const uint64_t total = std::accumulate(sums.begin(), sums.end(), uint64_t{0});
   if (total == 0) return ArgMax(logits);  // only where logits are not finite
   uint64_t left = Pick(u, total);
-  for (const Candidate& c : kept) {
-    if (left < c.weight) return static_cast<TokenId>(IdOf(c.key));
-    left -= c.weight;
-  }
-  SY_CHECK(false);  // left < the sum of the weights
-  return 0;
+  const size_t found = Find(sums, &left);
+  if (Truncates(params)) return static_cast<TokenId>(IdOf(kept[found].key));
+  uint64_t weights[TokenWeights::kBlock];
+  tokens.Weigh(found, weights);
+  return static_cast<TokenId>(found * TokenWeights::kBlock + Find(weights, &left));
 }
 
 // The log of the softmax, relative to the highest logit so that nothing is lost to its size.

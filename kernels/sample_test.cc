@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -122,6 +123,76 @@ TEST(SampleTest, LargeVocabularyDrawsOnlyFromWhatASortWouldKeep) {
     for (uint64_t position = 0; position < 10; ++position) {
       const SampledToken t = SampleToken(logits, {.top_k = k, .top_p = p}, position);
       EXPECT_TRUE(kept.contains(t.token)) << k << " " << p << " " << t.token;
+    }
+  }
+}
+
+// The definition, with all tokens weighed and sorted.
+TokenId DrawBySorting(const std::vector<float>& logits, const SamplingParams& p,
+                      uint64_t position) {
+  const double highest = *std::max_element(logits.begin(), logits.end());
+  const int bits = 62 - std::bit_width(logits.size());
+  struct Token {
+    TokenId id;
+    float logit;
+    uint64_t weight;
+  };
+  std::vector<Token> tokens;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const double x = (double{logits[i]} - highest) * (1.0 / p.temperature);
+    const double weight = x > -64 ? std::ldexp(std::exp(x), bits) : 0;
+    if (weight < double{p.min_p} * std::ldexp(1.0, bits)) continue;
+    tokens.push_back({static_cast<TokenId>(i), logits[i], static_cast<uint64_t>(weight)});
+  }
+  std::stable_sort(tokens.begin(), tokens.end(),
+                   [](const Token& a, const Token& b) { return a.logit > b.logit; });
+  if (p.top_k > 0) tokens.resize(std::min<size_t>(p.top_k, tokens.size()));
+  const auto add = [](uint64_t sum, const Token& t) { return sum + t.weight; };
+  const uint64_t all = std::accumulate(tokens.begin(), tokens.end(), uint64_t{0}, add);
+  uint64_t kept = 0;
+  size_t count = 0;
+  while (count < tokens.size() &&
+         (p.top_p == 1 || static_cast<double>(kept) < p.top_p * static_cast<double>(all))) {
+    kept += tokens[count++].weight;
+  }
+  tokens.resize(count);
+  std::sort(tokens.begin(), tokens.end(),
+            [](const Token& a, const Token& b) { return a.id < b.id; });
+  const double u = PhiloxUniform(p.seed, position, p.sample);
+  uint64_t left = static_cast<uint64_t>(u * static_cast<double>(kept));
+  for (const Token& t : tokens) {
+    if (left < t.weight) return t.id;
+    left -= t.weight;
+  }
+  return -1;
+}
+
+TEST(SampleTest, DrawsWhatTheDefinitionSays) {
+  std::mt19937 rng(23);
+  const auto one_of = [&](auto... values) {
+    const std::common_type_t<decltype(values)...> all[] = {values...};
+    return all[rng() % sizeof...(values)];
+  };
+  for (int round = 0; round < 400; ++round) {
+    std::vector<float> logits(one_of(1, 7, 1023, 1024, 1025, 5000));
+    std::normal_distribution<float> normal(0, one_of(0.1f, 3.0f, 30.0f));
+    for (float& l : logits) l = normal(rng);
+    if (round % 3 == 0) {  // ties
+      for (float& l : logits) l = std::round(l);
+    }
+    if (round % 5 == 0) {
+      for (float& l : logits) l = rng() % 2 == 0 ? -std::numeric_limits<float>::infinity() : l;
+      logits[rng() % logits.size()] = 1;
+    }
+    const SamplingParams params{.temperature = one_of(0.05f, 0.7f, 1.0f, 5.0f, 100.0f),
+                                .top_k = one_of(0, 0, 1, 40, 2000),
+                                .top_p = one_of(1.0f, 1.0f, 0.1f, 0.9f, 0.9999f),
+                                .min_p = one_of(0.0f, 0.0f, 0.001f, 0.2f, 1.0f),
+                                .seed = rng()};
+    for (uint64_t position = 0; position < 5; ++position) {
+      EXPECT_EQ(ChooseToken(logits, params, position), DrawBySorting(logits, params, position))
+          << logits.size() << " tokens, temperature " << params.temperature << ", top_k "
+          << params.top_k << ", top_p " << params.top_p << ", min_p " << params.min_p;
     }
   }
 }

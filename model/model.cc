@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "kernels/finite.h"
 #include "model/executor.h"
 #include "model/head_share.h"
 #include "model/hosted_experts.h"
@@ -37,6 +38,7 @@ class LoadedModel final : public Model {
   absl::StatusOr<std::unique_ptr<ExpertSource>> OpenExperts() const override;
   void UseDispatcher(Dispatcher* dispatcher) override { dispatcher_ = dispatcher; }
   void UseExchange(RowExchange* exchange) override { exchange_ = exchange; }
+  bool Draws(const SamplingParams&) const override { return true; }
   absl::Status Forward(const ForwardBatch& batch, KvStorage& kv, LayerObserver* observer,
                        Matrix<float> logits) override;
 
@@ -201,6 +203,13 @@ absl::Status LoadedModel::Forward(const ForwardBatch& batch, KvStorage& kv, Laye
   if (x.rows() == 0) return absl::OkStatus();
   kernels_.norm->RmsNorm(context_, x, weights_.final_norm, config_.rms_norm_eps, x);
   kernels_.gemm->Gemm(context_, x, weights_.head, logits);
+  if (batch.draws.empty()) return absl::OkStatus();
+  context_.pool.ParallelFor(logits.rows(), [&](size_t i, int) {
+    const auto& [params, position] = batch.draws[i];
+    if (params == nullptr) return;
+    const std::span<const float> row(logits.row(i), logits.cols());
+    batch.drawn[i] = AllFinite(row) ? ChooseToken(row, *params, position) : -1;
+  });
   return absl::OkStatus();
 }
 

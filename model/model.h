@@ -93,7 +93,7 @@ struct ForwardBatch {
   std::span<const AttentionSequence> sequences;  // cover [0, T); their blocks are allocated
   std::span<const int32_t> logit_rows;           // ascending rows whose logits are wanted
   // Both [logit_rows], or empty: of rows with a Draw that the model Draws, the token instead of the
-  // logits, whose row stays as it was; -1 where a logit is not finite.
+  // logits, whose row is not to be read; -1 where a logit is not finite.
   std::span<const Draw> draws = {};
   std::span<TokenId> drawn = {};
   // [sequences] where the model expands_prompts, else not looked at: the length of each one's

@@ -36,9 +36,8 @@
 
 namespace switchyard {
 
-// By what rows travel between ranks whose models compute on devices: from device to device by NCCL,
-// into each other's memory, through the host by frames, or the first of these that can be. Equal on
-// all ranks.
+// How rows travel between ranks that compute on devices, equal on all: by NCCL, into each other's
+// memory, by frames through the host, or by the first of these that can be.
 enum class DeviceLane { kAuto, kDirect, kPeer, kStaged };
 inline constexpr int kDeviceCtasMax = 64;  // as many as NCCL takes
 
@@ -116,14 +115,12 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
   // Steps of two micro-batches, and how long calls have waited for other ranks, since Create.
   uint64_t overlapped_steps() const { return overlapped_steps_; }
   const EpWaits& waited() const { return waited_; }
-  // From the last BeginStep to the last CombineReceive that returned; 0 before the first. For
-  // StepHeader.
+  // From the last BeginStep to the last CombineReceive that returned, or 0: for StepHeader.
   uint32_t step_micros() const { return step_micros_; }
   // How many of this rank's tokens chose each logical expert since BeginStep [L, E].
   Matrix<const int32_t> step_counts() const {
-    return {
-        counts_.data(),
-        {static_cast<size_t>(placement_->layers()), static_cast<size_t>(placement_->experts())}};
+    const size_t layers = placement_->layers(), experts = placement_->experts();
+    return {counts_.data(), {layers, experts}};
   }
 
  private:
@@ -173,8 +170,7 @@ class EpDispatcher final : public Dispatcher, public RowExchange {
   std::byte* Begin(int peer, size_t bytes);
   void Commit(int peer, EpFrameKind kind, uint64_t op, size_t first, size_t count, size_t entries,
               size_t bytes);
-  // Of a frame, small enough to stay in a core's cache from writer to reader, large enough to pay
-  // for a doorbell.
+  // Of a frame, which stays in a core's cache from writer to reader, and is worth a doorbell.
   size_t RowsOfFrame(size_t row_bytes) const;
 
   EpGroup& group_;
