@@ -9,6 +9,7 @@
 
 #include <cerrno>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "bench/peer_text.h"
 #include "common/status_macros.h"
@@ -23,12 +24,13 @@ using Body = FunctionRef<absl::StatusOr<Json>(EpGroup& group, int rank)>;
 absl::Status EnterNamespace(const std::string& name) {
   const std::string path = absl::StrCat("/run/netns/", name);
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0 || setns(fd, CLONE_NEWNET) != 0 || unshare(CLONE_NEWNS) != 0 ||
-      mount("", "/", "none", MS_SLAVE | MS_REC, nullptr) != 0 || umount2("/sys", MNT_DETACH) != 0 ||
-      mount("sys", "/sys", "sysfs", 0, nullptr) != 0) {
-    return absl::ErrnoToStatus(errno, path);
+  if (fd < 0) return absl::ErrnoToStatus(errno, path);
+  const absl::Cleanup close_fd = [fd] { close(fd); };
+  if (setns(fd, CLONE_NEWNET) != 0) return absl::ErrnoToStatus(errno, "to enter " + path);
+  if (unshare(CLONE_NEWNS) != 0 || mount("", "/", "none", MS_SLAVE | MS_REC, nullptr) != 0 ||
+      umount2("/sys", MNT_DETACH) != 0 || mount("sys", "/sys", "sysfs", 0, nullptr) != 0) {
+    return absl::ErrnoToStatus(errno, "to mount a /sys of " + path);
   }
-  close(fd);
   return absl::OkStatus();
 }
 

@@ -15,9 +15,12 @@ for i in 0 1; do
   ip -n "${names[i]}" addr add "10.77.1.$((i + 1))/24" dev eth0
   for device in lo eth0; do ip -n "${names[i]}" link set "$device" up; done
 done
-until [[ $(ip -n "${names[0]}" link show eth0)$(ip -n "${names[1]}" link show eth0) == *"state UP"*"state UP"* ]]; do
+up() { [[ $(ip -n "${names[0]}" link show eth0)$(ip -n "${names[1]}" link show eth0) == *"state UP"*"state UP"* ]]; }
+for _ in {1..50}; do
+  up && break
   sleep 0.1
 done
+up || { echo "the link between ${names[*]} does not come up" >&2; exit 1; }
 for rate in $rates; do
   for n in "${names[@]}"; do
     tc -n "$n" qdisc del dev eth0 root 2>/dev/null || true
@@ -25,6 +28,6 @@ for rate in $rates; do
       tc -n "$n" qdisc add dev eth0 root tbf rate "$((rate * 8))mbit" burst 128kb latency 20ms
     fi
   done
-  echo "$rate MB/s: $("$binary" bench ep --lanes tcp --net-namespaces "${names[0]},${names[1]}" \
-    --net-devices eth0 "$@")"
+  result=$("$binary" bench ep --lanes tcp --net-namespaces "${names[0]},${names[1]}" --net-devices eth0 "$@")
+  echo "$rate MB/s: $result"
 done

@@ -49,8 +49,10 @@ class BenchEp final : public Command {
         ->capture_default_str();
     app.add_option("--net-namespaces", steps_.namespaces,
                    "with --model: of /run/netns, one for each rank")
-        ->delimiter(',');
+        ->delimiter(',')
+        ->needs("--model");
     app.add_option("--net-devices", steps_.net_devices, "with --model: of the tcp lane")
+        ->needs("--model")
         ->capture_default_str();
     app.add_option("--low-latency-tokens", o_.low_latency_tokens, "up to so many take that path")
         ->check(CLI::Range(0, 1 << 12))

@@ -35,7 +35,7 @@ absl::Status ChoosePorts(const CLI::App& app, FrontFlags* flags);
 // connection before its server starts, some time or other.
 class ReservedPorts {
  public:
-  // `count` different ones. kUnavailable or the like: there are no more.
+  // `count` different ones. Errors: those of the system, where it has no more ports or files.
   static absl::StatusOr<ReservedPorts> Any(int count);
   ~ReservedPorts();
   ReservedPorts(ReservedPorts&&) = default;

@@ -105,8 +105,10 @@ std::map<std::string, std::vector<TokenId>> Answers(Model& model) {
 
 TEST(DeviceSeamTest, TokensThatTheModelDrawsAreThoseOfTheHost) {
   DrawingModel model;
-  const auto wanted = Answers(TestModel()), got = Answers(model);
+  FaultyModel draws_none(TestModel());  // and is told no fault
+  const auto wanted = Answers(draws_none), got = Answers(model);
   EXPECT_EQ(got, wanted);
+  EXPECT_EQ(Answers(TestModel()), wanted);
   size_t tokens = 0;
   for (const auto& [id, answer] : wanted) tokens += answer.size();
   // Of request 1 and 3 none is drawn by the model, of 7 the first 4 are not.

@@ -11,6 +11,10 @@
 namespace switchyard {
 namespace {
 
+// To expand so many tokens of a context takes as long as an absorbed row does (docs/numbers.md): a
+// step whose prompts are expanded is bounded as one of max_num_batched_tokens such rows.
+constexpr int kExpandedPerRow = 21;
+
 absl::Status AlreadyExists(const AttemptKey& key) {
   return absl::AlreadyExistsError(
       absl::StrCat("request ", key.request, " attempt ", key.attempt, " is here already"));
@@ -247,9 +251,18 @@ bool Scheduler::GrowFor(Sequence& s, int tokens) {
   return true;
 }
 
+bool Scheduler::Expands(const Sequence& s) const {
+  return options_.by_class && s.computed < s.prompt_length();
+}
+
 int Scheduler::ChunkRows(const Sequence& s, const Budget& budget) const {
   if (budget.logits == 0) return 0;
   const int rows = std::min({s.remaining(), options_.prefill_chunk, budget.rows});
+  // The first is taken whatever it costs: it will not cost less.
+  if (Expands(s) && budget.expanded > 0 &&
+      budget.expanded + s.computed + rows > kExpandedPerRow * options_.max_num_batched_tokens) {
+    return 0;
+  }
   return s.wants_prompt_scores() ? std::min(rows, budget.logits) : rows;
 }
 
@@ -257,6 +270,7 @@ void Scheduler::Plan(Sequence& s, int rows, Budget* budget) {
   const Chunk chunk{&s, rows};
   plan_.push_back(chunk);
   budget->rows -= rows;
+  if (Expands(s)) budget->expanded += s.computed + rows;
   budget->logits -= s.wants_prompt_scores() ? rows : chunk.samples() ? 1 : 0;
 }
 
@@ -289,7 +303,8 @@ void Scheduler::Admit(Budget* budget) {
     if (SoonShared(s, hit.blocks)) return;
     if (pool_->counts().available() < Wanted(s, hit) + headroom + admitted) return;
     Start(s, hit);
-    Plan(s, ChunkRows(s, *budget), budget);
+    // What was found in the cache may be too much to expand in this step.
+    if (const int rows = ChunkRows(s, *budget); rows > 0) Plan(s, rows, budget);
     admitted += s.request.prefill_only ? 0 : 1;
   }
 }

@@ -127,9 +127,11 @@ class Scheduler {
   using Queue = std::set<Sequence*, InOrder>;
   struct Budget {
     int rows, logits;
+    int expanded = 0;  // tokens that the chunks planned so far expand
   };
 
   int BlocksFor(int tokens) const;
+  bool Expands(const Sequence& s) const;  // its next chunk its whole context
   absl::Status CheckNew(const EngineRequest& request, int given) const;
   Queue* QueueOf(Sequence::State state);
   void Move(Sequence& sequence, Sequence::State to);

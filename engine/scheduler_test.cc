@@ -68,6 +68,40 @@ TEST(SchedulerTest, DecodeRowsComeBeforeChunksBeforeAdmissions) {
   EXPECT_EQ(StepOnce(s), "c:1 a:1 b:1");
 }
 
+TEST(SchedulerTest, AStepExpandsNoMoreThanItsRowsAreWorthOrOneContext) {
+  SchedulerOptions o = Small();
+  o.max_num_batched_tokens = 12;
+  o.prefill_chunk = 4;
+  o.max_model_len = 400;
+  o.by_class = true;
+  BlockPool pool(400);
+  Scheduler s(o, &pool);
+  for (const char* id : {"a", "b", "c"}) ASSERT_TRUE(s.Add(Request(id, 300, 2)).ok());
+  bool together = false, alone = false;
+  while (s.HasWork()) {
+    const auto plan = s.Schedule();
+    ASSERT_FALSE(plan.empty());
+    int expanded = 0, chunks = 0;
+    for (const auto& c : plan) {
+      if (c.sequence->computed >= 300) continue;
+      ++chunks;
+      expanded += c.sequence->computed + c.rows;
+    }
+    EXPECT_TRUE(chunks <= 1 || expanded <= 21 * 12) << Describe(plan);
+    together = together || chunks == 3;
+    alone = alone || (chunks == 1 && expanded > 21 * 12);
+    for (const auto& c : plan) {
+      const bool samples = c.samples();
+      s.Commit(c);
+      if (!samples) continue;
+      s.Append(*c.sequence, 1);
+      if (c.sequence->length() >= c.sequence->length_max) s.Finish(*c.sequence);
+    }
+    s.CheckInvariants();
+  }
+  EXPECT_TRUE(together && alone);
+}
+
 TEST(SchedulerTest, PreemptsTheNewestOfTheLowestPriority) {
   BlockPool pool(6);
   Scheduler s(Small(), &pool);

@@ -46,9 +46,10 @@ absl::StatusOr<std::unique_ptr<WorkerCore>> WorkerCore::Create(const WorkerOptio
   const std::filesystem::path dir = std::filesystem::path(options.model_dir).lexically_normal();
   core->metrics_ = std::make_unique<WorkerMetrics>(
       (dir.has_filename() ? dir : dir.parent_path()).filename().string(), role);
-  core->metrics_->SetWork(EstimateWork(core->model_->config(), options.model.dtype,
-                                       options.model.quantization, std::max(1, options.ep.world())),
-                          options.peak);
+  core->metrics_->SetWork(
+      EstimateWork(core->model_->config(), options.model.dtype, options.model.quantization,
+                   std::max(1, options.ep.world()), core->model_->options().expands_prompts()),
+      options.peak);
   {
     MutexLock lock(core->mu_);
     core->stats_ = core->engine_->stats();

@@ -1,4 +1,4 @@
-// kernels/finite.h
+// kernels/finite.h: what logits must be before a token is chosen from them.
 #pragma once
 
 #include <bit>
@@ -7,7 +7,7 @@
 
 namespace switchyard {
 
-// Whether no value is infinite or no number, as logits that a token is chosen from must be.
+// Whether no value is infinite or no number.
 inline bool AllFinite(std::span<const float> values) {
   uint32_t bad = 0;
   for (const float v : values) bad |= (std::bit_cast<uint32_t>(v) & 0x7f800000u) == 0x7f800000u;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/philox.h"
+#include "kernels/token_weights.h"
 
 namespace switchyard {
 namespace {
@@ -123,6 +124,34 @@ TEST(SampleTest, LargeVocabularyDrawsOnlyFromWhatASortWouldKeep) {
     for (uint64_t position = 0; position < 10; ++position) {
       const SampledToken t = SampleToken(logits, {.top_k = k, .top_p = p}, position);
       EXPECT_TRUE(kept.contains(t.token)) << k << " " << p << " " << t.token;
+    }
+  }
+}
+
+TEST(SampleTest, AllWidthsOfVectorsWeighAlike) {
+  std::mt19937 rng(29);
+  std::normal_distribution<float> normal(0, 20);
+  std::vector<float> logits(2 * TokenWeights::kBlock + 77);
+  for (float& l : logits) l = normal(rng);
+  logits[5] = -std::numeric_limits<float>::infinity();
+  logits[6] = std::numeric_limits<float>::quiet_NaN();
+  const float highest = HighestLogit(logits);
+  logits[7] = highest - 64.0f, logits[8] = std::nextafter(logits[7], highest);
+  for (const float temperature : {0.03f, 1.0f, 50.0f}) {
+    const TokenWeights tokens(logits, temperature);
+    for (size_t block = 0; block < tokens.blocks(); ++block) {
+      uint64_t wanted[TokenWeights::kBlock], got[TokenWeights::kBlock];
+      tokens.Weigh(block, wanted, 0);
+      for (int width = 1; width < TokenWeights::widths(); ++width) {
+        tokens.Weigh(block, got, width);
+        EXPECT_TRUE(std::ranges::equal(got, wanted)) << "width " << width << ", block " << block;
+      }
+      for (size_t i = 0; i < tokens.logits(block).size(); ++i) {
+        const double x = (double{tokens.logits(block)[i]} - highest) / temperature;
+        const double exact =
+            x > -64 ? std::ldexp(std::exp(x), 62 - std::bit_width(logits.size())) : 0;
+        EXPECT_NEAR(static_cast<double>(wanted[i]), exact, 1 + exact * 0x1p-46) << i;
+      }
     }
   }
 }

@@ -95,9 +95,15 @@ void WeighPlain(const float* logits, const Scale& scale, uint64_t* weights) {
 }
 
 using WeighFunction = void (*)(const float*, const Scale&, uint64_t*);
-WeighFunction WidestWeigh() {
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return WeighAvx512;
-  return __builtin_cpu_supports("avx2") ? WeighAvx2 : WeighPlain;
+const std::vector<WeighFunction>& WeighFunctions() {
+  static const std::vector<WeighFunction> functions = [] {
+    std::vector<WeighFunction> all = {WeighPlain};
+    if (__builtin_cpu_supports("avx2")) all.push_back(WeighAvx2);
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
+    if (avx512) all.push_back(WeighAvx512);
+    return all;
+  }();
+  return functions;
 }
 
 }  // namespace
@@ -130,8 +136,10 @@ TokenWeights::TokenWeights(std::span<const float> logits, float temperature)
   highest_ = HighestLogit(maxima_);
 }
 
-void TokenWeights::Weigh(size_t block, std::span<uint64_t, kBlock> weights) const {
-  static const WeighFunction weigh = WidestWeigh();
+int TokenWeights::widths() { return static_cast<int>(WeighFunctions().size()); }
+
+void TokenWeights::Weigh(size_t block, std::span<uint64_t, kBlock> weights, int width) const {
+  const WeighFunction weigh = WeighFunctions()[static_cast<size_t>(width)];
   const Scale scale{highest_, 1.0 / temperature_, bits_};
   const std::span<const float> given = logits(block);
   if (given.size() == kBlock) return weigh(given.data(), scale, weights.data());

@@ -3,6 +3,7 @@
 // is that of single doubles, so that all widths give the same bits.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -31,8 +32,11 @@ class TokenWeights {
   double LogitAt(double x) const { return highest_ + x * temperature_; }
   uint64_t most() const { return uint64_t{1} << bits_; }
 
-  // The weights of a block's tokens.
-  void Weigh(size_t block, std::span<uint64_t, kBlock> weights) const;
+  // How many widths of vectors this machine has, one at least.
+  static int widths();
+  // The weights of a block's tokens, by vectors of width 0, the least, to widths() - 1; of those
+  // behind the last token 0.
+  void Weigh(size_t block, std::span<uint64_t, kBlock> weights, int width = widths() - 1) const;
   uint64_t Sum(size_t block) const;
 
  private:

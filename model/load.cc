@@ -196,6 +196,11 @@ absl::Status CheckForward(const ModelConfig& config, const ModelOptions& options
     if (r <= last || static_cast<size_t>(r) >= rows) return refuse("logit row ", r, " of ", rows);
     last = r;
   }
+  if (!batch.draws.empty() && (batch.draws.size() != batch.logit_rows.size() ||
+                               batch.drawn.size() != batch.logit_rows.size())) {
+    return refuse(batch.draws.size(), " draws and room for ", batch.drawn.size(), " for ",
+                  batch.logit_rows.size(), " rows of logits");
+  }
   const size_t wanted_rows = options.tensor_rank == 0 ? batch.logit_rows.size() : 0;
   if (logits.rows() != wanted_rows ||
       (!logits.empty() && logits.cols() != static_cast<size_t>(config.vocab_size))) {

@@ -16,7 +16,8 @@
 
 namespace switchyard {
 
-// An array that grows to the largest request and stays: a steady-state step allocates nothing.
+// An array that grows to the largest request and stays: a steady-state step allocates nothing, but
+// for the few blocks of what draws at a temperature weigh.
 template <typename T>
 class GrowingArray {
  public:

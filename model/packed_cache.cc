@@ -171,6 +171,11 @@ void PackedCache::GiveBack(AlignedBuffer stretch) {
   stretches_.push_back(std::move(stretch));
 }
 
+void PackedCache::FreeStretches() {
+  MutexLock lock(mu_);
+  stretches_.clear();
+}
+
 std::optional<std::vector<PackedWeight>> PackedCache::Read(const std::string& name,
                                                            std::span<const PackedShape> shapes) {
   const int fd = open(PathOf(name).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);

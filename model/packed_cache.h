@@ -45,6 +45,9 @@ class PackedCache {
   // Keeps what Read did not have. Where it cannot, a full disk say, nothing is kept any more.
   void Write(const std::string& name, std::span<const PackedWeight> weights);
 
+  // Frees what many reads at once have left. Reads after it take memory of their own again.
+  void FreeStretches();
+
   // One sentence for the log: what was read and what was not.
   std::string Report() const;
 
@@ -63,7 +66,7 @@ class PackedCache {
                                       std::span<const PackedShape> shapes,
                                       const AlignedBuffer& stretch,
                                       std::vector<PackedWeight>* weights);
-  // Room to read into, one for each thread that reads.
+  // Room to read into, one for each read under way.
   AlignedBuffer TakeStretch();
   void GiveBack(AlignedBuffer stretch);
 

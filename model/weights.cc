@@ -42,6 +42,7 @@ class Loader {
       report(source_.total_bytes());
     }
     report(0);
+    if (options_.cache != nullptr) options_.cache->FreeStretches();
     return w;
   }
 

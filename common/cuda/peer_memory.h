@@ -21,7 +21,8 @@ inline constexpr size_t kPeerUnit = size_t{2} << 20;
 
 // Names memory to other processes. It is good as long as the memory is.
 using PeerHandle = std::array<char, 64>;
-// `memory`: a multiple of kPeerUnit. It must not be freed while others write.
+// `memory`: a multiple of kPeerUnit. CUDA leaves undefined what happens if it is freed while others
+// have it open.
 absl::StatusOr<PeerHandle> ExportMemory(const DeviceBuffer& memory);
 
 // Another process's memory, for kernels and copies of the calling thread's device. Whether that

@@ -92,6 +92,8 @@ __device__ __forceinline__ void CopyShare(std::byte* to, const std::byte* from, 
 
 __global__ void __launch_bounds__(kThreads)
     SendKernel(const __grid_constant__ PeerBlocks blocks, PeerWords words) {
+  // Behind a wait in vain rows are made of nothing: nobody shall take them for good ones.
+  if (LoadRelaxed(words.broken) != 0) return;
   for (int n = 0; n < blocks.count; ++n) {
     // Not all blocks to one peer at a time.
     const int i = static_cast<int>((n + blockIdx.x) % static_cast<unsigned>(blocks.count));

@@ -66,10 +66,10 @@ TEST(PeerTest, WhatIsSentIsThere) {
   }
 }
 
-// A wait for a word that never comes, and a call after it whose word is there.
+// A wait for a word that never comes, a call after it whose word is there, and rows sent then.
 struct Ended {
   uint32_t error, broken;
-  bool copied;
+  bool copied, sent;
 };
 Ended WaitInVain(uint32_t stop, uint64_t wait_ns_max) {
   Device device;
@@ -87,7 +87,10 @@ Ended WaitInVain(uint32_t stop, uint64_t wait_ns_max) {
   EXPECT_TRUE(ReceiveFromPeers(nullptr, in, device.words(), wait_ns_max, 2).ok());
   in.at[0].flag = flags.data() + 1;
   EXPECT_TRUE(ReceiveFromPeers(nullptr, in, device.words(), kHourNs, 2).ok());
-  return {device.error.Get()[0], device.broken.Get()[0], came.Get()[0] != 0xdd};
+  in.at[0].word = 7;
+  EXPECT_TRUE(SendToPeers(nullptr, in, device.words(), 2).ok());
+  const bool sent = flags.Get() != std::vector<uint64_t>{5, 6} || slot.Get()[0] != 0xee;
+  return {device.error.Get()[0], device.broken.Get()[0], came.Get()[0] != 0xdd, sent};
 }
 
 TEST(PeerTest, AWaitEndsAtItsLimitAndNamesTheRank) {
@@ -96,6 +99,7 @@ TEST(PeerTest, AWaitEndsAtItsLimitAndNamesTheRank) {
   EXPECT_EQ(ended.error, 4u);
   EXPECT_EQ(ended.broken, 1u);
   EXPECT_FALSE(ended.copied);
+  EXPECT_FALSE(ended.sent);
 }
 
 TEST(PeerTest, TheHostEndsAWait) {
@@ -104,6 +108,7 @@ TEST(PeerTest, TheHostEndsAWait) {
   EXPECT_EQ(ended.error, 0u) << "nobody is to blame";
   EXPECT_EQ(ended.broken, 1u);
   EXPECT_FALSE(ended.copied);
+  EXPECT_FALSE(ended.sent);
 }
 
 }  // namespace

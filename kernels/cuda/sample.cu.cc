@@ -34,7 +34,8 @@ __device__ double Uniform(uint64_t key, uint64_t position, uint32_t sample) {
   return static_cast<double>(bits) * 0x1.0p-53;
 }
 
-// One row of logits and what kernels/sample.cc calls Weights: fixed point, 2^bits for the best.
+// One row of logits and what kernels/token_weights.h says of them: fixed point, 2^bits for the
+// best. The last bit of e^x is this library's.
 struct Row {
   const float* logits;
   int n;

@@ -35,7 +35,9 @@ LaneOffer DirectLane::Offer() {
   offer.facts = *facts;
   int first = 0;
   while (!group.present(first)) ++first;
-  if (first != group.rank() || !offer.trusts) return offer;
+  // NCCL waits in a thread of its own for those who join by the id: none is made in vain.
+  const bool by_library = dispatcher_->device_lane() != DeviceLane::kPeer;
+  if (first != group.rank() || !offer.trusts || !by_library) return offer;
   const absl::StatusOr<CommunicatorId> id = MakeCommunicatorId();
   if (!id.ok()) return unable(id.status());
   offer.id = *id;
@@ -92,7 +94,8 @@ absl::Status DirectLane::Join(const LaneChoice& choice) {
   }
   direct_ = true;
   dispatcher_->SetRowsTravel(
-      absl::StrCat("from device to device", by_peers_ ? ", into each other's memory" : ""));
+      absl::StrCat("from device to device", by_peers_ ? ", into each other's memory" : "",
+                   by_peers_ && !choice.why.empty() ? ": " : "", by_peers_ ? choice.why : ""));
   return absl::OkStatus();
 }
 

@@ -45,9 +45,12 @@ void KvImage::HostWrote(std::span<const BlockId> blocks) {
 std::vector<BlockRun> KvImage::TakeUploads(std::span<const AttentionSequence> sequences) {
   std::vector<int32_t> blocks;
   for (const AttentionSequence& s : sequences) {
-    for (const int32_t b : s.blocks) {
+    for (size_t i = 0; i < s.blocks.size(); ++i) {
+      const int32_t b = s.blocks[i];
       if (!pending_[b]) continue;
       pending_[b] = false;
+      // Of a block that this sequence only begins, the host has what another has left there.
+      if (static_cast<int64_t>(i) * block_tokens_ >= s.first_position) continue;
       current_[b] = true;
       blocks.push_back(b);
     }

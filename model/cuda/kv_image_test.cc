@@ -38,6 +38,13 @@ TEST(KvImageTest, ABlockFromOutsideIsUploadedOnceBeforeItsFirstUse) {
   EXPECT_EQ(image.TakeUploads({&other, 1}), Runs());
   EXPECT_EQ(image.TakeUploads({&adopted, 1}), (Runs{{5, 1}}));
   EXPECT_EQ(image.TakeUploads({&adopted, 1}), Runs());
+  // Nothing in a block that a sequence only begins is its own.
+  const AttentionSequence begins{0, 4, 16, mine};
+  const BlockId left_there[] = {BlockId(1)};
+  image.HostWrote(left_there);
+  EXPECT_EQ(image.TakeUploads({&begins, 1}), Runs());
+  const AttentionSequence goes_on{0, 1, 20, mine};
+  EXPECT_EQ(image.TakeUploads({&goes_on, 1}), Runs());
 }
 
 TEST(KvImageTest, WhatIsWrittenIsFetchedAgainAndWhatIsNotIsNot) {

@@ -1,11 +1,9 @@
 // model/cuda/lane_choice.h: whether the devices of a group move rows among themselves, decided by
 // all ranks alike from what each says of itself when an epoch begins. Pure: no I/O.
 //
-//   epoch forms ─► every rank's LaneOffer to every rank ─► ChooseLane ─┬► library: join, then rows
-//        ▲                                                             ├► peers: their windows,
-//        rows │                                                             └► staged, with the
-//        reason └── the lane breaks, or a rank is lost: the epoch is over ◄── any error of a direct
-//        lane
+//   epoch forms ─► every LaneOffer to every rank ─► ChooseLane ─┬► library: join, then rows
+//        ▲                                                       ├► peers: windows, then rows
+//        └── an error of a lane, or a lost rank ends the epoch   └► staged, with the reason
 //
 // Letters: N ranks.
 #pragma once

@@ -119,7 +119,7 @@ absl::Status PeerLane::ExchangePieces(const Limits& limits, size_t piece_bytes,
 }
 
 absl::Status PeerLane::status() const {
-  if (words_.size() == 0) return absl::OkStatus();
+  if (peers_.empty()) return absl::OkStatus();  // what the words say is of another epoch
   const uint32_t error =
       std::atomic_ref(words_.as<HostWords>()->error).load(std::memory_order_acquire);
   if (error == 0) return absl::OkStatus();

@@ -13,7 +13,7 @@ def main():
     requests = make_requests(int(count), length_max=400)
     want = one_process(binary, model, requests, "--max-num-seqs", "1", *flags)
     # NCCL refuses two ranks of one device; peer memory and the host serve them too.
-    lanes = ["peer", "staged"] + (["nccl"] if int(devices) > 1 else [])
+    lanes = ["staged"] + (["nccl"] if int(devices) > 1 else []) + ["peer"]
     for lane in lanes:
         for overlap in ("off", "on"):
             compare(f"prefill EP2 and decode EP2 by {lane}, two micro-batches {overlap}", want,
