@@ -235,7 +235,6 @@ TEST_P(KvTransferTest, ADevicesChecksumsTravelSoThatABadCopyOfItsMemoryIsDataLos
     auto committed = Commit(ends.receiver.get(), answer->peer_token, *session, result->digest);
     EXPECT_EQ(committed.status().code(),
               damaged ? absl::StatusCode::kDataLoss : absl::StatusCode::kOk);
-    EXPECT_EQ(ends.receiver->stats().corrupt_blocks, damaged ? 1u : 0u);
     for (int i = 0; i < 4 && !damaged; ++i) {
       const int32_t to = target.blocks[i].value(), from = source[i].value();
       EXPECT_EQ(ends.to.device()->Checksums(1)[to], ends.from.device()->Checksums(1)[from]);
