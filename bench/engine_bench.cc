@@ -33,22 +33,33 @@ EngineRequest MakeRequest(int id, int tokens, int max_tokens, int vocab) {
   return r;
 }
 
+// One step. Returns how many requests have their first token from it.
+absl::StatusOr<int> StepOnce(Engine& engine) {
+  ASSIGN_OR_RETURN(const std::vector<EngineOutput> outputs, engine.Step());
+  int begun = 0;
+  for (const EngineOutput& o : outputs) {
+    if (o.finish == FinishReason::kError) return o.error;
+    begun += o.index == 0;
+  }
+  return begun;
+}
+
 // Steps until as many more requests as `begun` have a first token each.
 absl::Status StepUntilBegun(Engine& engine, int begun) {
   while (begun > 0) {
-    ASSIGN_OR_RETURN(const std::vector<EngineOutput> outputs, engine.Step());
-    for (const EngineOutput& o : outputs) {
-      if (o.finish == FinishReason::kError) return o.error;
-      if (o.index == 0) --begun;
-    }
+    ASSIGN_OR_RETURN(const int now, StepOnce(engine));
+    begun -= now;
   }
   return absl::OkStatus();
 }
 
-// Tokens per second of one prompt.
-absl::StatusOr<double> PrefillRate(Engine& engine, int tokens) {
+// Tokens per second of the last `tokens` of one prompt, `context` of which are computed before.
+absl::StatusOr<double> PrefillRate(Engine& engine, int context, int tokens) {
   const MonotonicClock clock;
-  RETURN_IF_ERROR(engine.Add(MakeRequest(0, tokens, 1, engine.model().config().vocab_size)));
+  const uint64_t before = engine.stats().prompt_tokens + static_cast<uint64_t>(context);
+  RETURN_IF_ERROR(
+      engine.Add(MakeRequest(0, context + tokens, 1, engine.model().config().vocab_size)));
+  while (engine.stats().prompt_tokens < before) RETURN_IF_ERROR(StepOnce(engine).status());
   const absl::Time start = clock.Now();
   RETURN_IF_ERROR(StepUntilBegun(engine, 1));
   return tokens / absl::ToDoubleSeconds(clock.Now() - start);
@@ -166,8 +177,15 @@ absl::Status CheckAll(const char* flag, const std::vector<int>& values, int most
 
 // Of what the engine takes: a longer context or a larger batch would measure something else.
 absl::Status CheckLimits(const BenchEngineOptions& o, const EngineOptions& engine) {
-  RETURN_IF_ERROR(CheckAll("--prefill-tokens", o.prefill_tokens, engine.max_model_len - 1,
-                           "the model's length with a token of answer"));
+  const int chunk = std::min(engine.prefill_chunk, engine.max_num_batched_tokens);
+  if (o.prefill_context % chunk != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--prefill-context is ", o.prefill_context, ", must be a multiple of ", chunk,
+                     ": a step computes so many tokens of a prompt (--prefill-chunk)"));
+  }
+  RETURN_IF_ERROR(CheckAll("--prefill-tokens", o.prefill_tokens,
+                           engine.max_model_len - 1 - o.prefill_context,
+                           "the model's length with --prefill-context and a token of answer"));
   RETURN_IF_ERROR(CheckAll("--decode-batches", o.decode_batches, engine.max_num_seqs,
                            "the engine's --max-num-seqs"));
   RETURN_IF_ERROR(CheckAll("--decode-steps", {o.decode_steps}, engine.max_model_len - 2,
@@ -194,17 +212,21 @@ absl::StatusOr<ordered_json> RunBenchEngine(const BenchEngineOptions& o) {
   out["prefill"] = out["decode"] = ordered_json::array();
   Floor floor(o, model->config());
   for (int tokens : o.prefill_tokens) {
-    const auto run = [&] { return PrefillRate(*engine, tokens); };
+    const int context = o.prefill_context;
+    const auto run = [&] { return PrefillRate(*engine, context, tokens); };
     RETURN_IF_ERROR(run().status());  // touches the memory
     std::vector<double> rates, shares;
     for (int i = 0; i < o.repeats; ++i) {
       ASSIGN_OR_RETURN(const double rate,
-                       floor.Measure(run, tokens, 1, tokens, (tokens + 1) / 2.0, true, &shares));
+                       floor.Measure(run, tokens, 1, context + tokens, context + (tokens + 1) / 2.0,
+                                     true, &shares));
       rates.push_back(rate);
     }
     ordered_json row = Row(rates, shares);
     row["tokens"] = tokens;
-    say(absl::StrFormat("prefill %5d tokens: %s", tokens, Text(row)));
+    row["context"] = context;
+    const std::string after = context > 0 ? absl::StrCat(" after ", context) : "";
+    say(absl::StrFormat("prefill %5d tokens%s: %s", tokens, after, Text(row)));
     out["prefill"].push_back(std::move(row));
   }
   for (int batch : o.decode_batches) {

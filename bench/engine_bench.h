@@ -18,6 +18,7 @@ struct BenchEngineOptions {
   ModelOptions model;
   EngineOptions engine;
   std::vector<int> prefill_tokens = {512};
+  int prefill_context = 0;  // tokens of the prompt before those, whose time does not count
   std::vector<int> decode_batches = {1, 4, 8, 16, 32};
   int decode_context = 512;  // tokens in the cache when decode starts
   int decode_steps = 32;
@@ -26,7 +27,7 @@ struct BenchEngineOptions {
 };
 
 // kInvalidArgument before anything is measured: a length or batch that the engine does not take.
-// {"prefill": [{"tokens", "tokens_per_second", "lowest", "highest", "share"}],
+// {"prefill": [{"tokens", "context", "tokens_per_second", "lowest", "highest", "share"}],
 //  "decode": [{"batch", "context", …}], …}. "share" {median, lowest, highest}: the least time that
 // the work's operations or bytes (engine/work_estimate.h) take at the ceilings that were measured
 // beside each repetition, ÷ the time that it took; not for a device or the reference kernels.

@@ -19,6 +19,10 @@ class BenchEngine final : public Command {
     app.add_option("--prefill-tokens", o_.prefill_tokens, "prompt lengths")
         ->delimiter(',')
         ->capture_default_str();
+    app.add_option("--prefill-context", o_.prefill_context,
+                   "tokens of the prompts before those, not timed: whole steps of --prefill-chunk")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
     app.add_option("--decode-batches", o_.decode_batches, "sequences decoded at once")
         ->delimiter(',')
         ->capture_default_str();

@@ -15,7 +15,7 @@ class BenchKernels final : public Command {
   std::string help() const override { return "kernels against this machine's ceilings"; }
 
   void AddFlags(CLI::App& app) override {
-    app.add_option("--kernels", o_.kernels, "auto, avx2, avx512 or avx512_bf16")
+    app.add_option("--kernels", o_.kernels, "auto, avx2, avx512, avx512_vnni or avx512_bf16")
         ->capture_default_str();
     app.add_option("--threads", threads_, "thread counts; default: 1, and all")->delimiter(',');
     app.add_option("--filter", o_.filter, "only cases whose name holds this");

@@ -110,6 +110,8 @@ says out "bench engine"
 expect 1 bench engine "$model" --decode-context 5000
 says err "--decode-context is 5000, must be in [1, 2015]"
 [[ ! -s $work/out ]] || fail "bench engine measured before it refused"
+expect 1 bench engine "$model" --prefill-context 100 --prefill-chunk 64
+says err "--prefill-context is 100, must be a multiple of 64"
 
 printf ' \n' >"$work/keys"
 expect 1 router "$model" --decode-address a:1 --port 0 --grpc-port 0 --api-key-file "$work/keys"

@@ -151,7 +151,7 @@ void EngineFlags::AddTo(CLI::App& app) {
       ->capture_default_str()
       ->group(group);
   app.add_option("--kernels", kernels, "")
-      ->check(CLI::IsMember({"auto", "reference", "avx2", "avx512", "avx512_bf16"}))
+      ->check(CLI::IsMember({"auto", "reference", "avx2", "avx512", "avx512_vnni", "avx512_bf16"}))
       ->capture_default_str()
       ->group(group);
   app.add_option("--load-format", load_format,

@@ -109,9 +109,8 @@ absl::Status Launcher::StartGroup(const std::string& role, int group, int ranks,
   for (int rank = 0; rank < ranks; ++rank) {
     Member member{.child = nullptr, .port = ports[rank], .group_arguments = shared};
     if (ranks > 1) member.group_arguments.push_back(absl::StrCat("--ep-rank=", rank));
-    if (role == "prefill" && options_.prefill_nice > 0) {
-      member.group_arguments.push_back(absl::StrCat("--nice=", options_.prefill_nice));
-    }
+    const int nice = role == "prefill" ? options_.prefill_nice : options_.decode_nice;
+    if (nice > 0) member.group_arguments.push_back(absl::StrCat("--nice=", nice));
     if (options_.devices > 1) {
       const int n = static_cast<int>(members_.size()) % options_.devices;
       member.group_arguments.push_back(absl::StrCat("--device-index=", options_.first_device + n));

@@ -21,10 +21,10 @@ inline constexpr int kDecodeMetrics = 100;  // as deploy/systemd has them: 9300 
 
 struct LauncherOptions {
   std::string host = "127.0.0.1", model;
-  int prefill = 1, decode = 1;        // groups
-  int prefill_ep = 1, decode_ep = 1;  // processes of each, which share the experts
-  int prefill_tp = 1;                 // of these, so many neighbours compute attention together
-  int prefill_nice = 0;               // how far prefill processes give way
+  int prefill = 1, decode = 1;            // groups
+  int prefill_ep = 1, decode_ep = 1;      // processes of each, which share the experts
+  int prefill_tp = 1;                     // of these, so many neighbours compute attention together
+  int prefill_nice = 0, decode_nice = 0;  // how far these processes give way to the others
   // Process n computes on device first_device + n mod devices; 1: all as worker_arguments say.
   int first_device = 0, devices = 1;
   int port = 8000, grpc_port = 50051;

@@ -43,10 +43,14 @@ class ServeCommand final : public Command {
                    "--prefill-ep")
         ->check(CLI::Range(1, 64))
         ->capture_default_str();
-    app.add_option("--prefill-nice", options_.prefill_nice,
-                   "prefill processes give way to decode processes: 0 not at all, 19 always")
-        ->check(CLI::Range(0, 19))
-        ->capture_default_str();
+    for (auto [name, nice, what] : {std::tuple("--prefill-nice", &options_.prefill_nice,
+                                               "prefill processes give way to decode processes"),
+                                    std::tuple("--decode-nice", &options_.decode_nice,
+                                               "decode processes give way to prefill processes")}) {
+      app.add_option(name, *nice, absl::StrCat(what, ": 0 not at all, 19 always"))
+          ->check(CLI::Range(0, 19))
+          ->capture_default_str();
+    }
     app.add_option(
            "--devices", options_.devices,
            "with --device cuda: spread the processes over so many of the machine's devices, "

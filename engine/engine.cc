@@ -11,8 +11,8 @@
 #include "engine/engine_options.h"
 #include "engine/scheduler.h"
 #include "engine/step_batch.h"
-#include "kernels/finite.h"
 #include "kernels/sample.h"
+#include "kernels/token_weights.h"
 
 namespace switchyard {
 namespace {
@@ -125,6 +125,7 @@ class EngineImpl final : public Engine, private LayerObserver {
   StepBatch batch_;
   std::vector<int32_t> words_;  // the same, shared
   std::vector<float> logits_, adjusted_;
+  DrawMemory draw_memory_;
   std::vector<TokenId> banned_;
   std::vector<Draw> draws_;     // [logit rows]; empty: the model draws none
   std::vector<TokenId> drawn_;  // the same
@@ -237,7 +238,7 @@ SampledToken EngineImpl::Sample(const Sequence& s, std::span<const float> logits
     AdjustLogits(r.sampling, history, adjusted_);
     choose_from = adjusted_;
   }
-  const TokenId token = ChooseToken(choose_from, r.sampling, s.tokens.size());
+  const TokenId token = ChooseToken(choose_from, r.sampling, s.tokens.size(), draw_memory_);
   return ScoreToken(logits, token, r.sampling.logprobs);
 }
 

@@ -79,10 +79,9 @@ class Engine {
 
   // Takes blocks for `tokens` tokens. If they are known (`ids` of that size, `prompt_tokens` of the
   // prompt and then generated ones, with the request's salt), those that are in the cache are
-  // shared. Running requests of lower priority are preempted
-  // for it. kResourceExhausted if there are not enough: blocks that the first waiting request of
-  // this priority or a higher one needs count as taken. kInvalidArgument outside [1,
-  // max_model_len).
+  // shared. Running requests of lower priority are preempted for it. kResourceExhausted if there
+  // are not enough: blocks that the first waiting request of this priority or a higher one needs
+  // count as taken. kInvalidArgument outside [1, max_model_len).
   virtual absl::StatusOr<KvReservation> Reserve(int tokens, std::span<const TokenId> ids,
                                                 size_t prompt_tokens, std::string_view cache_salt,
                                                 int priority) = 0;

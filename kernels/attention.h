@@ -10,6 +10,7 @@
 // the cached keys alone.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -47,6 +48,16 @@ struct AttentionSequence {
   int32_t first_row = 0, count = 0, first_position = 0;
   std::span<const int32_t> blocks;  // block table: block b holds positions [b·bt, (b+1)·bt)
 };
+
+// Those of its rows that are in [begin, end) of the batch, which then begin at 0; none: count is 0.
+inline AttentionSequence RowsWithin(AttentionSequence s, size_t begin, size_t end) {
+  const auto first = std::max(s.first_row, static_cast<int32_t>(begin));
+  const auto last = std::min(s.first_row + s.count, static_cast<int32_t>(end));
+  s.first_position += first - s.first_row;
+  s.first_row = first - static_cast<int32_t>(begin);
+  s.count = std::max(0, last - first);
+  return s;
+}
 
 class AttentionOps {
  public:

@@ -1,6 +1,6 @@
 // kernels/kernel_set.h: one implementation of each op family. `reference` is plain loops, the
-// oracle of all; `avx2`, `avx512`, `avx512_bf16` are chosen by CPUID or by --kernels. rope.h,
-// gate.h and sample.h have one implementation that all paths share.
+// oracle of all; the paths of kernels/cpu are chosen by CPUID or by --kernels. rope.h, gate.h and
+// sample.h have one implementation that all paths share.
 #pragma once
 
 #include <string>
@@ -24,7 +24,7 @@ struct KernelSet {
   const NormOps* norm = nullptr;
 };
 
-// `name`: auto (the best this CPU has), reference, avx2, avx512 or avx512_bf16.
+// `name`: auto (the best this CPU has), reference, avx2, avx512, avx512_vnni or avx512_bf16.
 // Errors: kInvalidArgument for another name; kFailedPrecondition if the CPU lacks it; both list
 // what this machine can run.
 absl::StatusOr<KernelSet> SelectKernels(std::string_view name);

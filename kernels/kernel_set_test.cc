@@ -19,7 +19,7 @@ TEST(KernelSetTest, NamesAreKnownAvailableOrMissing) {
     EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
     EXPECT_NE(std::string(status.message()).find("reference"), std::string::npos);
   }
-  EXPECT_EQ(names.size(), 4u /* reference, avx2, avx512, avx512_bf16 */);
+  EXPECT_EQ(names.size(), 5u /* reference, avx2, avx512, avx512_vnni, avx512_bf16 */);
   const absl::Status unknown = SelectKernels("mmx").status();
   EXPECT_EQ(unknown.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(std::string(unknown.message()).find("mmx"), std::string::npos);

@@ -28,11 +28,8 @@ TokenId ArgMax(std::span<const float> logits) {
   return best == logits.end() ? 0 : static_cast<TokenId>(best - logits.begin());
 }
 
-// A token that may be drawn.
-struct Candidate {
-  uint64_t key;     // RankKey
-  uint64_t weight;  // TokenWeights
-};
+using Candidate = DrawMemory::Candidate;  // a token that may be drawn, by its RankKey
+
 bool Better(const Candidate& a, const Candidate& b) { return a.key > b.key; }
 uint64_t SumOf(const Candidate* begin, const Candidate* end) {
   return std::accumulate(begin, end, uint64_t{0},
@@ -85,9 +82,11 @@ uint64_t SumOf(const TokenWeights& tokens) {
   return sum;
 }
 
-// The tokens that min-p, top-k and top-p leave, ascending by id. Most tokens are far below the few
-// that are kept: the best are looked for a little below the highest logit, then further down.
-std::vector<Candidate> Truncate(const SamplingParams& params, const TokenWeights& tokens) {
+// `kept`: the tokens that min-p, top-k and top-p leave, ascending by id. Most tokens are far below
+// the few that are kept: the best are looked for a little below the highest logit, then further
+// down.
+void Truncate(const SamplingParams& params, const TokenWeights& tokens,
+              std::vector<Candidate>& kept) {
   constexpr double kNearest = -4, kLowest = -64;  // below it nothing weighs anything
   const double weight_min = static_cast<double>(params.min_p) * static_cast<double>(tokens.most());
   // Weights are rounded by far less than a factor of e.
@@ -97,7 +96,6 @@ std::vector<Candidate> Truncate(const SamplingParams& params, const TokenWeights
   const bool nucleus_of_all = params.top_k == 0 && params.top_p < 1.0f && params.min_p == 0;
   const double top_p = params.top_p;
   const double mass = nucleus_of_all ? top_p * static_cast<double>(SumOf(tokens)) : 0;
-  std::vector<Candidate> kept;
   const auto sum = [&] {
     return static_cast<double>(SumOf(kept.data(), kept.data() + kept.size()));
   };
@@ -116,7 +114,6 @@ std::vector<Candidate> Truncate(const SamplingParams& params, const TokenWeights
   if (params.top_p < 1.0f) kept.resize(TopP(kept, nucleus_of_all ? mass : top_p * sum()));
   std::sort(kept.begin(), kept.end(),
             [](const Candidate& a, const Candidate& b) { return IdOf(a.key) < IdOf(b.key); });
-  return kept;
 }
 
 // floor(u · total), below total.
@@ -134,14 +131,15 @@ size_t Find(std::span<const uint64_t> weights, uint64_t* left) {
   return 0;
 }
 
-TokenId Draw(std::span<const float> logits, const SamplingParams& params, uint64_t position) {
-  const TokenWeights tokens(logits, params.temperature);
+TokenId Draw(std::span<const float> logits, const SamplingParams& params, uint64_t position,
+             DrawMemory& memory) {
+  const TokenWeights tokens(logits, params.temperature, memory.maxima);
   const double u = PhiloxUniform(params.seed, position, params.sample);
-  std::vector<Candidate> kept;
-  std::vector<uint64_t> sums;  // of candidates, or of blocks of all tokens
+  std::vector<uint64_t>& sums = memory.sums;  // of candidates, or of blocks of all tokens
+  sums.clear();
   if (Truncates(params)) {
-    kept = Truncate(params, tokens);
-    for (const Candidate& c : kept) sums.push_back(c.weight);
+    Truncate(params, tokens, memory.kept);
+    for (const Candidate& c : memory.kept) sums.push_back(c.weight);
   } else {
     for (size_t b = 0; b < tokens.blocks(); ++b) sums.push_back(tokens.Sum(b));
   }
@@ -149,7 +147,7 @@ TokenId Draw(std::span<const float> logits, const SamplingParams& params, uint64
   if (total == 0) return ArgMax(logits);  // only where logits are not finite
   uint64_t left = Pick(u, total);
   const size_t found = Find(sums, &left);
-  if (Truncates(params)) return static_cast<TokenId>(IdOf(kept[found].key));
+  if (Truncates(params)) return static_cast<TokenId>(IdOf(memory.kept[found].key));
   uint64_t weights[TokenWeights::kBlock];
   tokens.Weigh(found, weights);
   return static_cast<TokenId>(found * TokenWeights::kBlock + Find(weights, &left));
@@ -188,6 +186,14 @@ std::vector<TokenLogprob> TopLogprobs(std::span<const float> logits, size_t coun
 
 }  // namespace
 
+void DrawMemory::Reserve(size_t vocabulary) {
+  constexpr size_t kKept = 4096;
+  const size_t blocks = (vocabulary + TokenWeights::kBlock - 1) / TokenWeights::kBlock;
+  maxima.reserve(blocks);
+  kept.reserve(std::min(vocabulary, kKept));
+  sums.reserve(std::max(blocks, kept.capacity()));
+}
+
 SampledToken ScoreToken(std::span<const float> logits, TokenId token, int32_t logprobs) {
   SY_CHECK_MSG(token >= 0 && static_cast<size_t>(token) < logits.size(), "token ", token, " of ",
                logits.size());
@@ -201,10 +207,10 @@ SampledToken ScoreToken(std::span<const float> logits, TokenId token, int32_t lo
   return out;
 }
 
-TokenId ChooseToken(std::span<const float> logits, const SamplingParams& params,
-                    uint64_t position) {
+TokenId ChooseToken(std::span<const float> logits, const SamplingParams& params, uint64_t position,
+                    DrawMemory& memory) {
   SY_CHECK(!logits.empty());
-  return params.temperature > 0 ? Draw(logits, params, position) : ArgMax(logits);
+  return params.temperature > 0 ? Draw(logits, params, position, memory) : ArgMax(logits);
 }
 
 bool AdjustsLogits(const SamplingParams& p, const TokenHistory& history) {

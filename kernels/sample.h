@@ -63,11 +63,31 @@ bool AdjustsLogits(const SamplingParams& params, const TokenHistory& history);
 void AdjustLogits(const SamplingParams& params, const TokenHistory& history,
                   std::span<float> logits);
 
+// Memory of draws, one thread's: once it is as large as they need, they take none.
+struct DrawMemory {
+  struct Candidate {
+    uint64_t key;     // descending: the order of preference
+    uint64_t weight;  // kernels/token_weights.h
+  };
+  // For draws from [vocabulary] logits that keep up to 4,096 tokens, or all.
+  void Reserve(size_t vocabulary);
+
+  std::vector<float> maxima;
+  std::vector<uint64_t> sums;
+  std::vector<Candidate> kept;
+};
+
 // Draws with Philox(seed, position, sample): temperature, then min-p, top-k, and top-p over the
 // softmax of what is left (a token is kept while the mass before it is < top_p), then the inverse
 // CDF in id order. `position` is the absolute position of the token that is drawn. logits [V],
 // V >= 1, finite or −∞ (others give some token of the vocabulary). Time is linear in V.
-TokenId ChooseToken(std::span<const float> logits, const SamplingParams& params, uint64_t position);
+TokenId ChooseToken(std::span<const float> logits, const SamplingParams& params, uint64_t position,
+                    DrawMemory& memory);
+inline TokenId ChooseToken(std::span<const float> logits, const SamplingParams& params,
+                           uint64_t position) {
+  DrawMemory memory;
+  return ChooseToken(logits, params, position, memory);
+}
 
 // The report on a token that was chosen or is given, in [0, V). `logits` are the model's own, not
 // adjusted; a logit in them is finite.

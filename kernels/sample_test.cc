@@ -128,6 +128,25 @@ TEST(SampleTest, LargeVocabularyDrawsOnlyFromWhatASortWouldKeep) {
   }
 }
 
+TEST(SampleTest, OneLogitThatIsNotFiniteIsFoundWhereverItIs) {
+  const float most = std::numeric_limits<float>::max();
+  for (const size_t n : {size_t{1}, size_t{3}, size_t{32}, size_t{33}, size_t{167}}) {
+    std::vector<float> logits(n, most);
+    EXPECT_TRUE(AllFinite(logits));
+    for (size_t i = 0; i < n; ++i) {
+      for (const float bad :
+           {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
+            std::numeric_limits<float>::quiet_NaN()}) {
+        logits[i] = bad;
+        EXPECT_FALSE(AllFinite(logits)) << i << " of " << n;
+      }
+      logits[i] = -most;
+    }
+    EXPECT_TRUE(AllFinite(logits));
+  }
+  EXPECT_TRUE(AllFinite({}));
+}
+
 TEST(SampleTest, AllWidthsOfVectorsWeighAlike) {
   std::mt19937 rng(29);
   std::normal_distribution<float> normal(0, 20);
@@ -138,7 +157,8 @@ TEST(SampleTest, AllWidthsOfVectorsWeighAlike) {
   const float highest = HighestLogit(logits);
   logits[7] = highest - 64.0f, logits[8] = std::nextafter(logits[7], highest);
   for (const float temperature : {0.03f, 1.0f, 50.0f}) {
-    const TokenWeights tokens(logits, temperature);
+    std::vector<float> maxima;
+    const TokenWeights tokens(logits, temperature, maxima);
     for (size_t block = 0; block < tokens.blocks(); ++block) {
       uint64_t wanted[TokenWeights::kBlock], got[TokenWeights::kBlock];
       tokens.Weigh(block, wanted, 0);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -106,11 +107,29 @@ const std::vector<WeighFunction>& WeighFunctions() {
   return functions;
 }
 
+// What is looked at in one turn, by vectors of four that every x86-64 has.
+constexpr size_t kQuads = 8, kStride = kQuads * 4;
+
 }  // namespace
+
+bool AllFinite(std::span<const float> logits) {
+  typedef uint32_t Quad __attribute__((vector_size(4 * sizeof(uint32_t))));
+  constexpr uint32_t kExponent = 0x7f800000;
+  Quad bad[kQuads] = {};
+  size_t i = 0;
+  for (; i + kStride <= logits.size(); i += kStride) {
+    Quad bits[kQuads];
+    std::memcpy(bits, &logits[i], sizeof(bits));
+    for (size_t j = 0; j < kQuads; ++j) bad[j] |= (bits[j] & kExponent) == kExponent;
+  }
+  uint32_t any = 0;
+  for (const Quad& b : bad) any |= b[0] | b[1] | b[2] | b[3];
+  for (; i < logits.size(); ++i) any |= !std::isfinite(logits[i]);
+  return any == 0;
+}
 
 float HighestLogit(std::span<const float> logits) {
   typedef float Quad __attribute__((vector_size(4 * sizeof(float))));
-  constexpr size_t kQuads = 8, kStride = kQuads * 4;
   Quad best[kQuads];
   for (Quad& b : best) b = Quad{} + kNone;
   size_t i = 0;
@@ -127,14 +146,26 @@ float HighestLogit(std::span<const float> logits) {
   return highest;
 }
 
-TokenWeights::TokenWeights(std::span<const float> logits, float temperature)
+namespace {
+
+std::span<const float> Maxima(std::span<const float> logits, std::vector<float>& maxima) {
+  maxima.clear();
+  for (size_t i = 0; i < logits.size(); i += TokenWeights::kBlock) {
+    maxima.push_back(
+        HighestLogit(logits.subspan(i, std::min(TokenWeights::kBlock, logits.size() - i))));
+  }
+  return maxima;
+}
+
+}  // namespace
+
+TokenWeights::TokenWeights(std::span<const float> logits, float temperature,
+                           std::vector<float>& maxima)
     : logits_(logits),
       temperature_(temperature),
       bits_(62 - std::bit_width(logits.size())),
-      maxima_((logits.size() + kBlock - 1) / kBlock) {
-  for (size_t b = 0; b < maxima_.size(); ++b) maxima_[b] = HighestLogit(this->logits(b));
-  highest_ = HighestLogit(maxima_);
-}
+      maxima_(Maxima(logits, maxima)),
+      highest_(HighestLogit(maxima_)) {}
 
 int TokenWeights::widths() { return static_cast<int>(WeighFunctions().size()); }
 

@@ -11,6 +11,9 @@
 
 namespace switchyard {
 
+// Whether no logit is infinite or no number: what must be so before a token is chosen.
+bool AllFinite(std::span<const float> logits);
+
 // The greatest of `logits`; −∞ where there is none. NaNs are passed over.
 float HighestLogit(std::span<const float> logits);
 
@@ -21,7 +24,8 @@ class TokenWeights {
  public:
   static constexpr size_t kBlock = 1024;  // tokens
 
-  TokenWeights(std::span<const float> logits, float temperature);
+  // `maxima` is memory for those of the blocks; it must outlive this too.
+  TokenWeights(std::span<const float> logits, float temperature, std::vector<float>& maxima);
 
   size_t blocks() const { return maxima_.size(); }
   std::span<const float> logits(size_t block) const {
@@ -43,7 +47,7 @@ class TokenWeights {
   const std::span<const float> logits_;
   const double temperature_;
   const int bits_;
-  std::vector<float> maxima_;  // of the blocks
+  const std::span<const float> maxima_;  // of the blocks
   double highest_;
 };
 

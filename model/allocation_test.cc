@@ -55,8 +55,19 @@ TEST_P(AllocationTest, SteadyStateStepsAllocateNothing) {
   const std::vector<int32_t> rows = {0, 1, 2};
   std::vector<float> logits(kSequences * vocab);
   const Matrix<float> out(logits.data(), {kSequences, vocab});
+  // One greedy, one from all tokens, one from a nucleus.
+  const SamplingParams params[kSequences] = {
+      {.temperature = 0}, {.temperature = 1}, {.temperature = 1, .top_p = 0.9f}};
+  std::vector<Draw> draws;
+  for (const SamplingParams& p : params) draws.push_back({&p, kPrompt});
+  std::vector<TokenId> drawn(kSequences);
   const auto step = [&](std::span<const int32_t> ids, const std::vector<AttentionSequence>& of) {
-    return model->Forward({.tokens = ids, .sequences = of, .logit_rows = rows, .prompts = given},
+    return model->Forward({.tokens = ids,
+                           .sequences = of,
+                           .logit_rows = rows,
+                           .draws = draws,
+                           .drawn = drawn,
+                           .prompts = given},
                           kv, nullptr, out);
   };
   ASSERT_TRUE(step(tokens, prompts).ok());

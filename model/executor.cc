@@ -73,13 +73,8 @@ void ShareRows(std::span<const AttentionSequence> sequences, std::span<const int
     b.absorbed.clear();
     b.positions.clear();
     for (size_t j = 0; j < sequences.size(); ++j) {
-      AttentionSequence s = sequences[j];
-      const auto first = std::max<size_t>(begin, s.first_row);
-      const auto last = std::min<size_t>(end, s.first_row + s.count);
-      if (first >= last) continue;
-      s.first_position += static_cast<int32_t>(first) - s.first_row;
-      s.first_row = static_cast<int32_t>(first - begin);
-      s.count = static_cast<int32_t>(last - first);
+      const AttentionSequence s = RowsWithin(sequences[j], begin, end);
+      if (s.count == 0) continue;
       b.sequences.push_back(s);
       for (int32_t p = 0; p < s.count; ++p) b.positions.push_back(s.first_position + p);
       SplitByForm(s, prompts.empty() ? 0 : prompts[j], b);

@@ -16,8 +16,7 @@
 
 namespace switchyard {
 
-// An array that grows to the largest request and stays: a steady-state step allocates nothing, but
-// for the few blocks of what draws at a temperature weigh.
+// An array that grows to the largest request and stays: a steady-state step allocates nothing.
 template <typename T>
 class GrowingArray {
  public:

@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
-#include "kernels/finite.h"
+#include "kernels/token_weights.h"
 #include "model/executor.h"
 #include "model/head_share.h"
 #include "model/hosted_experts.h"
@@ -26,7 +26,8 @@ class LoadedModel final : public Model {
         context_(options_.threads),
         rope_(config_.MakeRopeTable(options_.max_model_len)),
         heads_(HeadsOf(config_, options_.tensor_rank, options_.tensor_ranks)),
-        executor_(config_, weights_) {}
+        executor_(config_, weights_),
+        draw_memory_(static_cast<size_t>(options_.threads)) {}
 
   absl::Status LoadFrom(const std::string& dir);
 
@@ -76,6 +77,7 @@ class LoadedModel final : public Model {
   MicroBatch batches_[2];
   GrowingArray<float> residual_;
   LastHiddenRows last_hidden_;
+  std::vector<DrawMemory> draw_memory_;  // a thread's each
 };
 
 absl::Status LoadedModel::LoadFrom(const std::string& dir) {
@@ -204,11 +206,14 @@ absl::Status LoadedModel::Forward(const ForwardBatch& batch, KvStorage& kv, Laye
   kernels_.norm->RmsNorm(context_, x, weights_.final_norm, config_.rms_norm_eps, x);
   kernels_.gemm->Gemm(context_, x, weights_.head, logits);
   if (batch.draws.empty()) return absl::OkStatus();
-  context_.pool.ParallelFor(logits.rows(), [&](size_t i, int) {
+  // Which thread gets a row is chance: each must have its memory now, not at a later step.
+  for (DrawMemory& memory : draw_memory_) memory.Reserve(logits.cols());
+  context_.pool.ParallelFor(logits.rows(), [&](size_t i, int thread) {
     const auto& [params, position] = batch.draws[i];
     if (params == nullptr) return;
     const std::span<const float> row(logits.row(i), logits.cols());
-    batch.drawn[i] = AllFinite(row) ? ChooseToken(row, *params, position) : -1;
+    batch.drawn[i] =
+        AllFinite(row) ? ChooseToken(row, *params, position, draw_memory_[thread]) : -1;
   });
   return absl::OkStatus();
 }

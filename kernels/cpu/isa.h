@@ -1,6 +1,6 @@
 // kernels/cpu/isa.h: the inner loops, one table of functions for each instruction set.
 //
-// The files that define the tables (avx2.cc, avx512.cc, avx512_bf16.cc) are compiled for CPUs that
+// The files that define the tables (avx2.cc, avx512*.cc) are compiled for CPUs that
 // may not be there. They include this header and the compiler's intrinsics alone and define
 // everything else in an anonymous namespace: were they to instantiate a template or an inline
 // function that others use too, the linker could pick their copy for all. So this header holds
@@ -99,6 +99,7 @@ struct Isa {
 
 extern const Isa kAvx2;
 extern const Isa kAvx512;
+extern const Isa kAvx512Vnni;
 extern const Isa kAvx512Bf16;
 
 }  // namespace switchyard::cpu

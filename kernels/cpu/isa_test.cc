@@ -114,7 +114,8 @@ TEST_P(IsaTest, SiluAtItsEnds) {
   EXPECT_EQ(out[5], 2e30f);
 }
 
-INSTANTIATE_TEST_SUITE_P(Tables, IsaTest, testing::Values(&kAvx2, &kAvx512, &kAvx512Bf16),
+INSTANTIATE_TEST_SUITE_P(Tables, IsaTest,
+                         testing::Values(&kAvx2, &kAvx512, &kAvx512Vnni, &kAvx512Bf16),
                          [](const auto& info) { return std::string(info.param->name); });
 
 }  // namespace

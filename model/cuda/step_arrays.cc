@@ -88,14 +88,9 @@ StepArrays PlaceArrays(std::byte* memory, const StepLimits& limits) {
 ForwardBatch RowsOfBatch(const ForwardBatch& batch, size_t begin, size_t end,
                          std::vector<AttentionSequence>* sequences) {
   sequences->clear();
-  for (AttentionSequence s : batch.sequences) {
-    const auto first = std::max<size_t>(begin, s.first_row);
-    const auto last = std::min<size_t>(end, s.first_row + s.count);
-    if (first >= last) continue;
-    s.first_position += static_cast<int32_t>(first) - s.first_row;
-    s.first_row = static_cast<int32_t>(first - begin);
-    s.count = static_cast<int32_t>(last - first);
-    sequences->push_back(s);
+  for (const AttentionSequence& whole : batch.sequences) {
+    const AttentionSequence s = RowsWithin(whole, begin, end);
+    if (s.count > 0) sequences->push_back(s);
   }
   return {.tokens = batch.tokens.subspan(begin, end - begin),
           .sequences = *sequences,
