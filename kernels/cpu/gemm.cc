@@ -24,16 +24,15 @@ void Multiply(const Isa& isa, const Plan& plan, size_t block) {
   const size_t end = std::min(x.rows(), begin + plan.chunk);
   const size_t outputs = panels.outputs_of(panel), column = panel * panels.width;
   const bool whole = outputs == panels.width_of(panel);
-  float tail[kTileRows * kPanelWidthMax];
-  for (size_t row = begin; row < end; row += kTileRows) {
-    const size_t count = std::min<size_t>(kTileRows, end - row);
+  float tail[kPassRows * kPanelWidthMax];
+  ForEachTile(w->format, begin, end, [&](size_t row, size_t count) {
     float* c = whole ? y.row(row) + column : tail;
     const size_t stride = whole ? y.row_stride() : kPanelWidthMax;
     MultiplyTile(isa, panels, *w, panel, plan.left, row, count, c, stride);
     for (size_t r = 0; !whole && r < count; ++r) {
       std::copy_n(tail + r * kPanelWidthMax, outputs, y.row(row + r) + column);
     }
-  }
+  });
 }
 
 }  // namespace

@@ -46,12 +46,40 @@ constexpr bool IsVnni(TileKind k) { return k == kTileInt8 || k == kTileInt4; }
 constexpr bool IsInt4(TileKind k) { return k == kTileInt4 || k == kTileInt4Widen; }
 constexpr bool IsInteger(TileKind k) { return k >= kTileInt8; }
 
+// The units of b that are fetched from memory while a group is multiplied, one beside each of its
+// own: all lines of a unit, or half of them. The hardware's prefetcher follows loads, and those
+// come no faster than the arithmetic between them: without this, both times would add up.
+struct Ahead {
+  const uint32_t* b;
+  bool all;
+};
+
+constexpr int kLineUnits = 16;  // units of 4 bytes in a line of the cache
+template <int kVectors>
+constexpr int kUnitLines = (kVectors * kLanes + kLineUnits - 1) / kLineUnits;
+template <int kVectors>
+constexpr int kHalfLines = (kUnitLines<kVectors> + 1) / 2;
+
+// Into the second-level cache: into the first is slower where there are several rows.
+template <int kVectors>
+inline __attribute__((always_inline)) void Fetch(const Ahead& ahead) {
+  constexpr int kHalf = kHalfLines<kVectors>;
+#pragma GCC unroll 2
+  for (int i = 0; i < kHalf; ++i) __builtin_prefetch(ahead.b + i * kLineUnits, 0, 2);
+  if (!ahead.all) return;
+#pragma GCC unroll 2
+  for (int i = kHalf; i < kUnitLines<kVectors>; ++i) {
+    __builtin_prefetch(ahead.b + i * kLineUnits, 0, 2);
+  }
+}
+
 // c += the sum of one group's products · both scales. The integers' sums stay in registers for a
-// group, c in the cache. `units` of b.
+// group, c in the cache. `units` of b; `ahead` is fetched meanwhile.
 template <TileKind kind, int kRows, int kVectors>
 inline __attribute__((always_inline)) void Group(const unsigned char* a, size_t stride,
                                                  const uint32_t* b, size_t b_stride, size_t units,
-                                                 float* c, size_t c_stride, bool accumulate) {
+                                                 float* c, size_t c_stride, bool accumulate,
+                                                 Ahead ahead) {
   constexpr size_t kUnit = IsVnni(kind) ? 4 : 8;  // bytes of a's
   I sums[kRows][kVectors], of_b[kVectors];
 #pragma GCC unroll 4
@@ -67,7 +95,8 @@ inline __attribute__((always_inline)) void Group(const unsigned char* a, size_t 
   }
   const unsigned char* left = a + kUnit;
   const uint32_t* right = b + b_stride;
-  for (size_t u = 0; u < units; ++u, left += kUnit, right += b_stride) {
+  for (size_t u = 0; u < units; ++u, left += kUnit, right += b_stride, ahead.b += b_stride) {
+    Fetch<kVectors>(ahead);
     if constexpr (!IsInt4(kind)) {
 #pragma GCC unroll 4
       for (int j = 0; j < kVectors; ++j) of_b[j] = LoadUnits(right + j * kLanes);

@@ -36,14 +36,6 @@ std::byte* Left(KernelContext& ctx, int slot, const Isa& isa, WeightFormat forma
   return ctx.scratch.Get<std::byte>(slot, LeftBytes(isa, format, rows, cols));
 }
 
-// Calls body(first row, rows) for the register tiles of a slice.
-template <typename Body>
-void ForEachTile(const Slice& s, Body body) {
-  for (size_t row = s.begin; row < s.end; row += kTileRows) {
-    body(row, std::min<size_t>(kTileRows, s.end - row));
-  }
-}
-
 // hidden = SiLU(gate) ⊙ up for one slice and one panel of gate_up, as left rows of `kind`.
 void GateUpBlock(const Isa& isa, const Slice& slice, const Panels& panels, size_t panel,
                  LeftRows left, TileKind kind, std::byte* hidden, size_t hidden_bytes) {
@@ -51,8 +43,8 @@ void GateUpBlock(const Isa& isa, const Slice& slice, const Panels& panels, size_
   const size_t width = panels.width_of(panel), lanes = isa.lanes;
   const size_t element = kind == kTileDot ? sizeof(Bf16) : sizeof(float);
   const size_t column = panel * panels.width / 2;
-  float gate_up[kTileRows * kPanelWidthMax], product[kPanelWidthMax / 2];
-  ForEachTile(slice, [&](size_t row, size_t count) {
+  float gate_up[kPassRows * kPanelWidthMax], product[kPanelWidthMax / 2];
+  ForEachTile(w.format, slice.begin, slice.end, [&](size_t row, size_t count) {
     MultiplyTile(isa, panels, w, panel, left, row, count, gate_up, width);
     for (size_t r = 0; r < count; ++r) {
       const float* gate = gate_up + r * width;
@@ -70,8 +62,8 @@ void DownBlock(const Isa& isa, const Slice& slice, const Panels& panels, size_t 
                LeftRows hidden, const Rows& out) {
   const PackedWeight& w = slice.expert->down;
   const size_t width = panels.width_of(panel), outputs = panels.outputs_of(panel);
-  float c[kTileRows * kPanelWidthMax];
-  ForEachTile(slice, [&](size_t row, size_t count) {
+  float c[kPassRows * kPanelWidthMax];
+  ForEachTile(w.format, slice.begin, slice.end, [&](size_t row, size_t count) {
     MultiplyTile(isa, panels, w, panel, hidden, row, count, c, width);
     for (size_t r = 0; r < count; ++r) {
       std::byte* to = out.row(row + r) + panel * panels.width * SizeOf(out.dtype);

@@ -12,8 +12,9 @@
 
 namespace switchyard::cpu {
 
-constexpr int kTileRows = 6;   // rows of a register tile
-constexpr int kSubBlock = 64;  // keys of one step of the online softmax
+constexpr int kTileRows = 6;              // rows of a register tile
+constexpr int kPassRows = 2 * kTileRows;  // rows of integers that go over a panel at once
+constexpr int kSubBlock = 64;             // keys of one step of the online softmax
 
 // How a tile multiplies. A unit of b is 32 bits: one float, the BF16 of k = 2s (low) and 2s + 1, or
 // integers. Those come in groups: a unit with the group's scale (upper half, as BF16) and the sum
@@ -43,7 +44,7 @@ struct GemmTile {
   size_t steps;       // units of k
   float* c;
   size_t c_stride;  // floats
-  int rows;         // 1 … kTileRows
+  int rows;         // 1 … kTileRows, of integers 1 … kPassRows
   int vectors;      // 1 … tile_vectors
   bool accumulate;
 };

@@ -64,17 +64,28 @@ inline __attribute__((always_inline)) void Chain(const GemmTile& t,
   }
 }
 
+template <TileKind kind>
+struct Groups {
+  static constexpr size_t kSteps = (IsInt4(kind) ? kInt4Units : kInt8Units) + 1;
+  static constexpr size_t kLeftBytes = (kInt8Units + 1) * (IsVnni(kind) ? 4 : 8);
+};
+
+// What a tile of integers fetches of each group after its own: all, or a half because another tile
+// fetches the other.
+enum class Share { kAll, kFirstHalf, kSecondHalf };
+
 template <TileKind kind, int kRows, int kVectors>
-void RunTile(const GemmTile& t) {
+void RunTile(const GemmTile& t, Share share) {
   if constexpr (IsInteger(kind)) {
-    constexpr size_t kUnits = IsInt4(kind) ? kInt4Units : kInt8Units;
-    constexpr size_t kLeftGroup = (kInt8Units + 1) * (IsVnni(kind) ? 4 : 8);
+    constexpr size_t kSteps = Groups<kind>::kSteps;
     const auto* a = static_cast<const unsigned char*>(t.a);
-    for (size_t s = 0; s < t.steps; s += kUnits + 1, a += kLeftGroup) {
-      const size_t rest = t.steps - s - 1;
-      Group<kind, kRows, kVectors>(a, t.a_stride, t.b + s * t.b_stride, t.b_stride,
-                                   rest < kUnits ? rest : kUnits, t.c, t.c_stride,
-                                   t.accumulate || s > 0);
+    const size_t skipped = kLineUnits * (share == Share::kSecondHalf ? kHalfLines<kVectors> : 0);
+    for (size_t s = 0; s < t.steps; s += kSteps, a += Groups<kind>::kLeftBytes) {
+      const size_t units = (t.steps - s < kSteps ? t.steps - s : kSteps) - 1;
+      const uint32_t* b = t.b + s * t.b_stride;
+      Group<kind, kRows, kVectors>(a, t.a_stride, b, t.b_stride, units, t.c, t.c_stride,
+                                   t.accumulate || s > 0,
+                                   {b + kSteps * t.b_stride + skipped, share == Share::kAll});
     }
     return;
   }
@@ -95,30 +106,60 @@ void RunTile(const GemmTile& t) {
 }
 
 template <TileKind kind, int kVectors>
-void ByRows(const GemmTile& t) {
+void ByRows(const GemmTile& t, Share share) {
   switch (t.rows) {
     case 1:
-      return RunTile<kind, 1, kVectors>(t);
+      return RunTile<kind, 1, kVectors>(t, share);
     case 2:
-      return RunTile<kind, 2, kVectors>(t);
+      return RunTile<kind, 2, kVectors>(t, share);
     case 3:
-      return RunTile<kind, 3, kVectors>(t);
+      return RunTile<kind, 3, kVectors>(t, share);
     case 4:
-      return RunTile<kind, 4, kVectors>(t);
+      return RunTile<kind, 4, kVectors>(t, share);
     case 5:
-      return RunTile<kind, 5, kVectors>(t);
+      return RunTile<kind, 5, kVectors>(t, share);
     default:
-      return RunTile<kind, 6, kVectors>(t);
+      return RunTile<kind, 6, kVectors>(t, share);
+  }
+}
+
+template <TileKind kind>
+void ByColumns(const GemmTile& t, Share share) {
+  if constexpr (kTileVectors == 4) {
+    if (t.vectors == 4) return ByRows<kind, kTileVectors>(t, share);
+    if (t.vectors == 3) return ByRows<kind, 3>(t, share);
+  }
+  return t.vectors == 2 ? ByRows<kind, 2>(t, share) : ByRows<kind, 1>(t, share);
+}
+
+// More rows than a register tile has, as two of about the same height in turns over each group:
+// memory, which few rows wait for, has all of their arithmetic to bring the next group.
+template <TileKind kind>
+void InTurns(const GemmTile& t) {
+  constexpr size_t kSteps = Groups<kind>::kSteps;
+  GemmTile upper = t, lower = t;
+  upper.rows = (t.rows + 1) / 2;
+  lower.rows = t.rows - upper.rows;
+  const size_t lower_a = upper.rows * t.a_stride;
+  lower.c = t.c + upper.rows * t.c_stride;
+  const auto* a = static_cast<const unsigned char*>(t.a);
+  for (size_t s = 0; s < t.steps; s += kSteps, a += Groups<kind>::kLeftBytes) {
+    upper.a = a;
+    lower.a = a + lower_a;
+    upper.b = lower.b = t.b + s * t.b_stride;
+    upper.steps = lower.steps = t.steps - s < kSteps ? t.steps - s : kSteps;
+    upper.accumulate = lower.accumulate = t.accumulate || s > 0;
+    ByColumns<kind>(upper, Share::kFirstHalf);
+    ByColumns<kind>(lower, Share::kSecondHalf);
   }
 }
 
 template <TileKind kind>
 void Tile(const GemmTile& t) {
-  if constexpr (kTileVectors == 4) {
-    if (t.vectors == 4) return ByRows<kind, kTileVectors>(t);
-    if (t.vectors == 3) return ByRows<kind, 3>(t);
+  if constexpr (IsInteger(kind)) {
+    if (t.rows > kTileRows) return InTurns<kind>(t);
   }
-  return t.vectors == 2 ? ByRows<kind, 2>(t) : ByRows<kind, 1>(t);
+  ByColumns<kind>(t, Share::kAll);
 }
 
 }  // namespace

@@ -101,7 +101,18 @@ size_t LeftBytes(const Isa& isa, WeightFormat format, size_t rows, size_t cols);
 LeftRows PrepareLeft(const Isa& isa, KernelContext& ctx, std::byte* to, WeightFormat format,
                      const ConstRows& x, std::span<const int32_t> index = {});
 
-// The product of up to kTileRows rows with one panel: c [rows, width_of(panel)].
+// Calls body(first row, rows) for the tiles of a chunk of rows. Of integers, as many as can go over
+// a panel at once while it comes from memory; afterwards it is in the cache, and register tiles of
+// full height, one after the other, are faster.
+template <typename Body>
+void ForEachTile(WeightFormat format, size_t begin, size_t end, Body body) {
+  size_t most = IsInteger(format) ? kPassRows : kTileRows;
+  for (size_t row = begin; row < end; row += most, most = kTileRows) {
+    body(row, std::min(most, end - row));
+  }
+}
+
+// The product of a tile's rows with one panel: c [rows, width_of(panel)].
 inline void MultiplyTile(const Isa& isa, const Panels& panels, const PackedWeight& w, size_t panel,
                          LeftRows left, size_t first_row, size_t rows, float* c, size_t c_stride) {
   const size_t width = panels.width_of(panel);
