@@ -12,6 +12,10 @@ constexpr size_t kChunkRowsMax = 40 * kTileRows;
 // waits long for another's last, and one whose core is taken from it delays little.
 constexpr size_t kParallelMultiplications = size_t{1} << 17;
 constexpr size_t kTaskMultiplications = size_t{1} << 15;
+// Blocks lie one after the other in memory: while every thread gets some tasks, several are one,
+// for what is fetched ahead at a block's end is the next one's begin.
+constexpr size_t kLongTaskMultiplications = size_t{1} << 18;
+constexpr size_t kThreadTasks = 8;
 
 // Steps of all columns of a panel that are packed before the next; of integers, a group.
 size_t StretchOf(WeightFormat format) {
@@ -175,7 +179,10 @@ size_t ChunkRows(size_t rows, size_t panels, int threads) {
 void ForEachBlock(KernelContext& ctx, size_t blocks, size_t multiplications,
                   FunctionRef<void(size_t, int)> body) {
   const bool parallel = multiplications >= kParallelMultiplications;
-  const size_t tasks = parallel ? std::min(blocks, multiplications / kTaskMultiplications) : 1;
+  const size_t fine = std::min(blocks, multiplications / kTaskMultiplications);
+  const size_t enough = std::max(multiplications / kLongTaskMultiplications,
+                                 kThreadTasks * static_cast<size_t>(ctx.pool.threads()));
+  const size_t tasks = parallel ? std::min(fine, enough) : 1;
   ctx.pool.ParallelFor(tasks, [&](size_t task, int thread) {
     for (size_t b = task * blocks / tasks; b < (task + 1) * blocks / tasks; ++b) body(b, thread);
   });
