@@ -24,7 +24,7 @@ void Multiply(const Isa& isa, const Plan& plan, size_t block) {
   const size_t end = std::min(x.rows(), begin + plan.chunk);
   const size_t outputs = panels.outputs_of(panel), column = panel * panels.width;
   const bool whole = outputs == panels.width_of(panel);
-  float tail[kPassRows * kPanelWidthMax];
+  alignas(64) float tail[kPassRows * kPanelWidthMax];
   ForEachTile(w->format, begin, end, [&](size_t row, size_t count) {
     float* c = whole ? y.row(row) + column : tail;
     const size_t stride = whole ? y.row_stride() : kPanelWidthMax;

@@ -43,7 +43,9 @@ void GateUpBlock(const Isa& isa, const Slice& slice, const Panels& panels, size_
   const size_t width = panels.width_of(panel), lanes = isa.lanes;
   const size_t element = kind == kTileDot ? sizeof(Bf16) : sizeof(float);
   const size_t column = panel * panels.width / 2;
-  float gate_up[kPassRows * kPanelWidthMax], product[kPanelWidthMax / 2];
+  // In whole lines of the cache: integers load and store it once a group.
+  alignas(64) float gate_up[kPassRows * kPanelWidthMax];
+  float product[kPanelWidthMax / 2];
   ForEachTile(w.format, slice.begin, slice.end, [&](size_t row, size_t count) {
     MultiplyTile(isa, panels, w, panel, left, row, count, gate_up, width);
     for (size_t r = 0; r < count; ++r) {
@@ -62,7 +64,7 @@ void DownBlock(const Isa& isa, const Slice& slice, const Panels& panels, size_t 
                LeftRows hidden, const Rows& out) {
   const PackedWeight& w = slice.expert->down;
   const size_t width = panels.width_of(panel), outputs = panels.outputs_of(panel);
-  float c[kPassRows * kPanelWidthMax];
+  alignas(64) float c[kPassRows * kPanelWidthMax];
   ForEachTile(w.format, slice.begin, slice.end, [&](size_t row, size_t count) {
     MultiplyTile(isa, panels, w, panel, hidden, row, count, c, width);
     for (size_t r = 0; r < count; ++r) {
