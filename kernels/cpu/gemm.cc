@@ -25,12 +25,12 @@ void Multiply(const Isa& isa, const Plan& plan, size_t block) {
   const size_t outputs = panels.outputs_of(panel), column = panel * panels.width;
   const bool whole = outputs == panels.width_of(panel);
   alignas(64) float tail[kPassRows * kPanelWidthMax];
-  ForEachTile(w->format, begin, end, [&](size_t row, size_t count) {
-    float* c = whole ? y.row(row) + column : tail;
+  ForEachTile(begin, end, [&](const RowTile& tile) {
+    float* c = whole ? y.row(tile.row) + column : tail;
     const size_t stride = whole ? y.row_stride() : kPanelWidthMax;
-    MultiplyTile(isa, panels, *w, panel, plan.left, row, count, c, stride);
-    for (size_t r = 0; !whole && r < count; ++r) {
-      std::copy_n(tail + r * kPanelWidthMax, outputs, y.row(row + r) + column);
+    MultiplyTile(isa, panels, *w, panel, plan.left, tile, c, stride);
+    for (size_t r = 0; !whole && r < tile.count; ++r) {
+      std::copy_n(tail + r * kPanelWidthMax, outputs, y.row(tile.row + r) + column);
     }
   });
 }

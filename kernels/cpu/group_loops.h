@@ -46,12 +46,14 @@ constexpr bool IsVnni(TileKind k) { return k == kTileInt8 || k == kTileInt4; }
 constexpr bool IsInt4(TileKind k) { return k == kTileInt4 || k == kTileInt4Widen; }
 constexpr bool IsInteger(TileKind k) { return k >= kTileInt8; }
 
-// The units of b that are fetched from memory while a group is multiplied, one beside each of its
-// own: all lines of a unit, or half of them. The hardware's prefetcher follows loads, and those
-// come no faster than the arithmetic between them: without this, both times would add up.
+// The units of b that are fetched from memory while others are multiplied, one beside each: all
+// lines of a unit, or half of them, since another tile fetches the other, or none. The hardware's
+// prefetcher follows loads, and those come no faster than the arithmetic between them: without
+// this, both times would add up.
+enum class Share { kNone, kFirstHalf, kSecondHalf, kAll };
 struct Ahead {
   const uint32_t* b;
-  bool all;
+  Share share;
 };
 
 constexpr int kLineUnits = 16;  // units of 4 bytes in a line of the cache
@@ -64,9 +66,10 @@ constexpr int kHalfLines = (kUnitLines<kVectors> + 1) / 2;
 template <int kVectors>
 inline __attribute__((always_inline)) void Fetch(const Ahead& ahead) {
   constexpr int kHalf = kHalfLines<kVectors>;
+  if (ahead.share == Share::kNone) return;
 #pragma GCC unroll 2
   for (int i = 0; i < kHalf; ++i) __builtin_prefetch(ahead.b + i * kLineUnits, 0, 2);
-  if (!ahead.all) return;
+  if (ahead.share != Share::kAll) return;
 #pragma GCC unroll 2
   for (int i = kHalf; i < kUnitLines<kVectors>; ++i) {
     __builtin_prefetch(ahead.b + i * kLineUnits, 0, 2);

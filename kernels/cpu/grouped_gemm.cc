@@ -46,15 +46,15 @@ void GateUpBlock(const Isa& isa, const Slice& slice, const Panels& panels, size_
   // In whole lines of the cache: integers load and store it once a group.
   alignas(64) float gate_up[kPassRows * kPanelWidthMax];
   float product[kPanelWidthMax / 2];
-  ForEachTile(w.format, slice.begin, slice.end, [&](size_t row, size_t count) {
-    MultiplyTile(isa, panels, w, panel, left, row, count, gate_up, width);
-    for (size_t r = 0; r < count; ++r) {
+  ForEachTile(slice.begin, slice.end, [&](const RowTile& tile) {
+    MultiplyTile(isa, panels, w, panel, left, tile, gate_up, width);
+    for (size_t r = 0; r < tile.count; ++r) {
       const float* gate = gate_up + r * width;
       for (size_t i = 0; i < width / 2; i += lanes) {
         isa.silu_mul(gate + 2 * i, gate + 2 * i + lanes, lanes, product + i);
       }
       StoreLeft(isa, kind, product, width / 2,
-                hidden + (row + r) * hidden_bytes + column * element);
+                hidden + (tile.row + r) * hidden_bytes + column * element);
     }
   });
 }
@@ -65,10 +65,10 @@ void DownBlock(const Isa& isa, const Slice& slice, const Panels& panels, size_t 
   const PackedWeight& w = slice.expert->down;
   const size_t width = panels.width_of(panel), outputs = panels.outputs_of(panel);
   alignas(64) float c[kPassRows * kPanelWidthMax];
-  ForEachTile(w.format, slice.begin, slice.end, [&](size_t row, size_t count) {
-    MultiplyTile(isa, panels, w, panel, hidden, row, count, c, width);
-    for (size_t r = 0; r < count; ++r) {
-      std::byte* to = out.row(row + r) + panel * panels.width * SizeOf(out.dtype);
+  ForEachTile(slice.begin, slice.end, [&](const RowTile& tile) {
+    MultiplyTile(isa, panels, w, panel, hidden, tile, c, width);
+    for (size_t r = 0; r < tile.count; ++r) {
+      std::byte* to = out.row(tile.row + r) + panel * panels.width * SizeOf(out.dtype);
       if (out.dtype == DType::kBfloat16) {
         isa.to_bf16(c + r * width, outputs, reinterpret_cast<uint16_t*>(to));
       } else if (w.format != WeightFormat::kFloat32) {

@@ -13,7 +13,7 @@
 namespace switchyard::cpu {
 
 constexpr int kTileRows = 6;              // rows of a register tile
-constexpr int kPassRows = 2 * kTileRows;  // rows of integers that go over a panel at once
+constexpr int kPassRows = 2 * kTileRows;  // rows that go over a panel at once
 constexpr int kSubBlock = 64;             // keys of one step of the online softmax
 
 // How a tile multiplies. A unit of b is 32 bits: one float, the BF16 of k = 2s (low) and 2s + 1, or
@@ -44,9 +44,10 @@ struct GemmTile {
   size_t steps;       // units of k
   float* c;
   size_t c_stride;  // floats
-  int rows;         // 1 … kTileRows, of integers 1 … kPassRows
+  int rows;         // 1 … kPassRows
   int vectors;      // 1 … tile_vectors
   bool accumulate;
+  bool ahead = false;  // b comes from memory: what follows it is fetched meanwhile
 };
 
 // What the machine can do at most: for `bench kernels`.

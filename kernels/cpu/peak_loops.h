@@ -43,12 +43,14 @@ void Peak(size_t rounds, float* out) {
   for (int i = 0; i < kPeakChains; ++i) Store(out + i * kLanes, chains[i]);
 }
 
+// Fetches as far ahead as register tiles do: the hardware's prefetcher alone reads less.
 uint32_t Read(const void* from, size_t bytes) {
-  constexpr size_t kLine = 64, kStep = 4 * kLine;
+  constexpr size_t kLine = 64, kStep = 4 * kLine, kAhead = 32 * kStep;
   const char* p = static_cast<const char*>(from);
   I sums[4] = {SetUnit(0), SetUnit(0), SetUnit(0), SetUnit(0)};
   for (size_t i = 0; i + kStep <= bytes; i += kStep) {
     for (size_t line = 0; line < 4; ++line) {
+      __builtin_prefetch(p + i + kAhead + line * kLine, 0, 2);
       for (size_t at = 0; at < kLine; at += sizeof(I)) {
         sums[line] = AddI(sums[line], LoadUnits(p + i + line * kLine + at));
       }

@@ -15,11 +15,12 @@ struct Accumulators {
 // acc += a_s · b_s for all units s. The order of k is the same for every shape of tile.
 template <TileKind kind, int kRows, int kVectors>
 inline __attribute__((always_inline)) void Chain(const GemmTile& t,
-                                                 Accumulators<kRows, kVectors>& acc) {
+                                                 Accumulators<kRows, kVectors>& acc, Ahead ahead) {
   const unsigned char* a = static_cast<const unsigned char*>(t.a);
   const size_t stride = t.a_stride;
   const uint32_t* b = t.b;
-  for (size_t s = 0; s < t.steps; ++s, b += t.b_stride) {
+  for (size_t s = 0; s < t.steps; ++s, b += t.b_stride, ahead.b += t.b_stride) {
+    Fetch<kVectors>(ahead);
     if constexpr (kind == kTileFloat) {
       F right[kVectors];
 #pragma GCC unroll 4
@@ -64,28 +65,28 @@ inline __attribute__((always_inline)) void Chain(const GemmTile& t,
   }
 }
 
+// What two tiles multiply in turns, and how far ahead they fetch: of integers, a group.
 template <TileKind kind>
-struct Groups {
-  static constexpr size_t kSteps = (IsInt4(kind) ? kInt4Units : kInt8Units) + 1;
-  static constexpr size_t kLeftBytes = (kInt8Units + 1) * (IsVnni(kind) ? 4 : 8);
+struct Turn {
+  static constexpr size_t kSteps =
+      !IsInteger(kind) ? 32 : (IsInt4(kind) ? kInt4Units : kInt8Units) + 1;
+  static constexpr size_t kLeftBytes = IsInteger(kind) ? (kInt8Units + 1) * (IsVnni(kind) ? 4 : 8)
+                                                       : kSteps * (kind == kTileWiden ? 8 : 4);
 };
-
-// What a tile of integers fetches of each group after its own: all, or a half because another tile
-// fetches the other.
-enum class Share { kAll, kFirstHalf, kSecondHalf };
 
 template <TileKind kind, int kRows, int kVectors>
 void RunTile(const GemmTile& t, Share share) {
+  constexpr size_t kSteps = Turn<kind>::kSteps;
+  const size_t skipped = kLineUnits * (share == Share::kSecondHalf ? kHalfLines<kVectors> : 0);
+  const auto ahead = [&](size_t s) {
+    return Ahead{t.b + (s + kSteps) * t.b_stride + skipped, share};
+  };
   if constexpr (IsInteger(kind)) {
-    constexpr size_t kSteps = Groups<kind>::kSteps;
     const auto* a = static_cast<const unsigned char*>(t.a);
-    const size_t skipped = kLineUnits * (share == Share::kSecondHalf ? kHalfLines<kVectors> : 0);
-    for (size_t s = 0; s < t.steps; s += kSteps, a += Groups<kind>::kLeftBytes) {
+    for (size_t s = 0; s < t.steps; s += kSteps, a += Turn<kind>::kLeftBytes) {
       const size_t units = (t.steps - s < kSteps ? t.steps - s : kSteps) - 1;
-      const uint32_t* b = t.b + s * t.b_stride;
-      Group<kind, kRows, kVectors>(a, t.a_stride, b, t.b_stride, units, t.c, t.c_stride,
-                                   t.accumulate || s > 0,
-                                   {b + kSteps * t.b_stride + skipped, share == Share::kAll});
+      Group<kind, kRows, kVectors>(a, t.a_stride, t.b + s * t.b_stride, t.b_stride, units, t.c,
+                                   t.c_stride, t.accumulate || s > 0, ahead(s));
     }
     return;
   }
@@ -97,7 +98,7 @@ void RunTile(const GemmTile& t, Share share) {
       acc.v[r][j] = t.accumulate ? Load(t.c + r * t.c_stride + j * kLanes) : Set(0.0f);
     }
   }
-  Chain<kind, kRows, kVectors>(t, acc);
+  Chain<kind, kRows, kVectors>(t, acc, ahead(0));
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
@@ -132,34 +133,32 @@ void ByColumns(const GemmTile& t, Share share) {
   return t.vectors == 2 ? ByRows<kind, 2>(t, share) : ByRows<kind, 1>(t, share);
 }
 
-// More rows than a register tile has, as two of about the same height in turns over each group:
-// memory, which few rows wait for, has all of their arithmetic to bring the next group.
+// More rows than a register tile has, as two of about the same height in turns: memory, which few
+// rows wait for, has all of their arithmetic to bring what the next turn wants.
 template <TileKind kind>
 void InTurns(const GemmTile& t) {
-  constexpr size_t kSteps = Groups<kind>::kSteps;
+  constexpr size_t kSteps = Turn<kind>::kSteps;
   GemmTile upper = t, lower = t;
   upper.rows = (t.rows + 1) / 2;
   lower.rows = t.rows - upper.rows;
   const size_t lower_a = upper.rows * t.a_stride;
   lower.c = t.c + upper.rows * t.c_stride;
   const auto* a = static_cast<const unsigned char*>(t.a);
-  for (size_t s = 0; s < t.steps; s += kSteps, a += Groups<kind>::kLeftBytes) {
+  for (size_t s = 0; s < t.steps; s += kSteps, a += Turn<kind>::kLeftBytes) {
     upper.a = a;
     lower.a = a + lower_a;
     upper.b = lower.b = t.b + s * t.b_stride;
     upper.steps = lower.steps = t.steps - s < kSteps ? t.steps - s : kSteps;
     upper.accumulate = lower.accumulate = t.accumulate || s > 0;
-    ByColumns<kind>(upper, Share::kFirstHalf);
-    ByColumns<kind>(lower, Share::kSecondHalf);
+    ByColumns<kind>(upper, t.ahead ? Share::kFirstHalf : Share::kNone);
+    ByColumns<kind>(lower, t.ahead ? Share::kSecondHalf : Share::kNone);
   }
 }
 
 template <TileKind kind>
 void Tile(const GemmTile& t) {
-  if constexpr (IsInteger(kind)) {
-    if (t.rows > kTileRows) return InTurns<kind>(t);
-  }
-  ByColumns<kind>(t, Share::kAll);
+  if (t.rows > kTileRows) return InTurns<kind>(t);
+  ByColumns<kind>(t, t.ahead ? Share::kAll : Share::kNone);
 }
 
 }  // namespace

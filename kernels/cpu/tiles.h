@@ -101,32 +101,41 @@ size_t LeftBytes(const Isa& isa, WeightFormat format, size_t rows, size_t cols);
 LeftRows PrepareLeft(const Isa& isa, KernelContext& ctx, std::byte* to, WeightFormat format,
                      const ConstRows& x, std::span<const int32_t> index = {});
 
-// Calls body(first row, rows) for the tiles of a chunk of rows. Of integers, as many as can go over
-// a panel at once while it comes from memory; afterwards it is in the cache, and register tiles of
-// full height, one after the other, are faster.
+// Some rows that go over a panel; `first` before all others of a chunk.
+struct RowTile {
+  size_t row, count;
+  bool first;
+};
+
+// Calls body(RowTile) for the rows of a chunk. First as many as can go over a panel at once while
+// it comes from memory; afterwards it is in the cache, and register tiles of full height, one after
+// the other, are faster.
 template <typename Body>
-void ForEachTile(WeightFormat format, size_t begin, size_t end, Body body) {
-  size_t most = IsInteger(format) ? kPassRows : kTileRows;
-  for (size_t row = begin; row < end; row += most, most = kTileRows) {
-    body(row, std::min(most, end - row));
+void ForEachTile(size_t begin, size_t end, Body body) {
+  size_t count = 0;
+  for (size_t row = begin; row < end; row += count) {
+    const bool first = row == begin;
+    count = std::min<size_t>(first ? kPassRows : kTileRows, end - row);
+    body(RowTile{row, count, first});
   }
 }
 
 // The product of a tile's rows with one panel: c [rows, width_of(panel)].
 inline void MultiplyTile(const Isa& isa, const Panels& panels, const PackedWeight& w, size_t panel,
-                         LeftRows left, size_t first_row, size_t rows, float* c, size_t c_stride) {
+                         LeftRows left, const RowTile& tile, float* c, size_t c_stride) {
   const size_t width = panels.width_of(panel);
   isa.tile[TileOf(isa, w.format)](
-      {.a = left.row(first_row),
+      {.a = left.row(tile.row),
        .a_stride = left.row_bytes,
        .b = reinterpret_cast<const uint32_t*>(w.bytes.data()) + panels.begin(panel),
        .b_stride = width,
        .steps = panels.steps,
        .c = c,
        .c_stride = c_stride,
-       .rows = static_cast<int>(rows),
+       .rows = static_cast<int>(tile.count),
        .vectors = static_cast<int>(width / isa.lanes),
-       .accumulate = false});
+       .accumulate = false,
+       .ahead = tile.first});
 }
 
 // Rows that are multiplied with one panel before the next: enough that the panel's way from memory
