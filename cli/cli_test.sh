@@ -110,6 +110,9 @@ says out "bench engine"
 expect 1 bench engine "$model" --decode-context 5000
 says err "--decode-context is 5000, must be in [1, 2015]"
 [[ ! -s $work/out ]] || fail "bench engine measured before it refused"
+expect 0 bench engine "$model" --prefill-context 128 --prefill-chunk 64 --prefill-tokens 64 --decode-batches 1 --decode-context 16 \
+  --decode-steps 2 --repeats 1
+says out "64 tokens after 128: "
 expect 1 bench engine "$model" --prefill-context 100 --prefill-chunk 64
 says err "--prefill-context is 100, must be a multiple of 64"
 

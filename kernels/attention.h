@@ -49,7 +49,8 @@ struct AttentionSequence {
   std::span<const int32_t> blocks;  // block table: block b holds positions [b·bt, (b+1)·bt)
 };
 
-// Those of its rows that are in [begin, end) of the batch, which then begin at 0; none: count is 0.
+// Those of its rows that are in [begin, end) of the batch, counted from `begin`; where there are
+// none, count is 0 and the rest says nothing.
 inline AttentionSequence RowsWithin(AttentionSequence s, size_t begin, size_t end) {
   const auto first = std::max(s.first_row, static_cast<int32_t>(begin));
   const auto last = std::min(s.first_row + s.count, static_cast<int32_t>(end));

@@ -5,6 +5,13 @@
 namespace switchyard {
 namespace {
 
+// What `auto` takes is part of numerics_id: the maker's name decides, nothing that is measured.
+TEST(KernelSetTest, IntelsCoresWidenForFmas) {
+  const auto dot = SelectKernels("avx512_bf16");
+  if (!dot.ok()) GTEST_SKIP() << dot.status();
+  EXPECT_EQ(SelectKernels("auto")->name, __builtin_cpu_is("intel") ? "avx512_vnni" : "avx512_bf16");
+}
+
 TEST(KernelSetTest, NamesAreKnownAvailableOrMissing) {
   std::vector<std::string> names = MissingKernels();
   const std::vector<KernelSet> available = AvailableKernels();

@@ -187,11 +187,9 @@ std::vector<TokenLogprob> TopLogprobs(std::span<const float> logits, size_t coun
 }  // namespace
 
 void DrawMemory::Reserve(size_t vocabulary) {
-  constexpr size_t kKept = 4096;
-  const size_t blocks = (vocabulary + TokenWeights::kBlock - 1) / TokenWeights::kBlock;
-  maxima.reserve(blocks);
-  kept.reserve(std::min(vocabulary, kKept));
-  sums.reserve(std::max(blocks, kept.capacity()));
+  maxima.reserve((vocabulary + TokenWeights::kBlock - 1) / TokenWeights::kBlock);
+  kept.reserve(vocabulary);
+  sums.reserve(vocabulary);
 }
 
 SampledToken ScoreToken(std::span<const float> logits, TokenId token, int32_t logprobs) {

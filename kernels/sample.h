@@ -69,7 +69,7 @@ struct DrawMemory {
     uint64_t key;     // descending: the order of preference
     uint64_t weight;  // kernels/token_weights.h
   };
-  // For draws from [vocabulary] logits that keep up to 4,096 tokens, or all.
+  // For draws from so many logits: addresses only, until a draw has that many candidates.
   void Reserve(size_t vocabulary);
 
   std::vector<float> maxima;

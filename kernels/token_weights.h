@@ -1,6 +1,7 @@
-// kernels/token_weights.h: what tokens weigh in a draw, in fixed point: integers add up to the same
-// sum in any order. Logits are taken in blocks, by vectors as wide as the machine's; the arithmetic
-// is that of single doubles, so that all widths give the same bits.
+// kernels/token_weights.h: walks over a row of logits: are all finite, which is the highest, and
+// what tokens weigh in a draw, in fixed point: integers add up to the same sum in any order. Logits
+// are taken in blocks, by vectors as wide as the machine's; the arithmetic is that of single
+// doubles, so that all widths give the same bits.
 #pragma once
 
 #include <algorithm>

@@ -57,7 +57,7 @@ TEST_P(AllocationTest, SteadyStateStepsAllocateNothing) {
   const Matrix<float> out(logits.data(), {kSequences, vocab});
   // One greedy, one from all tokens, one from a nucleus.
   const SamplingParams params[kSequences] = {
-      {.temperature = 0}, {.temperature = 1}, {.temperature = 1, .top_p = 0.9f}};
+      {.temperature = 0}, {.temperature = 1}, {.temperature = 1, .top_k = 50, .top_p = 0.9f}};
   std::vector<Draw> draws;
   for (const SamplingParams& p : params) draws.push_back({&p, kPrompt});
   std::vector<TokenId> drawn(kSequences);

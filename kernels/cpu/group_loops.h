@@ -47,7 +47,7 @@ constexpr bool IsInt4(TileKind k) { return k == kTileInt4 || k == kTileInt4Widen
 constexpr bool IsInteger(TileKind k) { return k >= kTileInt8; }
 
 // The units of b that are fetched from memory while others are multiplied, one beside each: all
-// lines of a unit, or half of them, since another tile fetches the other, or none. The hardware's
+// lines of a unit, or half of them since another tile fetches the others, or none. The hardware's
 // prefetcher follows loads, and those come no faster than the arithmetic between them: without
 // this, both times would add up.
 enum class Share { kNone, kFirstHalf, kSecondHalf, kAll };
@@ -57,22 +57,20 @@ struct Ahead {
 };
 
 constexpr int kLineUnits = 16;  // units of 4 bytes in a line of the cache
-template <int kVectors>
-constexpr int kUnitLines = (kVectors * kLanes + kLineUnits - 1) / kLineUnits;
-template <int kVectors>
-constexpr int kHalfLines = (kUnitLines<kVectors> + 1) / 2;
 
 // Into the second-level cache: into the first is slower where there are several rows.
 template <int kVectors>
 inline __attribute__((always_inline)) void Fetch(const Ahead& ahead) {
-  constexpr int kHalf = kHalfLines<kVectors>;
+  constexpr int kLines = (kVectors * kLanes + kLineUnits - 1) / kLineUnits;
+  constexpr int kHalf = (kLines + 1) / 2;
   if (ahead.share == Share::kNone) return;
+  if (ahead.share != Share::kSecondHalf) {
 #pragma GCC unroll 2
-  for (int i = 0; i < kHalf; ++i) __builtin_prefetch(ahead.b + i * kLineUnits, 0, 2);
-  if (ahead.share != Share::kAll) return;
+    for (int i = 0; i < kHalf; ++i) __builtin_prefetch(ahead.b + i * kLineUnits, 0, 2);
+  }
+  if (ahead.share != Share::kFirstHalf) {
 #pragma GCC unroll 2
-  for (int i = kHalf; i < kUnitLines<kVectors>; ++i) {
-    __builtin_prefetch(ahead.b + i * kLineUnits, 0, 2);
+    for (int i = kHalf; i < kLines; ++i) __builtin_prefetch(ahead.b + i * kLineUnits, 0, 2);
   }
 }
 
@@ -118,6 +116,7 @@ inline __attribute__((always_inline)) void Group(const unsigned char* a, size_t 
       MultiplyUnit<IsVnni(kind)>(left, stride, of_b, sums);
     }
   }
+  Fetch<kVectors>(ahead);  // a group has one unit more than its integers, the scales
 #pragma GCC unroll 4
   for (int j = 0; j < kVectors; ++j) {
     const F scale = HighHalf(LoadUnits(b + j * kLanes));

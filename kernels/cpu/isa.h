@@ -44,7 +44,7 @@ struct GemmTile {
   size_t steps;       // units of k
   float* c;
   size_t c_stride;  // floats
-  int rows;         // 1 … kPassRows
+  int rows;         // 1 … kPassRows; more than kTileRows go in two tiles
   int vectors;      // 1 … tile_vectors
   bool accumulate;
   bool ahead = false;  // b comes from memory: what follows it is fetched meanwhile

@@ -114,6 +114,50 @@ TEST_P(IsaTest, SiluAtItsEnds) {
   EXPECT_EQ(out[5], 2e30f);
 }
 
+TEST_P(IsaTest, TilesOfAllHeightsGiveTheBitsOfSingleRows) {
+  std::mt19937 rng(3);
+  // As floats, BF16 and scales of integers all finite and below 2.
+  const auto fill = [&](std::vector<uint32_t>& words) {
+    for (uint32_t& w : words) w = static_cast<uint32_t>(rng()) & 0xbfffbfffu;
+  };
+  const size_t stride = 400, c_stride = 80;  // words
+  std::vector<uint32_t> a(kPassRows * stride), b(70 * 64), before(kPassRows * c_stride);
+  fill(a);
+  fill(b);
+  fill(before);
+  for (int kind = 0; kind < kTileKinds; ++kind) {
+    if (isa_.tile[kind] == nullptr) continue;
+    const bool integers = kind >= kTileInt8;
+    for (const size_t steps : integers ? std::vector<size_t>{2, 17, 18, 33, 34, 67}
+                                       : std::vector<size_t>{0, 1, 31, 32, 33, 65}) {
+      for (int rows = 1; rows <= kPassRows; ++rows) {
+        for (int vectors = 1; vectors <= isa_.tile_vectors; ++vectors) {
+          for (const bool accumulate : {false, true}) {
+            std::vector<uint32_t> together = before, alone = before;
+            const auto run = [&](std::vector<uint32_t>& c, int first, int count) {
+              isa_.tile[kind]({.a = a.data() + first * stride,
+                               .a_stride = stride * sizeof(uint32_t),
+                               .b = b.data(),
+                               .b_stride = 64,
+                               .steps = steps,
+                               .c = reinterpret_cast<float*>(c.data()) + first * c_stride,
+                               .c_stride = c_stride,
+                               .rows = count,
+                               .vectors = vectors,
+                               .accumulate = accumulate,
+                               .ahead = count > 1});
+            };
+            run(together, 0, rows);
+            for (int r = 0; r < rows; ++r) run(alone, r, 1);
+            ASSERT_EQ(together, alone) << "kind " << kind << ", " << rows << " rows, " << vectors
+                                       << " vectors, " << steps << " steps";
+          }
+        }
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Tables, IsaTest,
                          testing::Values(&kAvx2, &kAvx512, &kAvx512Vnni, &kAvx512Bf16),
                          [](const auto& info) { return std::string(info.param->name); });

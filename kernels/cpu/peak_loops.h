@@ -43,7 +43,7 @@ void Peak(size_t rounds, float* out) {
   for (int i = 0; i < kPeakChains; ++i) Store(out + i * kLanes, chains[i]);
 }
 
-// Fetches as far ahead as register tiles do: the hardware's prefetcher alone reads less.
+// Fetches ahead, as register tiles do: the hardware's prefetcher alone reads less.
 uint32_t Read(const void* from, size_t bytes) {
   constexpr size_t kLine = 64, kStep = 4 * kLine, kAhead = 32 * kStep;
   const char* p = static_cast<const char*>(from);

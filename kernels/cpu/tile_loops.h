@@ -77,10 +77,7 @@ struct Turn {
 template <TileKind kind, int kRows, int kVectors>
 void RunTile(const GemmTile& t, Share share) {
   constexpr size_t kSteps = Turn<kind>::kSteps;
-  const size_t skipped = kLineUnits * (share == Share::kSecondHalf ? kHalfLines<kVectors> : 0);
-  const auto ahead = [&](size_t s) {
-    return Ahead{t.b + (s + kSteps) * t.b_stride + skipped, share};
-  };
+  const auto ahead = [&](size_t s) { return Ahead{t.b + (s + kSteps) * t.b_stride, share}; };
   if constexpr (IsInteger(kind)) {
     const auto* a = static_cast<const unsigned char*>(t.a);
     for (size_t s = 0; s < t.steps; s += kSteps, a += Turn<kind>::kLeftBytes) {
@@ -133,8 +130,8 @@ void ByColumns(const GemmTile& t, Share share) {
   return t.vectors == 2 ? ByRows<kind, 2>(t, share) : ByRows<kind, 1>(t, share);
 }
 
-// More rows than a register tile has, as two of about the same height in turns: memory, which few
-// rows wait for, has all of their arithmetic to bring what the next turn wants.
+// More rows than a register tile has, as two of about the same height in turns: while both
+// multiply, memory has time to bring what the next turn wants.
 template <TileKind kind>
 void InTurns(const GemmTile& t) {
   constexpr size_t kSteps = Turn<kind>::kSteps;
@@ -144,7 +141,8 @@ void InTurns(const GemmTile& t) {
   const size_t lower_a = upper.rows * t.a_stride;
   lower.c = t.c + upper.rows * t.c_stride;
   const auto* a = static_cast<const unsigned char*>(t.a);
-  for (size_t s = 0; s < t.steps; s += kSteps, a += Turn<kind>::kLeftBytes) {
+  size_t s = 0;
+  do {  // without any steps too: c becomes 0
     upper.a = a;
     lower.a = a + lower_a;
     upper.b = lower.b = t.b + s * t.b_stride;
@@ -152,7 +150,9 @@ void InTurns(const GemmTile& t) {
     upper.accumulate = lower.accumulate = t.accumulate || s > 0;
     ByColumns<kind>(upper, t.ahead ? Share::kFirstHalf : Share::kNone);
     ByColumns<kind>(lower, t.ahead ? Share::kSecondHalf : Share::kNone);
-  }
+    s += kSteps;
+    a += Turn<kind>::kLeftBytes;
+  } while (s < t.steps);
 }
 
 template <TileKind kind>

@@ -8,14 +8,15 @@ namespace {
 // Rows of a chunk at most: at 240 a panel is read once for 240 multiply-adds per element, far above
 // what memory needs to keep up.
 constexpr size_t kChunkRowsMax = 40 * kTileRows;
-// Multiply-adds that are worth a second thread, and of a task at least: fine enough that no thread
-// waits long for another's last, and one whose core is taken from it delays little.
+// Multiply-adds that are worth a second thread, and of a task at least.
 constexpr size_t kParallelMultiplications = size_t{1} << 17;
 constexpr size_t kTaskMultiplications = size_t{1} << 15;
-// Blocks lie one after the other in memory: while every thread gets some tasks, several are one,
-// for what is fetched ahead at a block's end is the next one's begin.
-constexpr size_t kLongTaskMultiplications = size_t{1} << 18;
+// Neighbouring blocks are one task while a thread has so many tasks, or up to so many
+// multiply-adds: what is fetched at a block's end is the next one's beginning. Still fine enough
+// that no thread waits long for another's last, and one whose core is taken from it delays little
+// (docs/numbers.md).
 constexpr size_t kThreadTasks = 8;
+constexpr size_t kLongTaskMultiplications = size_t{1} << 18;
 
 // Steps of all columns of a panel that are packed before the next; of integers, a group.
 size_t StretchOf(WeightFormat format) {
@@ -173,7 +174,7 @@ LeftRows PrepareLeft(const Isa& isa, KernelContext& ctx, std::byte* to, WeightFo
 
 size_t ChunkRows(size_t rows, size_t panels, int threads) {
   const size_t even = rows * panels / (4 * static_cast<size_t>(threads));
-  return std::clamp<size_t>(RoundUp(even, kTileRows), kTileRows, kChunkRowsMax);
+  return std::clamp<size_t>(RoundUp(even, kTileRows), kPassRows, kChunkRowsMax);
 }
 
 void ForEachBlock(KernelContext& ctx, size_t blocks, size_t multiplications,

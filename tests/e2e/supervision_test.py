@@ -119,7 +119,10 @@ def check_no_orphans(binary, model):
 
 
 def check_second_interrupt(binary, model):
-    with Cluster(binary, model, *FLAGS, expect_clean=False) as cluster:
+    nice = {"prefill": 2, "decode": 5}
+    with Cluster(binary, model, *FLAGS, *(f"--{role}-nice={n}" for role, n in nice.items()), expect_clean=False) as cluster:
+        for role, n in nice.items():
+            assert all(os.getpriority(os.PRIO_PROCESS, pid) == n for pid in cluster.pids(role)), role
         events = cluster.stream(prompt=[9] * 10, max_tokens=2000, ignore_eos=True)
         next(events)
         pids = list(children_of(cluster.process.pid))
