@@ -178,10 +178,11 @@ absl::Status CheckAll(const char* flag, const std::vector<int>& values, int most
 // Of what the engine takes: a longer context or a larger batch would measure something else.
 absl::Status CheckLimits(const BenchEngineOptions& o, const EngineOptions& engine) {
   const int chunk = std::min(engine.prefill_chunk, engine.max_num_batched_tokens);
-  if (o.prefill_context % chunk != 0) {
+  const int context_max = engine.max_model_len - 2;  // a prompt's last token and a token of answer
+  if (o.prefill_context % chunk != 0 || o.prefill_context > context_max) {
     return absl::InvalidArgumentError(
         absl::StrCat("--prefill-context is ", o.prefill_context, ", must be a multiple of ", chunk,
-                     ": a step computes so many tokens of a prompt (--prefill-chunk)"));
+                     " (a step's tokens of a prompt, --prefill-chunk) and at most ", context_max));
   }
   RETURN_IF_ERROR(CheckAll("--prefill-tokens", o.prefill_tokens,
                            engine.max_model_len - 1 - o.prefill_context,

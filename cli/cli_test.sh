@@ -115,6 +115,8 @@ expect 0 bench engine "$model" --prefill-context 128 --prefill-chunk 64 --prefil
 says out "64 tokens after 128: "
 expect 1 bench engine "$model" --prefill-context 100 --prefill-chunk 64
 says err "--prefill-context is 100, must be a multiple of 64"
+expect 1 bench engine "$model" --prefill-context 64000 --prefill-chunk 64
+says err "and at most 2046"
 
 printf ' \n' >"$work/keys"
 expect 1 router "$model" --decode-address a:1 --port 0 --grpc-port 0 --api-key-file "$work/keys"

@@ -146,26 +146,14 @@ float HighestLogit(std::span<const float> logits) {
   return highest;
 }
 
-namespace {
-
-std::span<const float> Maxima(std::span<const float> logits, std::vector<float>& maxima) {
-  maxima.clear();
-  for (size_t i = 0; i < logits.size(); i += TokenWeights::kBlock) {
-    maxima.push_back(
-        HighestLogit(logits.subspan(i, std::min(TokenWeights::kBlock, logits.size() - i))));
-  }
-  return maxima;
-}
-
-}  // namespace
-
 TokenWeights::TokenWeights(std::span<const float> logits, float temperature,
                            std::vector<float>& maxima)
-    : logits_(logits),
-      temperature_(temperature),
-      bits_(62 - std::bit_width(logits.size())),
-      maxima_(Maxima(logits, maxima)),
-      highest_(HighestLogit(maxima_)) {}
+    : logits_(logits), temperature_(temperature), bits_(62 - std::bit_width(logits.size())) {
+  maxima.resize((logits.size() + kBlock - 1) / kBlock);
+  for (size_t b = 0; b < maxima.size(); ++b) maxima[b] = HighestLogit(this->logits(b));
+  maxima_ = maxima;
+  highest_ = HighestLogit(maxima_);
+}
 
 int TokenWeights::widths() { return static_cast<int>(WeighFunctions().size()); }
 

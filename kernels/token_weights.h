@@ -48,7 +48,7 @@ class TokenWeights {
   const std::span<const float> logits_;
   const double temperature_;
   const int bits_;
-  const std::span<const float> maxima_;  // of the blocks
+  std::span<const float> maxima_;  // of the blocks
   double highest_;
 };
 

@@ -1,10 +1,10 @@
 // kernels/cpu/isa.h: the inner loops, one table of functions for each instruction set.
 //
-// The files that define the tables (avx2.cc, avx512*.cc) are compiled for CPUs that
-// may not be there. They include this header and the compiler's intrinsics alone and define
-// everything else in an anonymous namespace: were they to instantiate a template or an inline
-// function that others use too, the linker could pick their copy for all. So this header holds
-// plain data only, and threads, memory and views stay in the files that are compiled for any CPU.
+// The files that define the tables (avx2.cc, avx512*.cc) are compiled for CPUs that may not be
+// there. They include this header and the compiler's intrinsics alone and define everything else in
+// an anonymous namespace: were they to instantiate a template or an inline function that others use
+// too, the linker could pick their copy for all. So this header holds plain data only, and threads,
+// memory and views stay in the files that are compiled for any CPU.
 #pragma once
 
 #include <stddef.h>
