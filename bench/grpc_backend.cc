@@ -17,8 +17,8 @@ void SendKey(const std::string& key, grpc::ClientContext* context) {
 
 class GrpcBackend;
 
-// One request in flight. gRPC calls it on its own threads, one call at a time; it owns itself until
-// OnDone has handed its record on.
+// One request in flight. gRPC calls it on its own threads, one call at a time; lives until OnDone
+// has handed its record on.
 class Stream final : public grpc::ClientReadReactor<v1::GenerateResponse> {
  public:
   Stream(const BackendOptions& o, LoadRequest request, const Clock* clock, GrpcBackend* backend,
@@ -87,7 +87,7 @@ class GrpcBackend final : public LoadBackend {
   }
   ~GrpcBackend() override {
     MutexLock lock(mu_);
-    while (!streams_.empty()) idle_.Wait(mu_);
+    while (under_way_ > 0) idle_.Wait(mu_);
   }
   const char* name() const override { return "switchyard-grpc"; }
 
@@ -112,6 +112,7 @@ class GrpcBackend final : public LoadBackend {
     {
       MutexLock lock(mu_);
       streams_.insert(stream);
+      ++under_way_;
       stub = stubs_[next_++ % stubs_.size()].get();
     }
     stream->Start(*stub);
@@ -120,10 +121,17 @@ class GrpcBackend final : public LoadBackend {
     MutexLock lock(mu_);
     for (Stream* stream : streams_) stream->Cancel();
   }
-  void Forget(Stream* stream) {
+  // Deletes it while the channels still live. Its context refers to one, and the last reference
+  // must not go on a thread of gRPC's: that would have to join itself, and gRPC frees its queue
+  // twice.
+  void End(Stream* stream) {
+    {
+      MutexLock lock(mu_);
+      streams_.erase(stream);
+    }
+    delete stream;
     MutexLock lock(mu_);
-    streams_.erase(stream);
-    if (streams_.empty()) idle_.NotifyAll();
+    if (--under_way_ == 0) idle_.NotifyAll();
   }
 
  private:
@@ -143,7 +151,8 @@ class GrpcBackend final : public LoadBackend {
   std::vector<std::unique_ptr<v1::Router::Stub>> stubs_;
   Mutex mu_;
   CondVar idle_;
-  std::unordered_set<Stream*> streams_ ABSL_GUARDED_BY(mu_);
+  std::unordered_set<Stream*> streams_ ABSL_GUARDED_BY(mu_);  // that may be cancelled
+  int under_way_ ABSL_GUARDED_BY(mu_) = 0;                    // and those being deleted
   size_t next_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
@@ -184,9 +193,7 @@ void Stream::OnDone(const grpc::Status& status) {
     record_.error = "the stream ended without a finish reason";
   }
   done_(std::move(record_));
-  GrpcBackend* const backend = backend_;
-  backend->Forget(this);
-  delete this;
+  backend_->End(this);
 }
 
 }  // namespace

@@ -323,6 +323,27 @@ TEST(BenchServeTest, AnAnswerFarTooLongIsGivenUp) {
   EXPECT_EQ((*r)["dropped"], 0);
 }
 
+// A context left over would end its channel on a thread of gRPC's.
+TEST(BenchServeTest, NothingOfARequestOutlivesTheBackend) {
+  const auto stub = Stub();
+  const MonotonicClock clock;
+  auto backend = MakeBackend(OptionsFor(stub->port()), &clock);
+  ASSERT_TRUE(backend->AwaitReady(absl::Seconds(20)).ok());
+  std::atomic<bool> answered{false}, gone{false};
+  auto slow_to_go = std::shared_ptr<void>(nullptr, [&gone](void*) {
+    absl::SleepFor(absl::Milliseconds(50));
+    gone = true;
+  });
+  LoadRequest request;
+  request.item.prompt_ids = {1, 2};
+  request.item.output_len = 2;
+  backend->Start(std::move(request), [&answered, kept = std::move(slow_to_go)](
+                                         const RequestRecord&) { answered = true; });
+  backend.reset();
+  EXPECT_TRUE(answered);
+  EXPECT_TRUE(gone);
+}
+
 TEST(BenchServeTest, SaysThatMetricsDoNotAnswer) {
   const auto stub = Stub();
   HttpStub without;

@@ -48,30 +48,35 @@ void GrpcHandoffChannel::Call(void (Stub::*method)(grpc::ClientContext*, const R
     grpc::ClientContext context;
     Request request;
     Response response;
+    Done<Response> done;
   };
   auto state = std::make_shared<State>();
   state->request = std::move(request);
+  state->done = std::move(done);
   state->context.set_deadline(std::chrono::system_clock::now() +
                               absl::ToChronoMilliseconds(timeout));
   {
     MutexLock lock(mu_);
     calls_.insert(&state->context);
   }
-  // The answer comes on a thread of gRPC's, which must not touch this object after the erase.
-  (stub_->async()->*method)(
-      &state->context, &state->request, &state->response,
-      [this, state, post = post_, done = std::move(done)](const grpc::Status& status) {
-        MutexLock lock(mu_);
-        if (!closed_) {
-          post([state, done, status, alive = alive_] {
-            if (!*alive) return;
-            if (!status.ok()) return done(FailureOf(status, state->context));
-            done(std::move(state->response));
-          });
-        }
-        calls_.erase(&state->context);
-        idle_.NotifyAll();
-      });
+  // The answer comes on a thread of gRPC's. After the erase this object may go, and with it the
+  // channel: the context, which refers to it too, goes before, because the last reference must not
+  // go on that thread, which would have to join itself (gRPC then frees its queue twice).
+  (stub_->async()->*method)(&state->context, &state->request, &state->response,
+                            [this, state, post = post_](const grpc::Status& status) mutable {
+                              absl::StatusOr<Response> answer = std::move(state->response);
+                              if (!status.ok()) answer = FailureOf(status, state->context);
+                              MutexLock lock(mu_);
+                              if (!closed_) {
+                                post([done = std::move(state->done), answer = std::move(answer),
+                                      alive = alive_]() mutable {
+                                  if (*alive) done(std::move(answer));
+                                });
+                              }
+                              calls_.erase(&state->context);
+                              state.reset();
+                              idle_.NotifyAll();
+                            });
 }
 
 void GrpcHandoffChannel::Hello(pb::HelloRequest request, absl::Duration timeout,
