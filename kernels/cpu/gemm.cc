@@ -17,20 +17,20 @@ struct Plan {
 };
 
 void Multiply(const Isa& isa, const Plan& plan, size_t block) {
-  const auto& [x, w, y] = *plan.call;
+  const GemmCall& call = *plan.call;
   const Panels& panels = plan.panels;
   const size_t panel = block % panels.count();
   const size_t begin = block / panels.count() * plan.chunk;
-  const size_t end = std::min(x.rows(), begin + plan.chunk);
+  const size_t end = std::min(call.x.rows(), begin + plan.chunk);
   const size_t outputs = panels.outputs_of(panel), column = panel * panels.width;
   const bool whole = outputs == panels.width_of(panel);
   alignas(64) float tail[kPassRows * kPanelWidthMax];
   ForEachTile(begin, end, [&](const RowTile& tile) {
-    float* c = whole ? y.row(tile.row) + column : tail;
-    const size_t stride = whole ? y.row_stride() : kPanelWidthMax;
-    MultiplyTile(isa, panels, *w, panel, plan.left, tile, c, stride);
+    float* c = whole ? call.y.row(tile.row) + column : tail;
+    const size_t stride = whole ? call.y.row_stride() : kPanelWidthMax;
+    MultiplyTile(isa, panels, *call.w, panel, plan.left, tile, c, stride);
     for (size_t r = 0; !whole && r < tile.count; ++r) {
-      std::copy_n(tail + r * kPanelWidthMax, outputs, y.row(tile.row + r) + column);
+      std::copy_n(tail + r * kPanelWidthMax, outputs, call.y.row(tile.row + r) + column);
     }
   });
 }
