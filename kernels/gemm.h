@@ -6,9 +6,9 @@
 
 #include <cstddef>
 #include <memory>
-#include <new>
 #include <span>
 #include <string_view>
+#include <utility>
 
 #include "common/bf16.h"
 #include "common/tensor_view.h"
@@ -23,15 +23,16 @@ class AlignedBuffer {
  public:
   AlignedBuffer() = default;
   explicit AlignedBuffer(size_t bytes);
+  // [data, data + bytes) of what `owner` keeps, a mapped file, say; aligned too, and never written.
+  AlignedBuffer(std::shared_ptr<void> owner, std::byte* data, size_t bytes)
+      : data_(std::move(owner), data), size_(bytes) {}
+  AlignedBuffer(AlignedBuffer&&) = default;
+  AlignedBuffer& operator=(AlignedBuffer&&) = default;
   std::byte* data() const { return data_.get(); }
   size_t size() const { return size_; }
 
  private:
-  struct Free {
-    size_t alignment;
-    void operator()(std::byte* p) const { ::operator delete (p, std::align_val_t{alignment}); }
-  };
-  std::unique_ptr<std::byte, Free> data_;
+  std::shared_ptr<std::byte> data_;
   size_t size_ = 0;
 };
 

@@ -1,8 +1,8 @@
 #include "model/packed_cache.h"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -21,12 +21,12 @@
 namespace switchyard {
 namespace {
 
-// Raised with every change of a path's packed form (a test pins its bytes).
-constexpr int kLayout = 1;
+// Raised with every change of a path's packed form (a test pins its bytes), and of the files'.
+constexpr int kLayout = 2;
 constexpr size_t kAlignment = 64;
-// Read at once: from the page cache so much as stays in a near cache while it is copied on, from
-// the disk so much as lets it work at its full rate.
-constexpr size_t kNearStretch = 1 << 18, kDiskStretch = 4 << 20;
+constexpr int kMoverNice = 19;  // whoever computes goes first
+
+size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 class Sum {
  public:
@@ -43,67 +43,12 @@ class Sum {
   std::unique_ptr<XXH3_state_t, Free> state_;
 };
 
-// A file from its beginning, in turn. What the page cache has is copied from there; else the disk
-// is read past it: weights that lie in our own memory need no second copy of them in the kernel's,
-// and to find pages for that one takes longer than the disk does.
-class FileReader {
- public:
-  // `stretch`: kDiskStretch bytes; so large a buffer is aligned as O_DIRECT wants it.
-  FileReader(int fd, const AlignedBuffer& stretch) : fd_(fd), stretch_(stretch) {
-    std::byte first;
-    const iovec probe{&first, 1};
-    direct_ = preadv2(fd, &probe, 1, 0, RWF_NOWAIT) < 0 && errno == EAGAIN &&
-              fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_DIRECT) == 0;
-  }
-  // Fails at the end of the file too.
-  bool Read(void* to, size_t bytes) {
-    for (auto* at = static_cast<std::byte*>(to); bytes > 0;) {
-      if (begin_ == end_ && !Fill()) return false;
-      const size_t count = std::min(bytes, end_ - begin_);
-      std::memcpy(at, stretch_.data() + begin_, count);
-      begin_ += count, at += count, bytes -= count;
-    }
-    return true;
-  }
-
- private:
-  bool Fill() {
-    for (;;) {
-      const ssize_t n = pread(fd_, stretch_.data(), direct_ ? kDiskStretch : kNearStretch, offset_);
-      if (n > 0) {
-        begin_ = 0, end_ = static_cast<size_t>(n), offset_ += n;
-        return true;
-      }
-      if (n < 0 && errno == EINTR) continue;
-      // A file system may know the flag and refuse such reads, or those behind a short one.
-      if (n == 0 || !direct_ || errno != EINVAL) return false;
-      direct_ = false;
-      if (fcntl(fd_, F_SETFL, fcntl(fd_, F_GETFL) & ~O_DIRECT) != 0) return false;
-    }
-  }
-
-  const int fd_;
-  const AlignedBuffer& stretch_;
-  bool direct_ = false;
-  off_t offset_ = 0;
-  size_t begin_ = 0, end_ = 0;  // of stretch_: read, and not yet taken
-};
-
 bool WriteAll(int fd, const void* from, size_t bytes) {
   for (const auto* at = static_cast<const char*>(from); bytes > 0;) {
     const ssize_t n = write(fd, at, bytes);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return false;
     at += n, bytes -= static_cast<size_t>(n);
-  }
-  return true;
-}
-
-bool ReadAndSum(FileReader& file, std::byte* to, size_t bytes, Sum& sum) {
-  for (size_t at = 0; at < bytes; at += kNearStretch) {
-    const size_t count = std::min(kNearStretch, bytes - at);
-    if (!file.Read(to + at, count)) return false;
-    sum.Add(to + at, count);
   }
   return true;
 }
@@ -130,6 +75,15 @@ PackedCache::PackedCache(std::string folder, std::string identity)
   RemoveAbandoned(folder_);
 }
 
+PackedCache::~PackedCache() {
+  {
+    MutexLock lock(mu_);
+    stop_ = true;
+    changed_.NotifyAll();
+  }
+  if (mover_.joinable()) mover_.join();
+}
+
 void PackedCache::Count::Add(const std::string& name) {
   if (times++ == 0) first = name;
 }
@@ -150,30 +104,8 @@ std::string PackedCache::Text(const std::string& name, std::span<const PackedSha
     absl::StrAppend(&text, "\n", std::string(switchyard::Name(s.format)), " ", s.n, " ", s.k, " ",
                     s.bytes);
   }
-  text.resize((text.size() + kAlignment - 1) / kAlignment * kAlignment, ' ');
+  text.resize(Aligned(text.size()), ' ');
   return text;
-}
-
-AlignedBuffer PackedCache::TakeStretch() {
-  {
-    MutexLock lock(mu_);
-    if (!stretches_.empty()) {
-      AlignedBuffer taken = std::move(stretches_.back());
-      stretches_.pop_back();
-      return taken;
-    }
-  }
-  return AlignedBuffer(kDiskStretch);
-}
-
-void PackedCache::GiveBack(AlignedBuffer stretch) {
-  MutexLock lock(mu_);
-  stretches_.push_back(std::move(stretch));
-}
-
-void PackedCache::FreeStretches() {
-  MutexLock lock(mu_);
-  stretches_.clear();
 }
 
 std::optional<std::vector<PackedWeight>> PackedCache::Read(const std::string& name,
@@ -184,37 +116,69 @@ std::optional<std::vector<PackedWeight>> PackedCache::Read(const std::string& na
     return std::nullopt;
   }
   const absl::Cleanup close_fd = [fd] { close(fd); };
-  AlignedBuffer stretch = TakeStretch();
   std::vector<PackedWeight> weights;
-  const auto outcome = ReadFile(fd, Text(name, shapes), shapes, stretch, &weights);
-  GiveBack(std::move(stretch));
+  const auto outcome = MapFile(fd, Text(name, shapes), shapes, &weights);
   Note(outcome, name);
   if (outcome != &PackedCache::read_) return std::nullopt;
   return weights;
 }
 
-PackedCache::Count PackedCache::*PackedCache::ReadFile(int fd, const std::string& text,
-                                                       std::span<const PackedShape> shapes,
-                                                       const AlignedBuffer& stretch,
-                                                       std::vector<PackedWeight>* weights) {
+PackedCache::Count PackedCache::*PackedCache::MapFile(int fd, const std::string& text,
+                                                      std::span<const PackedShape> shapes,
+                                                      std::vector<PackedWeight>* weights) {
   struct stat st;
   if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) return &PackedCache::damaged_;
-  FileReader file(fd, stretch);
   std::string found(text.size(), '\0');
-  if (!file.Read(found.data(), found.size())) return &PackedCache::damaged_;
-  if (found != text) return &PackedCache::stale_;
-  uint64_t size = text.size() + sizeof(uint64_t);
-  for (const PackedShape& s : shapes) size += s.bytes;
-  if (static_cast<uint64_t>(st.st_size) != size) return &PackedCache::damaged_;
-  Sum sum;
-  sum.Add(found.data(), found.size());
-  for (const auto& [format, n, k, bytes] : shapes) {
-    weights->push_back({AlignedBuffer(bytes), format, n, k});
-    if (!ReadAndSum(file, weights->back().bytes.data(), bytes, sum)) return &PackedCache::damaged_;
+  if (pread(fd, found.data(), found.size(), 0) != static_cast<ssize_t>(found.size())) {
+    return &PackedCache::damaged_;
   }
+  if (found != text) return &PackedCache::stale_;
+  uint64_t summed = text.size();
+  for (const PackedShape& s : shapes) summed += Aligned(s.bytes);
   uint64_t stored = 0;
-  const bool whole = file.Read(&stored, sizeof(stored)) && stored == sum.Value();
-  return whole ? &PackedCache::read_ : &PackedCache::damaged_;
+  const uint64_t size = summed + sizeof(stored);
+  if (static_cast<uint64_t>(st.st_size) != size) return &PackedCache::damaged_;
+  const std::shared_ptr<PackedFile> file = PackedFile::Map(fd, size);
+  if (file == nullptr) return &PackedCache::damaged_;
+  std::memcpy(&stored, file->data() + summed, sizeof(stored));
+  if (stored != XXH3_64bits(file->data(), summed)) return &PackedCache::damaged_;
+  std::byte* at = file->data() + text.size();
+  for (const auto& [format, n, k, bytes] : shapes) {
+    weights->push_back({AlignedBuffer(file, at, bytes), format, n, k});
+    at += Aligned(bytes);
+  }
+  if (PackedFile::IsWorthMoving(size)) {
+    MutexLock lock(mu_);
+    mapped_.push_back(file);
+    changed_.NotifyAll();
+  }
+  return &PackedCache::read_;
+}
+
+void PackedCache::MoveToHugePages() {
+  if (!mover_.joinable()) mover_ = std::thread([this] { MoveMapped(); });
+}
+
+void PackedCache::MoveMapped() {
+  setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), kMoverNice);  // Linux: of this thread
+  for (;;) {
+    std::shared_ptr<PackedFile> file;
+    {
+      MutexLock lock(mu_);
+      while (!stop_ && mapped_.empty()) changed_.Wait(mu_);
+      if (stop_) return;
+      file = mapped_.front().lock();  // unless its weights have gone
+      mapped_.pop_front();
+    }
+    if (file == nullptr || !file->Move()) continue;
+    MutexLock lock(mu_);
+    bytes_moved_ += file->size();
+  }
+}
+
+size_t PackedCache::bytes_moved() const {
+  MutexLock lock(mu_);
+  return bytes_moved_;
 }
 
 void PackedCache::Write(const std::string& name, std::span<const PackedWeight> weights) {
@@ -232,8 +196,11 @@ void PackedCache::Write(const std::string& name, std::span<const PackedWeight> w
   sum.Add(text.data(), text.size());
   for (size_t i = 0; done && i < weights.size(); ++i) {
     const AlignedBuffer& bytes = weights[i].bytes;
+    constexpr std::byte kFill[kAlignment] = {};
+    const size_t fill = Aligned(bytes.size()) - bytes.size();
     sum.Add(bytes.data(), bytes.size());
-    done = WriteAll(fd, bytes.data(), bytes.size());
+    sum.Add(kFill, fill);
+    done = WriteAll(fd, bytes.data(), bytes.size()) && WriteAll(fd, kFill, fill);
   }
   const uint64_t value = sum.Value();
   done = done && WriteAll(fd, &value, sizeof(value));

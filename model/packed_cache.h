@@ -5,24 +5,30 @@
 // rank reads only what it hosts: FOLDER/NAME.packed is
 //   text     what the bytes depend on; name, format, n, k and bytes of each weight; spaces, to a
 //            multiple of 64 bytes
-//   weights  one after the other
+//   weights  one after the other, each with zeros to a multiple of 64 bytes
 //   sum      xxh3-64 of all before
 // A reader knows the text and every size: it compares, and parses nothing. A file that says
 // something else is another model's, or of another release; it is replaced. So a folder is for one
-// model, quantisation and kernel path, and never holds more than their weights. Files are read
-// into memory of huge pages, not mapped: weights are read once per step, and the page walks of a
-// mapping would cost more than its sharing saves. They are read past the page cache, unless they
-// are in it.
+// model, quantisation and kernel path, and never holds more than their weights.
+//
+// Files are mapped: pages of our own, cleared and written a second time, would cost a start more
+// than the disk. But weights are read once per step, and small pages' walks cost up to a third of
+// that. So whole files move into huge pages behind the first steps (model/packed_file.h). Files are
+// never changed, only replaced.
 #pragma once
 
 #include <cstdint>
+#include <deque>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "common/mutex.h"
 #include "kernels/gemm.h"
+#include "model/packed_file.h"
 
 namespace switchyard {
 
@@ -37,6 +43,7 @@ class PackedCache {
  public:
   // `identity`: what decides the bytes besides name and shape, of one line.
   PackedCache(std::string folder, std::string identity);
+  ~PackedCache();
 
   // The weights `name`, of `shapes`, one or more; nothing where they are not there, stale or
   // damaged. `name` is a file's, without slashes.
@@ -45,8 +52,9 @@ class PackedCache {
   // Keeps what Read did not have. Where it cannot, a full disk say, nothing is kept any more.
   void Write(const std::string& name, std::span<const PackedWeight> weights);
 
-  // Frees what many reads at once have left. Reads after it take memory of their own again.
-  void FreeStretches();
+  // From now on a thread of low priority moves what was read, and will be, into huge pages.
+  void MoveToHugePages();
+  size_t bytes_moved() const;
 
   // One sentence for the log: what was read and what was not.
   std::string Report() const;
@@ -62,20 +70,20 @@ class PackedCache {
   std::string Text(const std::string& name, std::span<const PackedShape> shapes) const;
   void Note(Count PackedCache::*count, const std::string& name);
   // Which of the counts below an open file that should begin with `text` belongs to.
-  static Count PackedCache::*ReadFile(int fd, const std::string& text,
-                                      std::span<const PackedShape> shapes,
-                                      const AlignedBuffer& stretch,
-                                      std::vector<PackedWeight>* weights);
-  // Room to read into, one for each read under way.
-  AlignedBuffer TakeStretch();
-  void GiveBack(AlignedBuffer stretch);
+  Count PackedCache::*MapFile(int fd, const std::string& text, std::span<const PackedShape> shapes,
+                              std::vector<PackedWeight>* weights);
+  void MoveMapped();
 
   const std::string folder_, identity_;
   mutable Mutex mu_;
   Count read_ ABSL_GUARDED_BY(mu_), missing_ ABSL_GUARDED_BY(mu_), stale_ ABSL_GUARDED_BY(mu_),
       damaged_ ABSL_GUARDED_BY(mu_);
-  std::vector<AlignedBuffer> stretches_ ABSL_GUARDED_BY(mu_);
   std::string write_error_ ABSL_GUARDED_BY(mu_);  // not empty: writes no more
+  CondVar changed_;
+  bool stop_ ABSL_GUARDED_BY(mu_) = false;
+  std::deque<std::weak_ptr<PackedFile>> mapped_ ABSL_GUARDED_BY(mu_);  // to be moved
+  size_t bytes_moved_ ABSL_GUARDED_BY(mu_) = 0;
+  std::thread mover_;
 };
 
 }  // namespace switchyard

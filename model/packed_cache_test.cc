@@ -9,11 +9,13 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include <atomic>
 #include <chrono>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <thread>
 
 #include "model/model_testing.h"
 
@@ -167,7 +169,7 @@ void LeaveToTheDisk(const std::string& path) {
 
 TEST(PackedCacheTest, WhatOnlyTheDiskHas) {
   const std::string folder = FreshFolder("disk"), path = folder + "/w.packed";
-  std::vector<PackedWeight> weights;  // in more than one stretch, that end where no sector does
+  std::vector<PackedWeight> weights;  // of odd sizes
   weights.push_back(Weight(5'000'007, 3));
   weights.push_back(Weight(4'000'001, 4));
   const auto shapes = ShapesOf(weights);
@@ -192,6 +194,44 @@ TEST(PackedCacheTest, WhatOnlyTheDiskHas) {
     LeaveToTheDisk(path);
     EXPECT_FALSE(cache.Read("w", shapes)) << shorter;
   }
+}
+
+// A read of what is still the file's would end the process once it is cut short.
+TEST(PackedCacheTest, MovesToMemoryOfItsOwnWhileItIsRead) {
+  const std::string folder = FreshFolder("moved");
+  std::vector<PackedWeight> large, small;
+  large.push_back(Weight(5'000'007, 3));
+  large.push_back(Weight(4'000'001, 4));
+  small.push_back(Weight(300'007, 5));
+  PackedCache cache(folder, "model a");
+  cache.Write("large", large);
+  cache.Write("small", small);
+  const auto first = cache.Read("large", ShapesOf(large)),
+             kept = cache.Read("small", ShapesOf(small));
+  ASSERT_TRUE(first && kept);
+  const size_t size = fs::file_size(folder + "/large.packed");
+  if (!PackedFile::IsWorthMoving(size)) GTEST_SKIP() << "this machine gives no huge pages";
+  std::atomic<bool> stop{false};
+  std::atomic<int> rounds{0};
+  std::thread reader([&] {
+    for (; !stop; ++rounds) EXPECT_TRUE(Same(*first, large));
+  });
+  while (rounds == 0) std::this_thread::yield();
+  cache.MoveToHugePages();
+  (void)cache.Read("large", ShapesOf(large));  // and goes again
+  const auto second = cache.Read("large", ShapesOf(large));
+  ASSERT_TRUE(second);
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (cache.bytes_moved() < 2 * size && std::chrono::steady_clock::now() < until) {
+    std::this_thread::yield();
+  }
+  stop = true;
+  reader.join();
+  ASSERT_GE(cache.bytes_moved(), 2 * size);
+  fs::resize_file(folder + "/large.packed", 0);
+  EXPECT_TRUE(Same(*first, large));
+  EXPECT_TRUE(Same(*second, large));
+  EXPECT_TRUE(Same(*kept, small));
 }
 
 TEST(PackedCacheTest, AFullDiskIsNoFailure) {

@@ -42,7 +42,7 @@ class Loader {
       report(source_.total_bytes());
     }
     report(0);
-    if (options_.cache != nullptr) options_.cache->FreeStretches();
+    if (options_.cache != nullptr) options_.cache->MoveToHugePages();
     return w;
   }
 
