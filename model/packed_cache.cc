@@ -139,15 +139,18 @@ PackedCache::Count PackedCache::*PackedCache::MapFile(int fd, const std::string&
   const uint64_t size = summed + sizeof(stored);
   if (static_cast<uint64_t>(st.st_size) != size) return &PackedCache::damaged_;
   const std::shared_ptr<PackedFile> file = PackedFile::Map(fd, size);
-  if (file == nullptr) return &PackedCache::damaged_;
+  if (file == nullptr) return &PackedCache::unreadable_;
   std::memcpy(&stored, file->data() + summed, sizeof(stored));
   if (stored != XXH3_64bits(file->data(), summed)) return &PackedCache::damaged_;
+  const bool moves = PackedFile::Moves(size);
   std::byte* at = file->data() + text.size();
   for (const auto& [format, n, k, bytes] : shapes) {
-    weights->push_back({AlignedBuffer(file, at, bytes), format, n, k});
+    AlignedBuffer buffer = moves ? AlignedBuffer(file, at, bytes) : AlignedBuffer(bytes);
+    if (!moves) std::memcpy(buffer.data(), at, bytes);
+    weights->push_back({std::move(buffer), format, n, k});
     at += Aligned(bytes);
   }
-  if (PackedFile::IsWorthMoving(size)) {
+  if (moves) {
     MutexLock lock(mu_);
     mapped_.push_back(file);
     changed_.NotifyAll();
@@ -156,12 +159,12 @@ PackedCache::Count PackedCache::*PackedCache::MapFile(int fd, const std::string&
 }
 
 void PackedCache::MoveToHugePages() {
-  if (!mover_.joinable()) mover_ = std::thread([this] { MoveMapped(); });
+  mover_ = std::thread([this] { MoveMapped(); });
 }
 
 void PackedCache::MoveMapped() {
   setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), kMoverNice);  // Linux: of this thread
-  for (;;) {
+  while (!stop_) {
     std::shared_ptr<PackedFile> file;
     {
       MutexLock lock(mu_);
@@ -170,7 +173,7 @@ void PackedCache::MoveMapped() {
       file = mapped_.front().lock();  // unless its weights have gone
       mapped_.pop_front();
     }
-    if (file == nullptr || !file->Move()) continue;
+    if (file == nullptr || !file->Move(stop_)) continue;
     MutexLock lock(mu_);
     bytes_moved_ += file->size();
   }
@@ -223,7 +226,8 @@ std::string PackedCache::Report() const {
   add("missing", missing_);
   add("of another model or release", stale_);
   add("damaged", damaged_);
-  if (missing_.times + stale_.times + damaged_.times > 0) {
+  add("unreadable", unreadable_);
+  if (missing_.times + stale_.times + damaged_.times + unreadable_.times > 0) {
     absl::StrAppend(&line, "; those were packed anew");
     if (write_error_.empty()) absl::StrAppend(&line, " and kept");
   }

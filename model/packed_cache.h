@@ -11,12 +11,14 @@
 // something else is another model's, or of another release; it is replaced. So a folder is for one
 // model, quantisation and kernel path, and never holds more than their weights.
 //
-// Files are mapped: pages of our own, cleared and written a second time, would cost a start more
-// than the disk. But weights are read once per step, and small pages' walks cost up to a third of
-// that. So whole files move into huge pages behind the first steps (model/packed_file.h). Files are
-// never changed, only replaced.
+// Files of a huge page and more are mapped: pages of our own, which the kernel clears, would cost a
+// start more than the disk. But weights are read once per step, and the walks of small pages cost
+// up to a third of that: such files move into huge pages behind the first steps
+// (model/packed_file.h). Small files are copied at once. While a process starts, files may be
+// replaced, and not be changed.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -45,16 +47,16 @@ class PackedCache {
   PackedCache(std::string folder, std::string identity);
   ~PackedCache();
 
-  // The weights `name`, of `shapes`, one or more; nothing where they are not there, stale or
-  // damaged. `name` is a file's, without slashes.
+  // The weights `name`, of `shapes`, one or more; nothing where they are not there, stale,
+  // damaged or unreadable. `name` is a file's, without slashes.
   std::optional<std::vector<PackedWeight>> Read(const std::string& name,
                                                 std::span<const PackedShape> shapes);
   // Keeps what Read did not have. Where it cannot, a full disk say, nothing is kept any more.
   void Write(const std::string& name, std::span<const PackedWeight> weights);
 
-  // From now on a thread of low priority moves what was read, and will be, into huge pages.
+  // From now on a thread of low priority moves what was mapped, and will be, into huge pages. Once.
   void MoveToHugePages();
-  size_t bytes_moved() const;
+  size_t bytes_moved() const;  // of whole files
 
   // One sentence for the log: what was read and what was not.
   std::string Report() const;
@@ -77,10 +79,10 @@ class PackedCache {
   const std::string folder_, identity_;
   mutable Mutex mu_;
   Count read_ ABSL_GUARDED_BY(mu_), missing_ ABSL_GUARDED_BY(mu_), stale_ ABSL_GUARDED_BY(mu_),
-      damaged_ ABSL_GUARDED_BY(mu_);
+      damaged_ ABSL_GUARDED_BY(mu_), unreadable_ ABSL_GUARDED_BY(mu_);
   std::string write_error_ ABSL_GUARDED_BY(mu_);  // not empty: writes no more
   CondVar changed_;
-  bool stop_ ABSL_GUARDED_BY(mu_) = false;
+  std::atomic<bool> stop_{false};                                      // set with mu_ held
   std::deque<std::weak_ptr<PackedFile>> mapped_ ABSL_GUARDED_BY(mu_);  // to be moved
   size_t bytes_moved_ ABSL_GUARDED_BY(mu_) = 0;
   std::thread mover_;
