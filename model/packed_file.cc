@@ -80,7 +80,7 @@ bool PackedFile::Move(const std::atomic<bool>& stop) {
     const size_t count = std::min(kHugePage, bytes - moved);
     std::byte* const to = data_ + moved;
     std::memcpy(copy + moved, to, std::min(count, size_ - moved));
-    // Not libc's mremap: UCX 1.13 has put a function there that forgets where to (its issue 8820).
+    // Not libc's mremap: UCX 1.13 has put a function there that forgets where to
     // (https://github.com/openucx/ucx/issues/8820).
     if (syscall(SYS_mremap, copy + moved, count, count, MREMAP_MAYMOVE | MREMAP_FIXED, to) < 0) {
       unsigned char resident;
